@@ -1,0 +1,9 @@
+"""AdaDistill under AdaFace with the static geometry term, the first version, for the ablation."""
+
+preset = dict(
+    geom_margin="static",
+    geom_margin_w=0.2,
+    geom_margin_k=1.0,
+    geom_margin_warmup_epoch=0.0,
+    output="output/adadistill_geometry_static",
+)

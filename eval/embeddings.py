@@ -1,0 +1,93 @@
+"""The one extractor of embeddings that every protocol uses."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from utils.distributed import rank, world_size
+from utils.errors import InputError
+from utils.images import to_input
+from utils.loader import Loader, start_worker, unchanged
+
+
+class Embeddings(NamedTuple):
+    """features: float32 [N, D], network(image) + network(flipped image); norms: float32 [N], mean length of both."""
+
+    features: np.ndarray
+    norms: np.ndarray
+
+
+class _Source(Dataset):
+    def __init__(self, images: Dataset) -> None:
+        self.images = images
+
+    def __getitem__(self, positions: range) -> tuple[range, Tensor] | InputError:
+        try:
+            return positions, self.images[positions]
+        except InputError as error:
+            return error
+
+
+@torch.inference_mode()
+def embed(
+    network: nn.Module,
+    images: Dataset,
+    device: torch.device,
+    batch_size: int = 128,
+    dtype: torch.dtype = torch.float32,
+    flip: bool = True,
+    num_workers: int = 0,
+    title: str = "embedding",
+) -> Embeddings:
+    """Embed every image of `images` (len(), and images[positions] -> uint8 [n, 112, 112, 3]) in eval mode.
+
+    Under torchrun each rank takes every world-size-th batch and all get the whole result. Batches are the same for any
+    number of ranks, and so are the numbers. Without `flip`, features are network(image) and norms its lengths.
+    """
+    starts = range(rank() * batch_size, len(images), world_size() * batch_size)
+    sampler = [range(start, min(start + batch_size, len(images))) for start in starts]
+    loader = DataLoader(
+        _Source(images),
+        batch_size=None,
+        sampler=sampler,
+        collate_fn=unchanged,
+        num_workers=min(num_workers, len(sampler)),
+        pin_memory=device.type == "cuda",
+        worker_init_fn=start_worker,
+    )
+    was_training = network.training
+    network.eval()
+    features = norms = None
+    bar = tqdm(total=len(images), desc=title, unit="image", disable=rank() != 0, leave=False)
+    for positions, batch in Loader(loader):
+        x = to_input(batch, None, device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            single = [network(view).float() for view in ([x, x.flip(3)] if flip else [x])]
+        if features is None:
+            features = torch.zeros(len(images), single[0].shape[1])
+            norms = torch.zeros(len(images))
+        here = slice(positions.start, positions.stop)
+        features[here] = torch.stack(single).sum(0).cpu()
+        norms[here] = torch.stack([part.norm(dim=1) for part in single]).mean(0).cpu()
+        bar.update(world_size() * len(positions))
+    bar.close()
+    network.train(was_training)
+    if world_size() > 1:
+        features, norms = _share(features, norms, len(images), device)
+    return Embeddings(features.numpy(), norms.numpy())
+
+
+def _share(features: Tensor | None, norms: Tensor | None, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sum over ranks: every row is non-zero on one rank only, so the sum is that row, bit for bit."""
+    size = torch.tensor([0 if features is None else features.shape[1]])
+    dist.all_reduce(size, op=dist.ReduceOp.MAX)  # a rank without a batch does not know it
+    features = torch.zeros(count, int(size)) if features is None else features
+    norms = torch.zeros(count) if norms is None else norms
+    for tensor in (features, norms):
+        dist.all_reduce(tensor)
+    return features, norms

@@ -1,0 +1,166 @@
+"""Closed-set identification, against the public code's figures and against arithmetic written out the slow way."""
+
+import json
+import math
+from pathlib import PurePosixPath
+
+import numpy as np
+import pytest
+
+from eval import tinyface
+from eval.tinyface import RANKS, TinyFaceError, evaluate_identification
+from utils.template_set import read_metadata
+
+LISTS = ("probe_paths", "gallery_paths", "distractor_paths")
+
+
+def slow_rates(embeddings, image_paths, metadata):
+    """rank-k in percent, probe by probe in plain Python: sort the gallery, at equal cosines others first."""
+    rows = {PurePosixPath(path).stem: row for path, row in zip(image_paths, embeddings.tolist(), strict=True)}
+
+    def unit(path):
+        row = rows[PurePosixPath(path).stem]
+        return [value / math.sqrt(sum(x * x for x in row)) for value in row]
+
+    def identity(path):
+        return PurePosixPath(path).name.split("_")[0]
+
+    gallery = [(unit(path), identity(path)) for path in metadata["gallery_paths"]]
+    gallery += [(unit(path), None) for path in metadata["distractor_paths"]]
+    hits, searched = dict.fromkeys(RANKS, 0), 0
+    for probe in metadata["probe_paths"]:
+        own, one = unit(probe), identity(probe)
+        if all(other != one for _, other in gallery):
+            continue
+        searched += 1
+        cosines = [
+            (round(sum(x * y for x, y in zip(own, row, strict=True)), 12), other == one) for row, other in gallery
+        ]
+        order = [is_mate for _, is_mate in sorted(cosines, key=lambda pair: (-pair[0], pair[1]))]
+        for k in RANKS:
+            hits[k] += any(order[:k])
+    return {f"rank-{k}": 100 * hits[k] / searched for k in RANKS}
+
+
+def gallery_of(cosines, mate):
+    """One probe at angle 0, gallery images at the given cosines: `mate` is its own, the others are distractors."""
+    angles = [0.0, *np.arccos(cosines)]
+    embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    names = [f"distractor_{number}.jpg" for number in range(len(cosines))]
+    names[mate] = "7_1.jpg"
+    metadata = {
+        "probe_paths": ["7_0.jpg"],
+        "gallery_paths": ["7_1.jpg"],
+        "distractor_paths": [name for name in names if name != "7_1.jpg"],
+    }
+    return embeddings, ["7_0.jpg", *names], metadata
+
+
+def generated(seed):
+    """Small integer embeddings, so that many cosines tie; identities with one to three gallery images, or none."""
+    generator = np.random.default_rng(seed)
+    metadata = {
+        "probe_paths": [f"/a/{identity}_{number}.png" for identity in range(30) for number in range(2)],
+        "gallery_paths": [f"/b/{identity}_{9 - n}.png" for identity in range(25) for n in range(1 + identity % 3)],
+        "distractor_paths": [f"/c/{number % 30}_{100 + number}.png" for number in range(40)],  # names of identities
+    }
+    paths = [path.replace(".png", ".jpg") for key in LISTS for path in metadata[key]]
+    embeddings = generator.integers(-2, 3, size=(len(paths), 4)) + 0.0
+    embeddings[~embeddings.any(axis=1)] = 1.0
+    order = generator.permutation(len(paths))
+    return embeddings[order], [paths[row] for row in order], metadata
+
+
+def test_figures_are_those_of_the_public_code(face_data):
+    root = face_data / "template_sets"
+    name = "tinyx_aligned_pad_0.1"
+    metadata = read_metadata(root / name / "metadata.pt")
+    embeddings = np.load(root / name / "embeddings.npy")
+    figures = evaluate_identification(embeddings, metadata["image_paths"], metadata)
+    expected = json.loads((root / "expected.json").read_text())[name]
+    assert list(figures) == list(expected)
+    assert figures == pytest.approx(expected, rel=0, abs=1e-6)
+    assert figures == pytest.approx(slow_rates(embeddings, metadata["image_paths"], metadata), rel=1e-7)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_ties_several_mates_and_probes_without_one(seed, monkeypatch):
+    embeddings, paths, metadata = generated(seed)
+    expected = slow_rates(embeddings, paths, metadata)
+    assert evaluate_identification(embeddings, paths, metadata) == pytest.approx(expected, rel=1e-7)
+    monkeypatch.setattr(tinyface, "COSINES_A_CHUNK", 300)  # a few probes a chunk
+    assert evaluate_identification(embeddings, paths, metadata) == pytest.approx(expected, rel=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("nearer", "found"),
+    [(0, (100, 100, 100)), (1, (0, 100, 100)), (4, (0, 100, 100)), (5, (0, 0, 100)), (20, (0, 0, 0))],
+)
+def test_a_probe_counts_from_the_rank_of_its_nearest_mate(nearer, found):
+    cosines = np.linspace(0.99, 0.1, 30)
+    rates = evaluate_identification(*gallery_of(cosines, mate=nearer))
+    assert tuple(rates.values()) == found
+
+
+def test_a_tie_counts_against_the_probe():
+    assert evaluate_identification(*gallery_of([0.5, 0.5, 0.1], mate=0))["rank-1"] == 0
+    assert evaluate_identification(*gallery_of([0.5, 0.5, 0.1], mate=1))["rank-1"] == 0
+
+
+def test_a_tie_of_embeddings_of_another_length_counts_against_the_probe():
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        embeddings = generator.normal(size=(3, 128))
+        embeddings[2] = 3 * embeddings[1]
+        metadata = {"probe_paths": ["1_0"], "gallery_paths": ["1_1"], "distractor_paths": ["x_0"]}
+        assert evaluate_identification(embeddings, ["1_0", "1_1", "x_0"], metadata)["rank-1"] == 0
+
+
+def test_a_distractor_with_the_probe_s_own_label_is_no_mate():
+    metadata = {"probe_paths": ["1_0.jpg"], "gallery_paths": ["1_1.jpg"], "distractor_paths": ["1_2.jpg"]}
+    rates = evaluate_identification(np.array([[1, 0], [0, 1], [1, 0]]), ["1_0.jpg", "1_1.jpg", "1_2.jpg"], metadata)
+    assert rates["rank-1"] == 0
+
+
+def test_probes_without_a_mate_are_left_out():
+    embeddings, paths, metadata = gallery_of([0.9, 0.2], mate=0)
+    metadata["probe_paths"].append("8_0.jpg")
+    rates = evaluate_identification(np.vstack([embeddings, [[0, 1]]]), [*paths, "8_0.jpg"], metadata)
+    assert rates["rank-1"] == 100
+
+
+def test_an_image_in_no_list_is_not_searched():
+    embeddings, paths, metadata = gallery_of([0.9, 0.2], mate=0)
+    rates = evaluate_identification(np.vstack([embeddings, embeddings[:1]]), [*paths, "unused.jpg"], metadata)
+    assert rates["rank-1"] == 100
+
+
+def test_images_are_found_by_name_without_folder_and_extension():
+    embeddings, paths, metadata = gallery_of([0.9, 0.2], mate=0)
+    elsewhere = [f"/some/where/{path.replace('.jpg', '.png')}" for path in paths]
+    assert evaluate_identification(embeddings, elsewhere, metadata)["rank-1"] == 100
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_paths": ["a/7_0.jpg", "b/7_0.png", "distractor_1.jpg"]}, "more than once in image_paths: 7_0;"),
+        ({"distractor_paths": ["a/d_1.jpg", "b/d_1.jpg"]}, "more than once in probe_paths, .*: d_1;"),
+        ({"probe_paths": ["7_0.jpg", "7_1.jpg"]}, "more than once in probe_paths, .*: 7_1;"),
+        ({"probe_paths": ["7_0.jpg", "7_5.jpg"]}, "1 listed images are not in image_paths: 7_5$"),
+        ({"gallery_paths": []}, "no probe has a mate"),
+        ({"image_paths": ["7_0.jpg", "7_1.jpg"]}, "3 embeddings for 2 image_paths"),
+    ],
+)
+def test_what_cannot_be_scored_is_named(change, message):
+    embeddings, paths, metadata = gallery_of([0.9, 0.2], mate=0)
+    paths = change.pop("image_paths", paths)
+    with pytest.raises(TinyFaceError, match=message):
+        evaluate_identification(embeddings, paths, {**metadata, **change})
+
+
+def test_an_embedding_that_is_not_finite_is_named():
+    embeddings, paths, metadata = gallery_of([0.9, 0.2], mate=0)
+    embeddings[2] = np.nan
+    with pytest.raises(TinyFaceError, match="embedding of image 2 is not a finite number"):
+        evaluate_identification(embeddings, paths, metadata)

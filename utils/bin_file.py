@@ -1,0 +1,119 @@
+"""Verification sets in .bin files: a pickle of (encoded images, is_same), read through an allow-list."""
+
+import io
+import os
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.errors import InputError
+from utils.files import written_whole
+from utils.images import SIZE, decode_rgb
+
+
+class BinError(InputError):
+    """A .bin file that is broken, is no verification set, or asks to execute something; the message names the file."""
+
+
+class VerificationSet(torch.utils.data.Dataset):
+    """2P encoded images and P flags; set[positions] decodes to uint8 [n, 112, 112, 3] RGB."""
+
+    def __init__(self, path: str, encoded: list, is_same: np.ndarray) -> None:
+        self.path, self.encoded, self.is_same = path, encoded, is_same
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, positions: Sequence[int]) -> Tensor:
+        images = [self._image(int(position)) for position in positions]
+        return torch.from_numpy(np.stack(images))
+
+    def _image(self, position: int) -> np.ndarray:
+        return fit(decode_rgb(self.encoded[position], f"{self.path}: image {position}"))
+
+
+def fit(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] -> [112, 112, 3]: the short side resized to 112 (bicubic), the center cropped."""
+    height, width = image.shape[:2]
+    if (height, width) == (SIZE, SIZE):
+        return image
+    short = min(height, width)
+    height, width = SIZE * height // short, SIZE * width // short
+    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+    top, left = (height - SIZE) // 2, (width - SIZE) // 2
+    return image[top : top + SIZE, left : left + SIZE]
+
+
+def read_bin(path: str | os.PathLike) -> VerificationSet:
+    """Read a .bin set. Nothing in it is executed: the pickle may name NumPy's array constructors only."""
+    path = str(path)
+    with open(path, "rb") as file:
+        data = file.read()
+    try:
+        content = _AllowListUnpickler(io.BytesIO(data), encoding="bytes").load()
+    except _Forbidden as error:
+        raise BinError(f"{path}: refused: the pickle asks for {error}, which no verification set needs") from None
+    except Exception as error:  # a broken pickle raises nearly any exception
+        reason = f"{type(error).__name__}: {error}"
+        raise BinError(f"{path}: broken or cut short ({reason}); fetch it again") from error
+    return VerificationSet(path, *_checked(path, content))
+
+
+def write_bin(path: str | os.PathLike, encoded: Sequence[bytes], is_same: Sequence[bool]) -> None:
+    """Write a .bin set as the public ones are, readable by Python 2 and 3: images 2i and 2i + 1 are pair i."""
+    if len(encoded) != 2 * len(is_same):
+        raise BinError(f"{path}: {len(encoded)} images for {len(is_same)} pairs; there must be two a pair")
+    with written_whole(path) as file:
+        pickle.dump(([bytes(image) for image in encoded], [bool(flag) for flag in is_same]), file, protocol=2)
+
+
+def _checked(path: str, content: Any) -> tuple[list, np.ndarray]:
+    if not (
+        isinstance(content, tuple | list) and len(content) == 2 and all(hasattr(part, "__len__") for part in content)
+    ):
+        raise BinError(f"{path}: holds no pair (images, is_same)")
+    encoded, is_same = list(content[0]), np.asarray(content[1])
+    if is_same.ndim != 1 or is_same.dtype.kind not in "bui" or len(encoded) != 2 * len(is_same) or not len(encoded):
+        raise BinError(f"{path}: {len(encoded)} images and {len(is_same)} flags; a set has two images a pair")
+    for number, image in enumerate(encoded):
+        is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8
+        if not (is_array or isinstance(image, bytes | bytearray)):
+            raise BinError(f"{path}: image {number} is {type(image).__name__}, not encoded bytes")
+    return [image.reshape(-1) if isinstance(image, np.ndarray) else image for image in encoded], is_same.astype(bool)
+
+
+class _Forbidden(pickle.UnpicklingError):
+    pass
+
+
+def _encode_latin1(text: str, encoding: str) -> bytes:
+    """How Python 3 writes bytes in protocol 2; other codecs have no business in a set."""
+    if encoding not in ("latin1", b"latin1"):
+        raise _Forbidden(f"the codec {encoding!r}")
+    return text.encode("latin1")
+
+
+def _array_constructors() -> dict[tuple[str, str], Callable]:
+    allowed: dict[tuple[str, str], Callable] = {("_codecs", "encode"): _encode_latin1}
+    for package in ("numpy.core", "numpy._core"):
+        allowed[f"{package}.multiarray", "_reconstruct"] = np._core.multiarray._reconstruct
+        allowed[f"{package}.multiarray", "scalar"] = np._core.multiarray.scalar
+        allowed[f"{package}.numeric", "_frombuffer"] = np._core.numeric._frombuffer
+    allowed["numpy", "ndarray"] = np.ndarray
+    allowed["numpy", "dtype"] = np.dtype
+    return allowed
+
+
+class _AllowListUnpickler(pickle.Unpickler):
+    allowed = _array_constructors()
+
+    def find_class(self, module: str, name: str) -> Callable:
+        try:
+            return self.allowed[module, name]
+        except KeyError:
+            raise _Forbidden(f"{module}.{name}") from None

@@ -1,0 +1,68 @@
+"""Checkpoints of a run: <step>backbone.pth (the student), <step>header.pth (centers), <step>state.pth (all else)."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from easydict import EasyDict
+from torch import Tensor
+
+from utils.errors import InputError
+from utils.files import written_whole
+
+PARTS = ("backbone.pth", "header.pth", "state.pth")
+
+
+class CheckpointError(InputError):
+    """A checkpoint that is not there, or that belongs to another run; the message names it and what there is."""
+
+
+class Checkpoint(NamedTuple):
+    """backbone: the student's plain state dict; header: `kernel` [D, C] and statistics; state: step, optimiser, ..."""
+
+    backbone: dict[str, Tensor]
+    header: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save(folder: str | os.PathLike, step: int, checkpoint: Checkpoint) -> Path:
+    """Write the three files, each whole, the state last: it marks a complete checkpoint. Gives the student's path."""
+    for part, content in zip(PARTS, checkpoint, strict=True):
+        with written_whole(Path(folder, f"{step}{part}")) as file:
+            torch.save(content, file)
+    return Path(folder, f"{step}{PARTS[0]}")
+
+
+def load(folder: str | os.PathLike, step: int) -> Checkpoint:
+    """Read the checkpoint of `step`, on the CPU. Raises CheckpointError with the steps that there are."""
+    steps = complete_steps(folder)
+    if step not in steps:
+        there_are = f"there are {', '.join(map(str, steps))}" if steps else "there is none"
+        raise CheckpointError(f"{folder}: no complete checkpoint of step {step}; {there_are}")
+    return Checkpoint(*(torch.load(Path(folder, f"{step}{part}"), "cpu", weights_only=True) for part in PARTS))
+
+
+def complete_steps(folder: str | os.PathLike) -> list[int]:
+    """The steps whose three files are there, ascending."""
+    names = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+    steps = [int(match[1]) for match in (re.fullmatch(r"(\d+)state\.pth", name) for name in names) if match]
+    return sorted(step for step in steps if all(f"{step}{part}" in names for part in PARTS))
+
+
+def prune(folder: str | os.PathLike, keep: int) -> None:
+    """Remove all but the `keep` newest complete checkpoints, the state first; 0 keeps all."""
+    for step in complete_steps(folder)[:-keep] if keep else []:
+        for part in reversed(PARTS):
+            Path(folder, f"{step}{part}").unlink(missing_ok=True)
+
+
+def step_to_resume(cfg: EasyDict) -> int:
+    """The step that the config asks to resume; 0: none. Raises CheckpointError where global_step does not exist."""
+    steps = complete_steps(cfg.output)
+    if cfg.resume == "auto":
+        return steps[-1] if steps else 0
+    if cfg.global_step and cfg.global_step not in steps:
+        load(cfg.output, cfg.global_step)
+    return cfg.global_step

@@ -1,0 +1,163 @@
+"""Training sets: a dataset is indexed with a batch of positions and gives uint8 images and labels.
+
+Record sets come in two layouts (InsightFace's, whose record 0 says which keys are images, and CVLFace's, where every
+key is one); a folder set has a folder an identity.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from easydict import EasyDict
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.errors import InputError
+from utils.images import SIZE, decode_aligned
+from utils.recordio import IndexedRecordReader
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+class DataError(InputError):
+    """A training set that cannot be used, or that is not what the config says."""
+
+
+class Batch(NamedTuple):
+    """images: uint8 [B, 112, 112, 3] RGB; labels: int64 [B]."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class FaceDataset(torch.utils.data.Dataset):
+    """What every training set has: `source` (its path), `num_classes`, len(), and dataset[positions] -> Batch."""
+
+    source: str
+    num_classes: int
+
+    def read_image(self, position: int) -> tuple[np.ndarray, int]:
+        """uint8 [112, 112, 3] RGB and the label of the image at `position`."""
+        raise NotImplementedError
+
+    def __getitem__(self, positions: np.ndarray) -> Batch:
+        images = np.empty((len(positions), SIZE, SIZE, 3), dtype=np.uint8)
+        labels = np.empty(len(positions), dtype=np.int64)
+        for row, position in enumerate(positions):
+            images[row], labels[row] = self.read_image(int(position))
+        return Batch(torch.from_numpy(images), torch.from_numpy(labels))
+
+
+class RecordDataset(FaceDataset):
+    """The images of train.rec in a folder, in the order of their keys."""
+
+    def __init__(self, folder: str | os.PathLike) -> None:
+        folder = Path(folder)
+        self.source = str(folder / "train.rec")
+        self.reader = IndexedRecordReader(self.source, folder / "train.idx")
+        keys = self.reader.keys
+        header, _ = self.reader.read(int(keys[0]))
+        stated = _read_property(folder / "property")
+        if header.flag == 2:  # InsightFace: label [N + 1, N + 1 + num_ids], images under 1 .. N
+            end, last = (int(value) for value in header.label)
+            keys = keys[(keys >= 1) & (keys < end)]
+            self.num_classes = last - end
+            if stated is not None and stated != self.num_classes:
+                raise DataError(f"{folder / 'property'}: says {stated} identities, record 0 says {self.num_classes}")
+        else:
+            self.num_classes = stated if stated is not None else self._count_classes(keys)
+        if len(keys) == 0:
+            raise DataError(f"{self.source}: holds no image record")
+        self._keys = torch.from_numpy(keys.copy()).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def read_image(self, position: int) -> tuple[np.ndarray, int]:
+        key = int(self._keys[position])
+        header, encoded = self.reader.read(key)
+        label = float(header.label if header.flag == 0 else header.label[0])
+        if not (label.is_integer() and 0 <= label < self.num_classes):
+            raise DataError(f"{self.source}: record {key} has label {label:g}, outside 0..{self.num_classes - 1}")
+        return decode_aligned(encoded, f"{self.source}: record {key}"), int(label)
+
+    def _count_classes(self, keys: np.ndarray) -> int:
+        """One more than the largest label, for a set that states its number of identities nowhere."""
+        labels = (self.reader.read(int(key))[0] for key in tqdm(keys, "counting identities (no property file)"))
+        return 1 + int(max(label.label if label.flag == 0 else label.label[0] for label in labels))
+
+
+class FolderDataset(FaceDataset):
+    """A folder of identity folders of aligned images; labels follow the folders' sorted names."""
+
+    def __init__(self, folder: str | os.PathLike, sample: int = 0) -> None:
+        self.source = str(folder)
+        if not os.path.isdir(folder):
+            raise DataError(f"{folder}: no such folder; data_path is a folder with one folder an identity")
+        identities = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        paths, labels = [], []
+        for label, identity in enumerate(identities):
+            names = sorted(name for name in os.listdir(Path(folder, identity)) if name.lower().endswith(IMAGE_SUFFIXES))
+            names = names[: sample or None]
+            paths += [os.path.join(identity, name) for name in names]
+            labels += [label] * len(names)
+        if not paths:
+            raise DataError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}) in folders of it")
+        self.num_classes = len(identities)
+        # Flat byte arrays: forked workers read them without touching, and so without copying, their pages.
+        self._paths = np.array([os.fsencode(path) for path in paths])
+        self.labels = np.array(labels, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read_image(self, position: int) -> tuple[np.ndarray, int]:
+        path = self._path(position)
+        return decode_aligned(path.read_bytes(), str(path)), int(self.labels[position])
+
+    def encoded(self) -> Iterator[bytes]:
+        """The files' bytes, in order, each shown to be an aligned image."""
+        for position in range(len(self)):
+            self.read_image(position)
+            yield self._path(position).read_bytes()
+
+    def _path(self, position: int) -> Path:
+        return Path(self.source, os.fsdecode(bytes(self._paths[position])))
+
+
+def _read_property(path: Path) -> int | None:
+    """The number of identities in a `property` file ("num_ids,height,width"), None where there is no file."""
+    if not path.is_file():
+        return None
+    try:
+        num_ids, height, width = (int(number) for number in path.read_text().strip().split(","))
+    except ValueError:
+        raise DataError(
+            f"{path}: must hold num_ids,height,width; fix it, or remove it and labels are counted"
+        ) from None
+    if (height, width) != (SIZE, SIZE):
+        raise DataError(f"{path}: images of {width}x{height} pixels; the networks take {SIZE}x{SIZE}")
+    return num_ids
+
+
+FORMATS: dict[str, Callable[[EasyDict], FaceDataset]] = {
+    "rec": lambda cfg: RecordDataset(cfg.rec),
+    "folder": lambda cfg: FolderDataset(cfg.data_path, cfg.sample),
+}
+
+
+def build_dataset(cfg: EasyDict) -> FaceDataset:
+    """The training set that the config names; cfg.num_classes and cfg.num_image are held against it, or set from it."""
+    if cfg.sample and cfg.db_file_format != "folder":
+        raise DataError(
+            f"sample = {cfg.sample} needs db_file_format = 'folder'; record sets are used whole: sample = 0"
+        )
+    dataset = FORMATS[cfg.db_file_format](cfg)
+    for key, found in (("num_classes", dataset.num_classes), ("num_image", len(dataset))):
+        if cfg[key] is not None and cfg[key] != found:
+            raise DataError(f"{key} = {cfg[key]}, but {dataset.source} has {found}; fix {key} or set {key}=None")
+        cfg[key] = found
+    return dataset

@@ -1,0 +1,96 @@
+"""What the code knows about ranks: start and end, gathers, and the broadcast of rank 0's buffers."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def rank() -> int:
+    """This process's rank; 0 where there is one process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes share the work; 1 where there is one."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def process_group(kind: str | None = None) -> Iterator[torch.device]:
+    """Join the processes that torchrun started, if it did, and leave them at the end; gives this rank's device.
+
+    kind: "cpu" or "cuda"; None takes GPUs where there are some. GPUs use NCCL, one GPU a rank; CPUs use gloo.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    on_gpu = torch.cuda.is_available() if kind is None else kind == "cuda"
+    if on_gpu and local_rank >= torch.cuda.device_count():
+        raise RuntimeError(
+            f"rank {local_rank} of this machine has no GPU of its own: {torch.cuda.device_count()} visible; "
+            "lower --nproc_per_node or widen CUDA_VISIBLE_DEVICES"
+        )
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    yield device
+    if dist.is_initialized():  # not after an error: the other ranks may be inside a collective
+        dist.destroy_process_group()
+
+
+def all_gather(tensor: Tensor) -> Tensor:
+    """[n, ...] of each rank -> [ranks * n, ...], in rank order; no gradient flows. Shapes must be equal."""
+    tensor = tensor.detach()
+    if world_size() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def mean_over_ranks(values: dict[str, Tensor]) -> dict[str, float]:
+    """0-d tensors by name -> their means over ranks as numbers; the same on every rank."""
+    stacked = torch.stack([value.detach().double() for value in values.values()])
+    if world_size() > 1:
+        dist.all_reduce(stacked)
+    return dict(zip(values, (stacked / world_size()).tolist(), strict=True))
+
+
+def from_rank_0(value: Any) -> Any:
+    """Rank 0's value on every rank."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+@torch.no_grad()
+def broadcast_buffers(module: nn.Module) -> None:
+    """Overwrite the buffers of every rank with rank 0's."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+class Agreement:
+    """Lets all ranks learn of a wish of any of them in the same step, without waiting for the device.
+
+    The wish is posted at the start of a step, summed in host memory beside it, and read at the step's end.
+    """
+
+    def post(self, wish: bool) -> None:
+        """This rank's wish; every rank must post in every step."""
+        self._wishes = torch.tensor([int(wish)])
+        self._work = dist.all_reduce(self._wishes, async_op=True) if world_size() > 1 else None
+
+    def read(self) -> bool:
+        """True where some rank wished."""
+        if self._work is not None:
+            self._work.wait()
+        return bool(self._wishes.item())

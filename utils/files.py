@@ -1,0 +1,36 @@
+"""Files that appear whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def written_whole(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A binary file to write, beside `path` until the block ends without an error, then flushed and renamed to it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_writable_folder(path: str | os.PathLike) -> Path:
+    """Make the folder if need be and try to write in it. Raises OSError with the path and what to do."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with written_whole(path / ".writable") as file:
+            file.write(b"")
+        (path / ".writable").unlink()
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written ({error.strerror}); set `output` to a folder of yours") from error
+    return path

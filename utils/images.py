@@ -1,0 +1,45 @@
+"""Encoded images to RGB arrays, and batches of them to network input."""
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.errors import InputError
+
+SIZE = 112  # pixels a side of an aligned face
+
+
+class ImageError(InputError):
+    """An image that cannot be decoded or has another size than the networks take; the message names it."""
+
+
+def decode_rgb(encoded: bytes | memoryview | np.ndarray, name: str) -> np.ndarray:
+    """Encoded bytes -> uint8 [H, W, 3] RGB. `name` says in the error which image it was."""
+    data = np.frombuffer(encoded, dtype=np.uint8) if not isinstance(encoded, np.ndarray) else encoded
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if data.size else None
+    except cv2.error:
+        image = None
+    if image is None:
+        raise ImageError(f"{name}: {data.size} bytes that decode to no image; replace or remove it")
+    return image
+
+
+def decode_aligned(encoded: bytes | memoryview | np.ndarray, name: str) -> np.ndarray:
+    """As `decode_rgb`, for a face that must already be aligned: uint8 [112, 112, 3]."""
+    image = decode_rgb(encoded, name)
+    if image.shape != (SIZE, SIZE, 3):
+        raise ImageError(f"{name}: {image.shape[1]}x{image.shape[0]} pixels; faces must be aligned to {SIZE}x{SIZE}")
+    return image
+
+
+def to_input(images: Tensor, flips: Tensor | None, device: torch.device) -> Tensor:
+    """uint8 [B, H, W, 3] RGB, bool [B] -> float32 [B, 3, H, W] in [-1, 1], channels-last, on the device.
+
+    Only bytes are copied to the device; the flip and (x - 127.5) / 127.5 happen there.
+    """
+    x = images.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    if flips is not None:
+        x = torch.where(flips.to(device, non_blocking=True)[:, None, None, None], x.flip(3), x)
+    return (x.float() - 127.5) / 127.5

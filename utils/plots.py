@@ -1,0 +1,56 @@
+"""Pictures of a run: the first batch with its labels, and the curves of the loss and of what it is made of."""
+
+import json
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from utils.files import written_whole
+from utils.loader import TrainingBatch
+
+
+def save_preview(path: str | os.PathLike, batch: TrainingBatch, columns: int = 8, rows: int = 8) -> None:
+    """A PNG of the first images of a batch, flipped as they are trained on, each with its label under it."""
+    images = torch.where(batch.flips[:, None, None, None], batch.images.flip(2), batch.images)
+    tiles = []
+    for image, label in zip(images.numpy()[: rows * columns], batch.labels.tolist(), strict=False):
+        strip = np.full((16, image.shape[1], 3), 255, dtype=np.uint8)
+        cv2.putText(strip, str(label), (3, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+        tiles.append(np.vstack([image, strip]))
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
+    grid = np.vstack([np.hstack(tiles[start : start + columns]) for start in range(0, len(tiles), columns)])
+    with written_whole(path) as file:
+        file.write(cv2.imencode(".png", cv2.cvtColor(grid, cv2.COLOR_RGB2BGR))[1].tobytes())
+
+
+def save_curves(metrics: str | os.PathLike, path: str | os.PathLike) -> None:
+    """A PNG with a panel for each value that metrics.jsonl holds from training, and one for accuracies."""
+    from matplotlib.figure import Figure  # slow to import, needed once a run
+
+    entries = [json.loads(line) for line in Path(metrics).read_text().splitlines()]
+    training = [entry for entry in entries if entry["kind"] == "training"]
+    evaluations = [entry for entry in entries if entry["kind"] == "evaluation"]
+    names = [name for name in (training[0] if training else {}) if name not in ("step", "kind", "epoch", "time")]
+    accuracies = sorted({name for entry in evaluations for name in entry if name.endswith("Accuracy-Flip")})
+    columns = 4
+    rows = -(-(len(names) + bool(accuracies)) // columns) or 1
+    figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
+    panels = iter(figure.subplots(rows, columns, squeeze=False).flat)
+    for name, panel in zip(names, panels, strict=False):
+        panel.plot([entry["step"] for entry in training], [entry[name] for entry in training], linewidth=1)
+        panel.set_title(name)
+    if accuracies:
+        panel = next(panels)
+        for name in accuracies:
+            points = [(entry["step"], 100 * entry[name]) for entry in evaluations if name in entry]
+            panel.plot(*zip(*points, strict=True), marker="o", label=name.split(".")[1])
+        panel.set_title("accuracy [%]")
+        panel.legend()
+    for panel in panels:
+        panel.set_axis_off()
+    figure.supxlabel("step")
+    with written_whole(path) as file:
+        figure.savefig(file, format="png", dpi=100)

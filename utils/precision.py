@@ -1,0 +1,14 @@
+"""The type that networks compute in."""
+
+import torch
+
+_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def compute_type(name: str, device: torch.device) -> torch.dtype:
+    """`name` as a torch type; "auto" is float32 on CPUs, bfloat16 on GPUs that have it, float16 on others."""
+    if name == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return _TYPES[name]

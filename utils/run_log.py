@@ -1,0 +1,138 @@
+"""What a run leaves to read: training.log, metrics.jsonl, TensorBoard scalars, a progress bar. Rank 0 alone writes."""
+
+import json
+import logging
+import os
+import platform
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from utils.distributed import rank, world_size
+from utils.files import written_whole
+
+
+class _BarHandler(logging.Handler):
+    """Writes lines above the progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+class RunLog:
+    """Lines, metrics and progress of one run in `folder`; does nothing on ranks other than 0.
+
+    first_step: the step that training goes on from. What earlier tries left after it is taken out of metrics.jsonl and
+    hidden in TensorBoard, so that each step stands once.
+    """
+
+    def __init__(self, folder: str | os.PathLike, first_step: int, total_steps: int) -> None:
+        self.active = rank() == 0
+        self.evaluated: set[int] = set()
+        if not self.active:
+            return
+        folder = Path(folder)
+        self._logger = logging.getLogger(f"run {folder}")
+        self._logger.setLevel(logging.INFO)
+        self._logger.propagate = False
+        for handler in (_BarHandler(), logging.FileHandler(folder / "training.log")):
+            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+            self._logger.addHandler(handler)
+        self._keep_metrics_until(folder / "metrics.jsonl", first_step)
+        self._metrics = open(folder / "metrics.jsonl", "a")  # noqa: SIM115 - open as long as the run
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        self._bar = tqdm(total=total_steps, initial=first_step, desc="training", unit="step", dynamic_ncols=True)
+
+    def _keep_metrics_until(self, path: Path, step: int) -> None:
+        lines = []
+        if path.is_file() and step:
+            for line in path.read_text().splitlines(keepends=True):
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # the line that a kill cut short
+                if entry["step"] <= step:
+                    lines.append(line)
+                    if entry.get("kind") == "evaluation":
+                        self.evaluated.add(entry["step"])
+        with written_whole(path) as file:
+            file.write("".join(lines).encode())
+
+    def line(self, text: str) -> None:
+        """A line on the screen and in training.log."""
+        if self.active:
+            self._logger.info(text)
+
+    def advance(self) -> None:
+        """One step done."""
+        if self.active:
+            self._bar.update()
+
+    def metrics(self, step: int, kind: str, values: dict[str, float | None], **extra: float) -> None:
+        """A line of metrics.jsonl and a TensorBoard scalar each, under `kind` ("training" or "evaluation").
+
+        A figure that is None is null in the line and not in TensorBoard.
+        """
+        if not self.active:
+            return
+        entry: dict[str, Any] = {"step": step, "kind": kind, **values, **extra}
+        self._metrics.write(json.dumps(entry) + "\n")
+        self._metrics.flush()
+        for name, value in {**values, **extra}.items():
+            if value is not None:
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+        self._board.flush()
+
+    def postfix(self, **values: float | str) -> None:
+        """What the progress bar shows beside the steps."""
+        if self.active:
+            self._bar.set_postfix(values)
+
+    def close(self) -> None:
+        """Close the files and the bar."""
+        if self.active:
+            self._bar.close()
+            self._metrics.close()
+            self._board.close()
+            for handler in list(self._logger.handlers):
+                handler.close()
+                self._logger.removeHandler(handler)
+
+
+class Rate:
+    """Images a second since the last reading."""
+
+    def __init__(self) -> None:
+        self._images, self._since = 0, time.perf_counter()
+
+    def add(self, images: int) -> None:
+        """So many images were processed."""
+        self._images += images
+
+    def read(self) -> float:
+        """Images a second, and start again."""
+        now = time.perf_counter()
+        rate = self._images / max(now - self._since, 1e-9)
+        self._images, self._since = 0, now
+        return rate
+
+
+def describe_run() -> str:
+    """The command, the versions and the machine, for the top of logs and results."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    versions = {"torch": torch.__version__, "NumPy": np.__version__, "OpenCV": cv2.__version__}
+    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return (
+        f"command: {shlex.join(sys.argv)}\n"
+        f"versions: Python {platform.python_version()}, {listed}\n"
+        f"device: {device}, {world_size()} rank(s)"
+    )

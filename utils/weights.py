@@ -1,0 +1,52 @@
+"""Weights from files: read without executing anything, loaded strictly, refused with the difference named."""
+
+import os
+import pickle
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from utils.errors import InputError
+
+
+class WeightsError(InputError):
+    """A weights file that cannot be read or does not fit the network; the message names the file and the fix."""
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or of a torch file (weights_only; a "state_dict" in it is opened)."""
+    path = str(path)
+    if not os.path.isfile(path):
+        raise WeightsError(f"{path}: no such weights file")
+    try:
+        state = load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path}: not a weights file that can be read without executing it ({reason})") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{path}: holds no state dict (a dict of tensors by name), but {type(state).__name__}")
+    return state
+
+
+def load_strictly(network: nn.Module, state: dict[str, Tensor], source: str, hint: str) -> None:
+    """Copy `state` into `network`, every key accounted for. Raises WeightsError: `source`, the difference, `hint`."""
+    wanted = network.state_dict()
+    missing = [key for key in wanted if key not in state]
+    unexpected = [key for key in state if key not in wanted]
+    shapes = [
+        f"{key} is {list(state[key].shape)} where the network has {list(value.shape)}"
+        for key, value in wanted.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    problems = [
+        f"{len(found)} {word} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
+        for word, found in (("keys missing", missing), ("keys unexpected", unexpected), ("shapes differ", shapes))
+        if found
+    ]
+    if problems:
+        raise WeightsError(f"{source}: does not fit {type(network).__name__}: {'; '.join(problems)}. {hint}")
+    network.load_state_dict(state)
