@@ -32,7 +32,7 @@ NETWORKS: dict[str, Callable[[EasyDict], nn.Module]] = {
     **{name: partial(_cvlface_ir, name) for name in cvlface_ir.BLOCKS},
 }
 
-# A teacher is a network of the table at its full width, and the function that fetches its weights.
+# A teacher is a network of the table, and the function that fetches its weights.
 TEACHERS: dict[str, Callable[[nn.Module, EasyDict], None]] = {
     "mobilefacenet": load_plain,
     **dict.fromkeys(iresnet.BLOCKS, load_plain),
@@ -56,6 +56,6 @@ def build_backbone(cfg: EasyDict) -> nn.Module:
 
 def build_teacher(cfg: EasyDict) -> nn.Module:
     """The frozen teacher in eval mode, of the same signature as the student. Raises WeightsError, never random."""
-    network = NETWORKS[cfg.teacher](EasyDict(cfg, width=1.0, SE=False))
+    network = NETWORKS[cfg.teacher](EasyDict(cfg, width=cfg.teacher_width, SE=False))
     TEACHERS[cfg.teacher](network, cfg)
     return network.eval().requires_grad_(False)

@@ -15,7 +15,10 @@ REPOSITORIES = {
     "cvlface_ir50": "minchul/cvlface_adaface_ir50_webface4m",
     "cvlface_ir101": "minchul/cvlface_adaface_ir101_webface12m",
 }
-_FIT = "teacher, embedding_size and pretrained_teacher_path must name one network; teacher and student share the size"
+_FIT = (
+    "teacher, teacher_width, embedding_size and pretrained_teacher_path must name one network, and teacher and student "
+    "share embedding_size"
+)
 
 
 def load_plain(network: nn.Module, cfg: EasyDict) -> None:

@@ -26,6 +26,7 @@ config.width = 1.0  # width factor of the student's channels (mobilefacenet); > 
 config.SE = False  # squeeze-and-excitation blocks in an iresnet student
 config.init_from = ""  # backbone.pth whose weights the student starts from (this is no resume); "": random
 config.teacher = "cvlface_ir50"  # teacher: a name in backbones.TEACHERS
+config.teacher_width = 1.0  # width factor of the teacher's channels (mobilefacenet); > 0
 config.pretrained_teacher_path = ""  # the teacher's weights: a file, or a folder with a CVLFace release's files
 config.pretrained_teacher_header_path = ""  # the teacher's header.pth with its class centers, for centers "fixed"
 config.teacher_repo_id = ""  # Hugging Face repository of a cvlface teacher; "": the published one

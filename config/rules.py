@@ -111,6 +111,7 @@ RULES: dict[str, Rule] = {
     "SE": flag,
     "init_from": path,
     "teacher": table("backbones", "TEACHERS"),
+    "teacher_width": positive,
     "pretrained_teacher_path": path,
     "pretrained_teacher_header_path": path,
     "teacher_repo_id": words,

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Draw faces, distil a student from a teacher, train the same student alone, score both. Needs Python 3.10 to 3.13, no
+# GPU and no data. The environment is .venv (VENV=path puts it elsewhere); everything made is in output/demo.
+set -euo pipefail
+cd "$(dirname "$0")"
+source ./environment.sh
+make_environment requirements/requirement.txt
+OUT=output/demo
+
+run() {
+    echo "+ python $*"
+    "$VENV/bin/python" "$@"
+}
+
+rm -rf "$OUT"
+run utils/make_demo_data.py "$OUT/data" --identities 400 --images 16 --pairs 600
+run train/train_AdaDistill.py --config config/demo.py
+run train/train_standalone.py --config config/demo.py output="$OUT/standalone"
+for name in adadistill standalone; do
+    checkpoint=$(ls -v "$OUT/$name"/*backbone.pth | tail -n 1)
+    run eval/run_full_eval.py --config config/demo.py --checkpoint "$checkpoint" --results-json "$OUT/$name.json"
+done
+run eval/run_full_eval.py --config config/demo.py width=0.5 --checkpoint demo/teacher.pth --results-json "$OUT/teacher.json"
+
+echo
+run eval/compare.py "$OUT/standalone.json" "$OUT/adadistill.json" "$OUT/teacher.json"
+echo
+echo "the student under the teacher: $(ls -v "$OUT"/adadistill/*backbone.pth | tail -n 1)"
+echo "logs:   $OUT/adadistill/training.log, metrics.jsonl, tensorboard/ (and $OUT/standalone/...)"
+echo "curves: $OUT/adadistill/curves.png    first batch: $OUT/adadistill/first_batch.png"

@@ -1,0 +1,204 @@
+"""Several ranks on gloo: what they share is bit-equal on all of them, and equal to one process with the whole batch.
+
+Four processes are started once; for 2, 3 and 4 ranks in turn the first of them form a group and each takes its share.
+"""
+
+import multiprocessing
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from easydict import EasyDict
+from torch import nn
+
+from config import load_config
+from heads import build_head
+from utils.distributed import Agreement, all_gather, broadcast_buffers, from_rank_0, mean_over_ranks, rank, world_size
+from utils.sync_batchnorm import synchronise
+
+WORLDS = (2, 3, 4)
+CLASSES, SIZE = 20, 32
+# Classes 3 and 7 are on every rank of every split, 11 on some, and some ranks have a class twice.
+LABELS = torch.tensor([3, 7, 3, 7, 11, 3, 3, 7, 11, 7, 3, 0])
+
+
+def global_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Student and teacher embeddings [12, 32] that resemble each other."""
+    generator = torch.Generator().manual_seed(step)
+    teacher = torch.randn(CLASSES, SIZE, generator=torch.Generator().manual_seed(99))[LABELS]
+    teacher = 5 * (teacher + 0.5 * torch.randn(12, SIZE, generator=generator))
+    return 4 * (teacher / 5 + 0.7 * torch.randn(12, SIZE, generator=generator)), teacher
+
+
+def settings() -> EasyDict:
+    """AdaFace with its geometry term, as published."""
+    cfg = load_config(overrides=["dataset=custom", f"num_classes={CLASSES}", f"embedding_size={SIZE}"])
+    assert cfg.loss == "AdaFace" and cfg.use_geom_margin
+    return cfg
+
+
+def head_steps(cfg: EasyDict, part: slice) -> list[dict[str, torch.Tensor]]:
+    """Two steps of the head on a part of the global batch: what it holds and gives after each."""
+    head, steps = build_head(cfg), []
+    head.set_epoch(0.7)
+    for step in (0, 1):
+        student, teacher = (embeddings[part].clone() for embeddings in global_batch(step))
+        student.requires_grad_()
+        out = head(student, teacher, LABELS[part])
+        out.loss.backward()
+        state = {key: value.clone() for key, value in head.state_dict().items()}
+        steps.append({**state, "loss": out.loss.detach(), "gradient": student.grad})
+    return steps
+
+
+def normalised_network() -> nn.Sequential:
+    """Both kinds of BatchNorm, with and without weights of their own."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.PReLU(5), nn.Flatten(), nn.Linear(80, 4),
+        nn.BatchNorm1d(4, affine=False), nn.BatchNorm1d(4, momentum=0.3),
+    )  # fmt: skip
+    network[1].weight.data.uniform_(0.5, 1.5)
+    network[1].bias.data.normal_()
+    return network
+
+
+def batchnorm_steps(network: nn.Module, part: slice) -> dict[str, torch.Tensor]:
+    """Two forward and backward passes in training mode and one forward pass in eval mode."""
+    result = {}
+    for step in (0, 1):
+        generator = torch.Generator().manual_seed(step)
+        images = 2 * torch.randn(12, 3, 6, 6, generator=generator) + 1
+        factors = torch.randn(12, 4, generator=generator)
+        images = images[part].requires_grad_()
+        network.zero_grad()
+        outputs = network.train()(images)
+        (outputs * factors[part]).sum().backward()
+        result |= {f"outputs{step}": outputs.detach(), f"inputs_gradient{step}": images.grad}
+        result |= {f"gradient{step}.{name}": weight.grad.clone() for name, weight in network.named_parameters()}
+        result |= {f"state{step}.{key}": value.clone() for key, value in network.state_dict().items()}
+    result["eval"] = network.eval()(images).detach()
+    return result
+
+
+def helpers() -> dict:
+    """What each helper of utils.distributed gives on this rank."""
+    buffers = nn.BatchNorm1d(3)
+    buffers.running_mean.fill_(rank() + 5)
+    broadcast_buffers(buffers)
+    wishes = []
+    for wish in (False, rank() == world_size() - 1, False):
+        agreement = Agreement()
+        agreement.post(wish)
+        wishes.append(agreement.read())
+    return {
+        "gathered": all_gather(torch.full((2, 1), float(rank()), requires_grad=True)),
+        "means": mean_over_ranks({"a": torch.tensor(float(rank())), "b": torch.tensor(2.0)}),
+        "from_rank_0": from_rank_0({"rank": rank()}),
+        "buffers": buffers.running_mean,
+        "wishes": wishes,
+    }
+
+
+def work(number: int, folder: str, values: dict) -> None:
+    """A process: in each group that it is in, its share of everything, written to `folder`."""
+    torch.set_num_threads(1)
+    for world in WORLDS:
+        if number >= world:
+            continue
+        dist.init_process_group("gloo", init_method=f"file://{folder}/init{world}", rank=number, world_size=world)
+        share = 12 // world
+        part = slice(number * share, (number + 1) * share)
+        result = {"head": head_steps(EasyDict(values), part), "helpers": helpers()}
+        if world == 2:
+            result["batchnorm"] = batchnorm_steps(synchronise(normalised_network(), torch.device("cpu")), part)
+        torch.save(result, f"{folder}/{world}_{number}.pt")
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict[int, list[dict]]:
+    """By number of ranks: what each rank wrote."""
+    folder = tmp_path_factory.mktemp("ranks")
+    # Fresh processes that share one import of torch, which is most of the time that this takes.
+    multiprocessing.set_forkserver_preload(["torch.distributed.nn.functional"])
+    mp.start_processes(work, (str(folder), dict(settings())), max(WORLDS), start_method="forkserver")
+    return {world: [torch.load(folder / f"{world}_{number}.pt") for number in range(world)] for world in WORLDS}
+
+
+@pytest.fixture(scope="module")
+def one_process() -> list[dict[str, torch.Tensor]]:
+    """The same two steps with the whole batch in one process."""
+    return head_steps(settings(), slice(0, 12))
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_centers_and_norm_statistics_are_bit_equal_on_all_ranks(results, world):
+    shared = [key for key in results[world][0]["head"][0] if key not in ("loss", "gradient")]
+    assert len(shared) == 3  # centers, mean and deviation of the norms
+    for step in (0, 1):
+        for other in results[world][1:]:
+            for key in shared:
+                assert torch.equal(results[world][0]["head"][step][key], other["head"][step][key]), key
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_centers_and_norm_statistics_do_not_depend_on_the_number_of_ranks(results, one_process, world):
+    assert not torch.equal(one_process[0]["centers"], one_process[1]["centers"])
+    for step in (0, 1):
+        found, wanted = results[world][0]["head"][step], one_process[step]
+        for key in wanted.keys() - {"loss", "gradient"}:
+            torch.testing.assert_close(found[key], wanted[key], rtol=1e-6, atol=1e-6, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_mean_of_the_ranks_losses_and_their_gradients_are_those_of_the_whole_batch(results, one_process, world):
+    for step in (0, 1):
+        parts = [result["head"][step] for result in results[world]]
+        loss = torch.stack([part["loss"] for part in parts]).mean()
+        torch.testing.assert_close(loss, one_process[step]["loss"], rtol=1e-5, atol=0)
+        gradient = torch.cat([part["gradient"] for part in parts]) / world
+        torch.testing.assert_close(gradient, one_process[step]["gradient"], rtol=1e-4, atol=1e-5)
+
+
+def test_synchronised_batchnorm_equals_one_process_with_the_whole_batch(results):
+    wanted = batchnorm_steps(normalised_network(), slice(0, 12))
+    first, second = (result["batchnorm"] for result in results[2])
+    assert set(first) == set(wanted)  # the key names of the state stay too
+    for key, value in wanted.items():
+        if key.startswith("gradient"):  # of the sum over the batch: the ranks' add up to it
+            found = first[key] + second[key]
+        elif key.startswith("state"):
+            assert torch.equal(first[key], second[key]), key
+            found = first[key]
+        else:
+            found = torch.cat([first[key], second[key]])[-len(value) :]
+        scale = value.double().abs().max().item()
+        torch.testing.assert_close(
+            found, value, rtol=1e-5, atol=1e-5 * max(1.0, scale), msg=lambda m, k=key: f"{k}: {m}"
+        )
+
+
+def test_synchronising_one_process_changes_nothing():
+    network = normalised_network()
+    assert synchronise(network, torch.device("cpu")) is network
+    assert [type(layer) for layer in network] == [type(layer) for layer in normalised_network()]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_helpers_give_every_rank_the_same(results, world):
+    for result in (part["helpers"] for part in results[world]):
+        assert result["gathered"].tolist() == [[float(r)] for r in range(world) for _ in range(2)]
+        assert not result["gathered"].requires_grad
+        assert result["means"] == {"a": (world - 1) / 2, "b": 2.0}
+        assert result["from_rank_0"] == {"rank": 0}
+        assert result["buffers"].tolist() == [5, 5, 5]
+        assert result["wishes"] == [False, True, False]
+
+
+def test_the_helpers_do_nothing_in_one_process():
+    result = helpers()
+    assert result["gathered"].tolist() == [[0.0], [0.0]] and result["means"] == {"a": 0.0, "b": 2.0}
+    assert result["wishes"] == [False, True, False] and result["from_rank_0"] == {"rank": 0}

@@ -1,0 +1,175 @@
+"""The training scripts as users run them: what they leave, resume to the same bits, stop on signals, share over ranks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from conftest import ROOT, run_script
+
+SCRIPTS = ["train/train_AdaDistill.py", "train/train_standalone.py"]
+TIME_FIELDS = {"time", "images_per_second"}
+
+
+def train(script: str, settings: list[str], output: Path, *more: str, ranks: int = 0) -> str:
+    done = run_script(script, *settings, f"output={output}", *more, ranks=ranks)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def metrics(output: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIME_FIELDS} for line in lines]
+
+
+def tensors(value, name=""):
+    """Every tensor and number of a nested structure, by name."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from tensors(item, f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from tensors(item, f"{name}.{number}")
+    else:
+        yield name, value
+
+
+def assert_same_checkpoint(one: Path, other: Path, step: int) -> None:
+    for part in ("backbone.pth", "header.pth", "state.pth"):
+        first, second = (dict(tensors(torch.load(o / f"{step}{part}", weights_only=True))) for o in (one, other))
+        assert first.keys() == second.keys()
+        for name, value in first.items():
+            equal = torch.equal(value, second[name]) if isinstance(value, torch.Tensor) else value == second[name]
+            assert equal, f"{part}{name} differs"
+
+
+@pytest.fixture(scope="module", params=SCRIPTS)
+def whole_run(request, small_run, tmp_path_factory):
+    """(script, output) of a run of two epochs of six steps that nothing interrupts."""
+    output = tmp_path_factory.mktemp("whole")
+    train(request.param, small_run, output)
+    return request.param, output
+
+
+def test_a_run_leaves_checkpoints_logs_curves_and_its_config(whole_run, small_run, tmp_path):
+    script, output = whole_run
+    names = set(os.listdir(output))
+    assert {"6backbone.pth", "6header.pth", "6state.pth", "12backbone.pth", "training.log", "config.py"} <= names
+    for picture in ("first_batch.png", "curves.png"):
+        assert cv2.imread(str(output / picture)).std() > 10
+    lines = metrics(output)
+    assert [line["step"] for line in lines if line["kind"] == "training"] == list(range(1, 13))
+    assert [line["step"] for line in lines if line["kind"] == "evaluation"] == [6, 12]
+    assert all("verification.pairs.Accuracy-Flip" in line for line in lines if line["kind"] == "evaluation")
+    header = torch.load(output / "12header.pth", weights_only=True)
+    assert list(header["kernel"].shape) == [16, 6] and {"batch_mean", "batch_std"} <= header.keys()
+    again = tmp_path / "again"  # the effective config starts the same run
+    done = run_script(script, "--config", output / "config.py", f"output={again}", "max_steps=2")
+    assert done.returncode == 0, done.stderr
+    assert metrics(again)[:2] == lines[:2]
+
+
+def test_tensorboard_can_be_read_back(whole_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, output = whole_run
+    events = EventAccumulator(str(output / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("training/loss")] == list(range(1, 13))
+    assert "evaluation/verification.pairs.Accuracy-Flip" in events.Tags()["scalars"]
+
+
+@pytest.mark.parametrize("stop", [4, 6])
+def test_a_resumed_run_ends_in_the_same_bits_as_one_never_stopped(whole_run, small_run, tmp_path, stop):
+    script, output = whole_run
+    train(script, small_run, tmp_path, f"max_steps={stop}")
+    train(script, small_run, tmp_path, "resume=auto", "num_workers=0")
+    assert_same_checkpoint(output, tmp_path, 12)
+    assert metrics(output) == metrics(tmp_path)
+
+
+def test_global_step_resumes_that_step_and_a_missing_one_names_those_there_are(whole_run, small_run, tmp_path):
+    script, output = whole_run
+    train(script, small_run, tmp_path, "checkpoint_every=4")
+    done = run_script(script, *small_run, f"output={tmp_path}", "global_step=5")
+    assert done.returncode == 2 and "there are 4, 6, 8, 12" in done.stderr
+    train(script, small_run, tmp_path, "global_step=4")
+    assert_same_checkpoint(output, tmp_path, 12)
+    assert metrics(output) == metrics(tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_first_and_the_run_goes_on_to_the_same_bits(small_run, tmp_path, number):
+    script, long = SCRIPTS[0], "num_epoch=60"
+    command = [sys.executable, str(ROOT / script), *small_run, long, f"output={tmp_path / 'stopped'}"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    log = tmp_path / "stopped" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.is_file() and len(log.read_text().splitlines()) >= 3):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.killpg(process.pid, number)  # as a terminal or a batch system does: the loader's workers get it too
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, errors
+    assert "Traceback" not in errors
+    step = max(line["step"] for line in metrics(tmp_path / "stopped"))
+    assert (tmp_path / "stopped" / f"{step}state.pth").is_file()
+    train(script, small_run, tmp_path / "stopped", long, "resume=auto", f"max_steps={step + 3}")
+    train(script, small_run, tmp_path / "whole", long, f"max_steps={step + 3}")
+    assert_same_checkpoint(tmp_path / "whole", tmp_path / "stopped", step + 3)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_two_ranks_train_on_the_same_global_batches_as_one_process(small_run, tmp_path, script):
+    """With synchronised BatchNorm, the same losses and centers up to the order of floating-point sums."""
+    shared = ["sync_bn=True", "max_steps=4", "dtype=float32"]
+    train(script, small_run, tmp_path / "one", *shared)
+    train(script, small_run, tmp_path / "two", *shared, "batch_size=4", ranks=2)
+    for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
+    one, two = (torch.load(tmp_path / name / "4header.pth", weights_only=True) for name in ("one", "two"))
+    assert torch.allclose(one["kernel"], two["kernel"], atol=1e-3)
+
+
+def test_accumulated_gradients_are_the_mean_over_the_forward_passes(small_run, tmp_path):
+    """Two half batches of equal content give the gradient of one: the same norm is logged, the order is shared."""
+    train(SCRIPTS[0], small_run, tmp_path, "accumulate_steps=2", "batch_size=4", "max_steps=3")
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3]
+    assert "6 steps an epoch of 8 images" in (tmp_path / "training.log").read_text()
+
+
+def test_keep_checkpoints_leaves_the_newest(small_run, tmp_path):
+    train(SCRIPTS[0], small_run, tmp_path, "checkpoint_every=2", "keep_checkpoints=2")
+    assert sorted(name for name in os.listdir(tmp_path) if name.endswith("state.pth")) == ["10state.pth", "12state.pth"]
+
+
+def test_the_header_of_a_standalone_run_serves_as_fixed_centers(small_run, tmp_path):
+    train(SCRIPTS[1], small_run, tmp_path / "teacher", "max_steps=2")
+    header = tmp_path / "teacher" / "2header.pth"
+    fixed = ["centers=fixed", f"pretrained_teacher_header_path={header}", "max_steps=2"]
+    train(SCRIPTS[0], small_run, tmp_path / "student", *fixed)
+    kernels = [torch.load(path, weights_only=True)["kernel"] for path in (header, tmp_path / "student" / "2header.pth")]
+    assert torch.equal(*kernels)
+
+
+def test_bfloat16_and_float16_train(small_run, tmp_path):
+    for dtype in ("bfloat16", "float16"):
+        train(SCRIPTS[0], small_run, tmp_path / dtype, f"dtype={dtype}", "max_steps=2", "loss=ArcFace")
+        assert all(line["loss"] > 0 for line in metrics(tmp_path / dtype))
+    assert "use_geom_margin is ignored" in (tmp_path / "float16" / "training.log").read_text()
+
+
+def test_init_from_starts_from_those_weights_at_step_0(whole_run, small_run, tmp_path):
+    script, output = whole_run
+    train(script, small_run, tmp_path, f"init_from={output / '12backbone.pth'}", "max_steps=1", "lr=1e-9")
+    first, last = (
+        torch.load(path, weights_only=True) for path in (output / "12backbone.pth", tmp_path / "1backbone.pth")
+    )
+    assert torch.allclose(first["conv1.conv.weight"], last["conv1.conv.weight"], atol=1e-6)
