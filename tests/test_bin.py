@@ -185,7 +185,7 @@ def test_any_other_name_is_refused_unexecuted(tmp_path, name):
 
 def test_another_codec_is_refused(tmp_path):
     data = pickle.dumps((ENCODED, IS_SAME), 2).replace(b"latin1", b"rot_13")
-    with pytest.raises(BinError, match="refused.*rot_13"):
+    with pytest.raises(BinError, match=r"refused.*rot_13"):
         read_bin(write(tmp_path / "evil.bin", data))
 
 

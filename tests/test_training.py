@@ -1,4 +1,4 @@
-"""The training scripts as users run them: what they leave, resume to the same bits, stop on signals, share over ranks."""
+"""The training scripts as users run them: what they leave, resume to the same bits, signals, ranks."""
 
 import json
 import os
@@ -138,8 +138,7 @@ def test_two_ranks_train_on_the_same_global_batches_as_one_process(small_run, tm
     assert torch.allclose(one["kernel"], two["kernel"], atol=1e-3)
 
 
-def test_accumulated_gradients_are_the_mean_over_the_forward_passes(small_run, tmp_path):
-    """Two half batches of equal content give the gradient of one: the same norm is logged, the order is shared."""
+def test_accumulated_steps_count_as_one_step_of_the_total_batch(small_run, tmp_path):
     train(SCRIPTS[0], small_run, tmp_path, "accumulate_steps=2", "batch_size=4", "max_steps=3")
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3]
     assert "6 steps an epoch of 8 images" in (tmp_path / "training.log").read_text()

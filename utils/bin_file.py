@@ -126,7 +126,7 @@ class _AllowListUnpickler(pickle._Unpickler):
             raise _Forbidden(f"attributes of a {type(target).__name__}")
         super().load_build()
 
-    dispatch = pickle._Unpickler.dispatch | {pickle.BUILD[0]: load_build}  # noqa: RUF012
+    dispatch = pickle._Unpickler.dispatch | {pickle.BUILD[0]: load_build}
 
     def find_class(self, module: str, name: str) -> Callable:
         try:

@@ -35,7 +35,7 @@ def encoded_faces(faces: list[Face]) -> Iterator[bytes]:
 
 
 def make_pairs(seed: int, first: int, identities: int, pairs: int, difficulty: float) -> tuple[list[Face], list[bool]]:
-    """Faces 2i and 2i + 1 are pair i; same and different alternate. Identities are `first` .. first + identities - 1."""
+    """Faces 2i and 2i + 1 are pair i; same and different alternate; identities are numbered from `first`."""
     rng = np.random.default_rng((seed, first))
     faces, is_same = [], []
     for number in range(pairs):
