@@ -36,12 +36,24 @@ def load_cvlface(network: nn.Module, cfg: EasyDict) -> None:
         weights, description = path / "model.safetensors", path / "pretrained_model" / "model.yaml"
         if not description.is_file():
             raise WeightsError(f"{description}: missing; a CVLFace release has it beside model.safetensors")
-        network.bgr = yaml.safe_load(description.read_text())["color_space"] == "BGR"
+        network.bgr = _color_space(description) == "BGR"
         _load(network, _without_prefix(read_state_dict(weights), "model.net."), str(weights))
     else:
         network.bgr = True
         state = {key: value for key, value in read_state_dict(path).items() if not key.startswith("head.")}
         _load(network, _without_prefix(state, "model."), str(path))
+
+
+def _color_space(description: Path) -> str:
+    """RGB or BGR, as a release's model.yaml says."""
+    try:
+        content = yaml.safe_load(description.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{description}: not YAML ({str(error).splitlines()[0]}); fetch it again") from error
+    color_space = content.get("color_space") if isinstance(content, dict) else None
+    if color_space not in ("RGB", "BGR"):
+        raise WeightsError(f"{description}: color_space is {color_space!r} where RGB or BGR is needed")
+    return color_space
 
 
 def _download(cfg: EasyDict) -> Path:

@@ -23,7 +23,7 @@ class Rule:
         literal = {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text)
         try:
             return ast.literal_eval(literal)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             return text
 
 

@@ -1,5 +1,7 @@
 """From a dataset to batches of one rank, in an order that follows from (seed, epoch, position) alone."""
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -80,6 +82,13 @@ def batches(dataset: FaceDataset, order: GlobalOrder, num_workers: int, device: 
             worker_init_fn=start_worker,
         )
     )
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Kill what is left of the workers: they ignore the SIGTERM by which multiprocessing would end them, and wait."""
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 class Loader:
