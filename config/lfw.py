@@ -1,4 +1,4 @@
-"""Distil MobileFaceNet (128 dimensions) from a pretrained one on real faces, in minutes to an hour on two CPU cores.
+"""Distil MobileFaceNet (128 dimensions) from a pretrained one on real faces, in about an hour on two CPU cores.
 
 $FACE_DATA is a folder with lfw/ (train.rec, train.idx, property, lfw_heldout.bin) and mobilefacenet_y1_128.pth.
 """

@@ -1,0 +1,155 @@
+"""Record files and .bin sets against MXNet itself: it reads what we write, we read what it writes.
+
+MXNet needs an older NumPy, so it has an environment of its own in the folder for temporary files, made once.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from utils.bin_file import write_bin
+from utils.make_rec import write_record_set
+from utils.recordio import MAGIC, IndexedRecordReader, RecordWriter
+
+REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements" / "mxnet.txt"
+WORD = struct.pack("<I", MAGIC)
+PAYLOADS = [
+    b"",
+    b"plain",
+    WORD,
+    WORD * 3,
+    b"abcd" + WORD + b"ef",
+    b"ab" + WORD + b"cd",
+    bytes(999) + WORD,
+    b"a" + WORD * 2,
+]
+LABELS = [4.0, [7.0], [1.5, -2.0, 3.0]]
+RECORDS = [(label, payload) for label in LABELS for payload in PAYLOADS]
+
+READ_RECORDS = """
+import hashlib, json, sys
+import mxnet as mx, numpy as np
+reader = mx.recordio.MXIndexedRecordIO(sys.argv[1] + ".idx", sys.argv[1] + ".rec", "r")
+found = {}
+for key in reader.keys:
+    header, payload = mx.recordio.unpack(reader.read_idx(key))
+    found[key] = [header.flag, np.ravel(header.label).tolist(), header.id, hashlib.sha256(payload).hexdigest()]
+print(json.dumps(found))
+"""
+
+WRITE_RECORDS = """
+import json, sys
+import mxnet as mx, numpy as np
+writer = mx.recordio.MXIndexedRecordIO(sys.argv[1] + ".idx", sys.argv[1] + ".rec", "w")
+for key, (label, payload) in enumerate(json.load(open(sys.argv[2]))):
+    header = mx.recordio.IRHeader(0, np.array(label, "float32") if isinstance(label, list) else label, 50 + key, 6)
+    writer.write_idx(key, mx.recordio.pack(header, bytes.fromhex(payload)))
+writer.close()
+"""
+
+READ_BIN = """
+import hashlib, json, pickle, sys
+import mxnet as mx
+encoded, is_same = pickle.load(open(sys.argv[1], "rb"), encoding="bytes")
+images = [mx.image.imdecode(image).asnumpy() for image in encoded]
+print(json.dumps([[hashlib.sha256(image.tobytes()).hexdigest() for image in images], list(is_same)]))
+"""
+
+
+def without_python_settings():
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+
+
+@pytest.fixture(scope="module")
+def run_mxnet():
+    """Runs a script in MXNet's environment with arguments; gives what it printed."""
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        pytest.skip("MXNet's packages are for Linux on x86-64")
+    digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
+    folder = Path(tempfile.gettempdir()) / f"adadistill-mxnet-{digest}"
+    ready, python = folder / "ready", str(folder / "bin" / "python")
+    if not ready.exists():
+        if shutil.which("python3.11") is None:
+            pytest.skip("MXNet needs a python3.11 on PATH")
+        shutil.rmtree(folder, ignore_errors=True)
+        for command in (
+            ["python3.11", "-m", "venv", str(folder)],
+            [python, "-m", "pip", "install", "-q", "-r", str(REQUIREMENTS)],
+            [python, "-c", "import mxnet"],
+        ):
+            done = subprocess.run(command, env=without_python_settings(), capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"MXNet cannot be had: {' '.join(command)}: {done.stderr.strip().splitlines()[-1:]}")
+        ready.touch()
+
+    def run(script, *arguments):
+        command = [python, "-c", script, *map(str, arguments)]
+        done = subprocess.run(command, env=without_python_settings(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def png(number):
+    image = np.random.default_rng(number).integers(0, 256, (112, 112, 3), dtype=np.uint8)
+    return image, cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_mxnet_reads_the_records_that_we_write(run_mxnet, tmp_path):
+    with RecordWriter(tmp_path / "train") as writer:
+        for key, (label, payload) in enumerate(RECORDS):
+            writer.write(key, label, payload, id=50 + key)
+    found = json.loads(run_mxnet(READ_RECORDS, tmp_path / "train"))
+    expected = {
+        str(key): [np.size(label) if np.ndim(label) else 0, np.ravel(label).tolist(), 50 + key, sha256(payload)]
+        for key, (label, payload) in enumerate(RECORDS)
+    }
+    assert found == expected
+
+
+def test_mxnet_reads_the_record_set_of_a_folder(run_mxnet, tmp_path):
+    encoded = [png(number)[1] for number in range(5)]
+    write_record_set(tmp_path, encoded, np.array([0, 0, 1, 2, 2]), 3)
+    found = json.loads(run_mxnet(READ_RECORDS, tmp_path / "train"))
+    labels = [[6, 9], [0], [0], [1], [2], [2], [1, 3], [3, 4], [4, 6]]
+    images = [b"", *encoded, b"", b"", b""]
+    assert found == {
+        str(key): [2 if len(label) == 2 else 0, label, key, sha256(image)]
+        for key, (label, image) in enumerate(zip(labels, images, strict=True))
+    }
+
+
+def test_we_read_the_records_that_mxnet_writes(run_mxnet, tmp_path):
+    (tmp_path / "records.json").write_text(json.dumps([(label, payload.hex()) for label, payload in RECORDS]))
+    run_mxnet(WRITE_RECORDS, tmp_path / "theirs", tmp_path / "records.json")
+    reader = IndexedRecordReader(tmp_path / "theirs.rec", tmp_path / "theirs.idx")
+    assert reader.keys.tolist() == list(range(len(RECORDS)))
+    for key, (label, payload) in enumerate(RECORDS):
+        header, found = reader.read(key)
+        assert (header.flag, header.id, header.id2) == (len(label) if np.ndim(label) else 0, 50 + key, 6)
+        assert np.ravel(header.label).tolist() == np.ravel(label).tolist()
+        assert bytes(found) == payload
+
+
+def test_mxnet_decodes_the_bin_that_we_write(run_mxnet, tmp_path):
+    images, encoded = zip(*(png(number) for number in range(4)), strict=True)
+    write_bin(tmp_path / "set.bin", encoded, [True, False])
+    hashes, is_same = json.loads(run_mxnet(READ_BIN, tmp_path / "set.bin"))
+    assert hashes == [sha256(image.tobytes()) for image in images]
+    assert is_same == [True, False]
