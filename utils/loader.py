@@ -87,8 +87,10 @@ def batches(dataset: FaceDataset, order: GlobalOrder, num_workers: int, device: 
 @atexit.register
 def _end_workers() -> None:
     """Kill what is left of the workers: they ignore the SIGTERM by which multiprocessing would end them, and wait."""
-    for child in multiprocessing.active_children():
-        child.kill()
+    if children := multiprocessing.active_children():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report their end as a failure
+        for child in children:
+            child.kill()
 
 
 class Loader:

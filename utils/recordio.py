@@ -176,12 +176,13 @@ def _split_at_magic(body: bytes) -> list[bytes]:
 def _read_index(path: str) -> tuple[np.ndarray, np.ndarray]:
     """(keys, offsets), int64, of an .idx file: a line "key<TAB>offset" a record."""
     with open(path, "rb") as file:
-        text = file.read()
+        text = file.read().strip()
     try:
         values = np.fromstring(text, dtype=np.int64, sep=" ")
     except ValueError:
         values = np.empty(0, dtype=np.int64)
-    if len(values) == 0 or len(values) != 2 * (text.count(b"\n") + (not text.endswith(b"\n"))):
-        what = "is empty" if not text.strip() else "has lines other than key<TAB>offset"
+    lines = text.count(b"\n") + 1
+    if len(values) != 2 * lines or text.count(b"\t") != lines:
+        what = "is empty" if not text else "has lines other than key<TAB>offset"
         raise RecordError(f"{path}: the index {what}; fetch it again or make the set anew with utils/make_rec.py")
     return values[0::2].copy(), values[1::2].copy()
