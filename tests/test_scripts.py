@@ -139,7 +139,7 @@ def test_evaluation_is_the_same_from_any_folder_and_over_ranks(small_run, checkp
     refused("eval/compare.py", checkpoint, names="5backbone.pth: holds no verification results")
 
 
-SCRIPTS = [path for folder in ("train", "eval", "utils") for path in (ROOT / folder).glob("*.py")]
+SCRIPTS = [path for folder in ("train", "eval", "utils") for path in (ROOT / folder).rglob("*.py")]
 
 
 @pytest.mark.parametrize("script", sorted(str(p.relative_to(ROOT)) for p in SCRIPTS if "__main__" in p.read_text()))
