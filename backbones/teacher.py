@@ -36,7 +36,7 @@ def load_cvlface(network: nn.Module, cfg: EasyDict) -> None:
         weights, description = path / "model.safetensors", path / "pretrained_model" / "model.yaml"
         if not description.is_file():
             raise WeightsError(f"{description}: missing; a CVLFace release has it beside model.safetensors")
-        network.bgr = _color_space(description) == "BGR"
+        network.bgr = _color_space(description, cfg.teacher.removeprefix("cvlface_")) == "BGR"
         _load(network, _without_prefix(read_state_dict(weights), "model.net."), str(weights))
     else:
         network.bgr = True
@@ -44,8 +44,8 @@ def load_cvlface(network: nn.Module, cfg: EasyDict) -> None:
         _load(network, _without_prefix(state, "model."), str(path))
 
 
-def _color_space(description: Path) -> str:
-    """RGB or BGR, as a release's model.yaml says."""
+def _color_space(description: Path, network: str) -> str:
+    """RGB or BGR, as a release's model.yaml says; the file must describe `network`, where it names one."""
     try:
         content = yaml.safe_load(description.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -53,11 +53,19 @@ def _color_space(description: Path) -> str:
     color_space = content.get("color_space") if isinstance(content, dict) else None
     if color_space not in ("RGB", "BGR"):
         raise WeightsError(f"{description}: color_space is {color_space!r} where RGB or BGR is needed")
+    if content.get("name", network) != network:
+        raise WeightsError(
+            f"{description}: the network is {content['name']!r}; set teacher to its name here, not {network!r}"
+        )
     return color_space
 
 
 def _download(cfg: EasyDict) -> Path:
     repository = cfg.teacher_repo_id or REPOSITORIES[cfg.teacher]
+    if "vit" in repository.lower():
+        raise WeightsError(
+            f"{repository}: a ViT, which is none of our networks; take an IR one, as {REPOSITORIES[cfg.teacher]}"
+        )
     files = ["model.safetensors", "pretrained_model/model.yaml"]
     try:
         return Path(snapshot_download(repository, cache_dir=cfg.teacher_cache or None, allow_patterns=files))

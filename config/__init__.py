@@ -34,6 +34,8 @@ def load_config(path: str | os.PathLike = BASE, overrides: Sequence[str] = ()) -
     cfg, datasets = EasyDict(base["config"]), base["datasets"]
     for layer in layers:
         cfg.dataset = layer.get("dataset", cfg.dataset)
+    if not RULES["dataset"].check(cfg.dataset):
+        raise ConfigError(f"dataset = {cfg.dataset!r}: allowed is {RULES['dataset'].allowed()}")
     if cfg.dataset not in datasets:
         known = ", ".join(datasets)
         raise ConfigError(
@@ -59,23 +61,30 @@ def load_config(path: str | os.PathLike = BASE, overrides: Sequence[str] = ()) -
 
 
 def dump_config(cfg: EasyDict, note: str) -> str:
-    """The text of a preset that states every key of `cfg`, with `note` as its docstring."""
-    return f'"""{note}"""\n\npreset = {pprint.pformat(dict(cfg), sort_dicts=False, width=110)}\n'
+    """The text of a preset that states every key of `cfg`, with `note` as comments above it."""
+    comment = "".join(f"# {line}\n" for line in note.splitlines())
+    return f"{comment}\npreset = {pprint.pformat(dict(cfg), sort_dicts=False, width=110)}\n"
 
 
 def _read_layers(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The namespace of the whole config at the bottom, and the presets above it, lowest first."""
-    layers = []
+    layers, seen = [], []
     while True:
         if not path.is_file():
             raise ConfigError(f"{path}: no such config file")
-        names = runpy.run_path(str(path))
+        try:
+            names = runpy.run_path(str(path))
+        except SyntaxError as error:
+            raise ConfigError(f"{path}: line {error.lineno} is no Python: {error.msg}") from error
         if "config" in names and "datasets" in names:
             return names, layers
         if not isinstance(names.get("preset"), dict):
             raise ConfigError(f"{path}: neither a preset (a dict `preset`) nor a config (`config` and `datasets`)")
         layers.insert(0, names["preset"])
+        seen.append(path.resolve())
         path = path.parent / names["base"] if "base" in names else BASE
+        if path.resolve() in seen:
+            raise ConfigError(f"{seen[-1]}: `base` leads back to {path}")
 
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -91,6 +100,7 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 def _known(key: str) -> None:
     if key not in RULES:
+        key = str(key)
         raise ConfigError(f"{key}: no such key{_nearest(key, RULES)}; config/config.py lists them all")
 
 

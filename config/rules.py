@@ -83,7 +83,7 @@ def names() -> Rule:
 def numbers() -> Rule:
     """A list of numbers, as [8, 14]."""
     return Rule(
-        lambda value: isinstance(value, list) and all(_is_number(item) for item in value),
+        lambda value: isinstance(value, list) and all(_is_number(item) and abs(item) < float("inf") for item in value),
         lambda: "a list of numbers, as [8,14]",
     )
 

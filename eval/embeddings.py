@@ -79,6 +79,9 @@ def embed(
     network.train(was_training)
     if world_size() > 1:
         features, norms = _share(features, norms, len(images), device)
+    broken = (~features.isfinite().all(1)).nonzero()
+    if len(broken):
+        raise InputError(f"{title}: the embedding of image {int(broken[0])} is not finite; the weights are broken")
     return Embeddings(features.numpy(), norms.numpy())
 
 

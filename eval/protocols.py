@@ -13,8 +13,8 @@ from torch import nn
 from eval.embeddings import Embeddings, embed
 from eval.ijb import evaluate_templates
 from eval.tinyface import evaluate_identification
-from eval.verification import evaluate_pairs
-from utils.bin_file import VerificationSet, read_bin
+from eval.verification import FOLDS, evaluate_pairs
+from utils.bin_file import BinError, VerificationSet, read_bin
 from utils.distributed import rank
 from utils.template_set import TemplateSet
 
@@ -34,6 +34,13 @@ class Protocol(NamedTuple):
     file: Callable[[str], str]
     open: Callable[[Path], Any]
     score: Callable[[Any, Embeddings], Figures]
+
+
+def _open_pairs(path: Path) -> VerificationSet:
+    pairs = read_bin(path)
+    if len(pairs.is_same) < FOLDS:
+        raise BinError(f"{path}: {len(pairs.is_same)} pairs; the protocol's {FOLDS} folds need one each")
+    return pairs
 
 
 def _score_pairs(pairs: VerificationSet, embeddings: Embeddings) -> Figures:
@@ -58,7 +65,7 @@ _open_tinyface = partial(TemplateSet, per_image=("image_paths",), others=_LISTS)
 
 # A new protocol is one module with a pure function of arrays, and one line here.
 PROTOCOLS: dict[str, Protocol] = {
-    "verification": Protocol("val", "val_rec", "{}.bin".format, read_bin, _score_pairs),
+    "verification": Protocol("val", "val_rec", "{}.bin".format, _open_pairs, _score_pairs),
     "ijb": Protocol("ijb", "ijb_root", "{}".format, _open_templates, _score_templates),
     "tinyface": Protocol("tinyface", "tinyface_root", "{}".format, _open_tinyface, _score_identification),
 }

@@ -31,10 +31,15 @@ def move_centers(centers: Tensor, teacher: Tensor, labels: Tensor, alpha: Tensor
     labels, alpha, target = all_gather(labels), all_gather(alpha), all_gather(target)
     # Means over equal labels as one small product, [B, B] by [B, 1 + D]: no host synchronisation, and deterministic on
     # GPUs, which scatter-adds are not. All samples of a class then take the row of its first one.
+    # A sample that overflowed (float16) or came broken from the teacher has no say: 0 * NaN would reach every class.
+    finite = alpha.isfinite() & target.isfinite().all(1)
+    values = torch.cat([alpha[:, None], target], 1).where(finite[:, None], 0)  # [B, 1 + D]
     same = labels[:, None] == labels[None, :]
-    weights = same.to(alpha.dtype)
+    weights = (same & finite).to(alpha.dtype)
+    count = weights.sum(1, keepdim=True)
     with torch.autocast(centers.device.type, enabled=False):
-        means = (weights @ torch.cat([alpha[:, None], target], 1)) / weights.sum(1, keepdim=True)
+        means = (weights @ values) / count.clamp_min(1)
+    means[:, :1] = means[:, :1].where(count > 0, 1)  # a class without a finite sample stays where it is
     positions = torch.arange(len(labels), device=labels.device)
     first = torch.where(same, positions, len(labels)).amin(1)
     means = means[first]

@@ -81,6 +81,7 @@ class AdaFace(Margin):
     @torch.no_grad()
     def update_statistics(self, norms: Tensor) -> None:
         """Move the running mean and deviation of the norms towards the global batch's; [global B] clamped norms."""
-        self.batch_mean.lerp_(norms.mean(), self.t_alpha)
+        finite = norms.isfinite().all()  # a batch that overflowed leaves them as they are
+        self.batch_mean.copy_(torch.where(finite, self.batch_mean.lerp(norms.mean(), self.t_alpha), self.batch_mean))
         if len(norms) > 1:
-            self.batch_std.lerp_(norms.std(), self.t_alpha)
+            self.batch_std.copy_(torch.where(finite, self.batch_std.lerp(norms.std(), self.t_alpha), self.batch_std))

@@ -195,8 +195,24 @@ def test_relative_paths_come_back_absolute_under_the_repository_root(monkeypatch
 def test_a_dumped_config_loads_to_the_same_values(path, monkeypatch, tmp_path):
     monkeypatch.setenv("FACE_DATA", "/faces")
     cfg = load_config(path, ["seed=5", "val_targets=a,b"])
-    text = dump_config(cfg, "As it was.")
+    note = 'As it """was\\".\nTwo lines.'
+    text = dump_config(cfg, note)
     monkeypatch.delenv("FACE_DATA")
     again = load_config(write_preset(tmp_path / "dumped.py", text))
     assert dict(again) == dict(cfg) and {key: type(again[key]) for key in cfg} == {key: type(cfg[key]) for key in cfg}
-    assert ast.get_docstring(ast.parse(text)) == "As it was."
+    assert text.startswith("".join(f"# {line}\n" for line in note.splitlines()))
+
+
+@pytest.mark.parametrize("dataset", [None, 5])
+def test_a_data_set_that_is_no_name_is_refused_by_its_key(dataset, tmp_path):
+    with pytest.raises(ConfigError, match="dataset = "):
+        load_config(write_preset(tmp_path / "odd.py", f"preset = dict(dataset={dataset})"))
+
+
+def test_presets_that_are_broken_or_lead_back_to_themselves_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"broken\.py: line 1 is no Python"):
+        load_config(write_preset(tmp_path / "broken.py", "preset = ("))
+    with pytest.raises(ConfigError, match="`base` leads back"):
+        load_config(write_preset(tmp_path / "circle.py", "base = 'circle.py'; preset = {}"))
+    with pytest.raises(ConfigError, match="3: no such key"):
+        load_config(write_preset(tmp_path / "odd.py", "preset = {3: 1}"))

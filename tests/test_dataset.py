@@ -216,8 +216,11 @@ def test_an_image_file_that_cannot_be_used_is_named(tmp_path):
 def test_a_set_without_images_is_named(tmp_path):
     with pytest.raises(DataError, match=r"train\.rec: holds no image"):
         RecordDataset(write_insightface_set(tmp_path / "set", [], 2))
-    (tmp_path / "faces" / "nobody").mkdir(parents=True)
+    (tmp_path / "faces").mkdir()
     with pytest.raises(DataError, match="faces: no images"):
+        FolderDataset(tmp_path / "faces")
+    (tmp_path / "faces" / "nobody").mkdir()
+    with pytest.raises(DataError, match="nobody: holds no image"):
         FolderDataset(tmp_path / "faces")
     with pytest.raises(DataError, match="nowhere: no such folder"):
         FolderDataset(tmp_path / "nowhere")
@@ -358,3 +361,11 @@ def test_an_input_error_of_a_worker_is_raised_as_itself(num_workers):
         for _ in batches(Numbers(40, {broken}), order, num_workers, CPU):
             read += 1
     assert read == 2
+
+
+def test_an_index_that_lacks_images_is_named(tmp_path):
+    folder = write_insightface_set(tmp_path / "set", [(0, b""), (0, b""), (1, b"")], 2)
+    lines = (folder / "train.idx").read_text().splitlines(keepends=True)
+    (folder / "train.idx").write_text("".join(lines[:2] + lines[3:]))
+    with pytest.raises(DataError, match=r"train\.idx: lists 2 images, record 0 says 3"):
+        RecordDataset(folder)

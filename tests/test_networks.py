@@ -288,8 +288,10 @@ def test_a_cvlface_folder_without_one_of_its_files_is_refused_by_that_file(relea
 
 def test_a_cvlface_folder_of_another_network_is_refused_by_name(release):
     describe(release)
-    with pytest.raises(WeightsError, match=r"model\.safetensors.*missing"):
+    with pytest.raises(WeightsError, match=r"model\.yaml: the network is 'ir18'"):
         build_teacher(cvlface_settings(release, teacher="cvlface_ir50"))
+    with pytest.raises(WeightsError, match="a ViT, which is none of our networks"):
+        build_teacher(cvlface_settings("", teacher_repo_id="someone/cvlface_adaface_vit_base"))
     with pytest.raises(WeightsError, match=r"model\.safetensors.*output_layer"):
         build_teacher(cvlface_settings(release, embedding_size=128))
 

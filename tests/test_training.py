@@ -158,11 +158,66 @@ def test_the_header_of_a_standalone_run_serves_as_fixed_centers(small_run, tmp_p
     assert torch.equal(*kernels)
 
 
-def test_bfloat16_and_float16_train(small_run, tmp_path):
+def test_bfloat16_and_float16_follow_float32(small_run, tmp_path):
+    """Twelve steps move the weights as far, and about in the same direction; float16 by scaling its loss."""
+    start = dict(tensors(_initial_weights(small_run)))
+    moved = {}
+    for dtype in ("float32", "bfloat16", "float16"):
+        train(SCRIPTS[0], small_run, tmp_path / dtype, f"dtype={dtype}", "loss=ArcFace", "val_eval_every_n_epoch=0")
+        end = dict(tensors(torch.load(tmp_path / dtype / "12backbone.pth", weights_only=True)))
+        moved[dtype] = torch.cat([(end[n] - start[n]).flatten() for n in start if n.endswith("conv.weight")])
     for dtype in ("bfloat16", "float16"):
-        train(SCRIPTS[0], small_run, tmp_path / dtype, f"dtype={dtype}", "max_steps=2", "loss=ArcFace")
-        assert all(line["loss"] > 0 for line in metrics(tmp_path / dtype))
+        assert torch.cosine_similarity(moved[dtype], moved["float32"], dim=0) > 0.5
+        assert 0.5 < moved[dtype].norm() / moved["float32"].norm() < 2
+    assert metrics(tmp_path / "float16")[-1]["loss_scale"] > 0
     assert "use_geom_margin is ignored" in (tmp_path / "float16" / "training.log").read_text()
+
+
+def _initial_weights(settings: list[str]) -> dict[str, torch.Tensor]:
+    from backbones import build_backbone, build_teacher
+    from config import load_config
+    from heads import build_head
+
+    cfg = load_config(overrides=[*settings, "num_classes=6"])
+    torch.manual_seed(cfg.seed)
+    build_teacher(cfg)
+    build_head(cfg)
+    return build_backbone(cfg).state_dict()
+
+
+def test_two_ranks_resume_with_accumulated_steps_to_the_same_bits(small_run, tmp_path):
+    shared = ["batch_size=2", "accumulate_steps=2", "max_steps=8"]
+    train(SCRIPTS[0], small_run, tmp_path / "whole", *shared, ranks=2)
+    train(SCRIPTS[0], small_run, tmp_path / "parts", *shared, "max_steps=4", ranks=2)
+    train(SCRIPTS[0], small_run, tmp_path / "parts", *shared, "resume=auto", ranks=2)
+    assert_same_checkpoint(tmp_path / "whole", tmp_path / "parts", 8)
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+
+
+def test_an_output_with_another_run_is_refused_or_resumed_as_the_same(small_run, tmp_path):
+    script = SCRIPTS[0]
+    train(script, small_run, tmp_path, "max_steps=2")
+
+    def refused(words: str, *more: str, script: str = script) -> None:
+        done = run_script(script, *small_run, f"output={tmp_path}", *more)
+        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+    refused("holds a run with checkpoints of steps 2")
+    refused("width 0.125 (now 0.25)", "resume=auto", "width=0.25")
+    refused("loss 'AdaFace' (now 'ArcFace')", "resume=auto", "loss=ArcFace")
+    refused("task 'Distillation' (now 'Standalone')", "resume=auto", script=SCRIPTS[1])
+    os.truncate(tmp_path / "2state.pth", 1000)
+    refused("2state.pth: broken or cut short", "resume=auto")
+
+
+def test_a_teacher_that_is_not_finite_is_refused(small_run, tmp_path):
+    settings = dict(setting.split("=") for setting in small_run)
+    state = torch.load(settings["pretrained_teacher_path"], weights_only=True)
+    state["output_layer.linear.weight"][0, 0] = float("nan")
+    torch.save(state, tmp_path / "teacher.pth")
+    more = [f"pretrained_teacher_path={tmp_path / 'teacher.pth'}", f"output={tmp_path}"]
+    done = run_script(SCRIPTS[0], *small_run, *more)
+    assert done.returncode == 2 and "not finite (output_layer.linear.weight)" in done.stderr
 
 
 def test_init_from_starts_from_those_weights_at_step_0(whole_run, small_run, tmp_path):

@@ -30,7 +30,7 @@ from utils.precision import compute_type
 from utils.run_log import Rate, RunLog, describe_run
 
 
-class TrainingError(RuntimeError):
+class TrainingError(InputError):
     """Training cannot go on; the message says at which step, and where to look."""
 
 
@@ -43,6 +43,10 @@ class Trainer:
         self.dtype = compute_type(cfg.dtype, device)
         self.total_batch = cfg.batch_size * world_size() * cfg.accumulate_steps
         self.steps_per_epoch = len(dataset) // self.total_batch
+        if cfg.batch_size * (world_size() if cfg.sync_bn else 1) < 2:
+            raise InputError(
+                "batch_size = 1: BatchNorm needs two images; raise it, or set sync_bn=True on several ranks"
+            )
         if self.steps_per_epoch == 0:
             raise InputError(f"a batch of {self.total_batch} from {len(dataset)} images: lower batch_size")
         self.total_steps = min(cfg.num_epoch * self.steps_per_epoch, cfg.max_steps or sys.maxsize)
@@ -50,7 +54,8 @@ class Trainer:
         self.optimizer = torch.optim.SGD(
             self.parameters, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay
         )
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        # A margin softmax of scale 64 has large gradients: torch's own first scale, 65536, overflows for many steps.
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=1024.0, enabled=self.dtype == torch.float16)
         self.order = GlobalOrder(len(dataset), cfg.batch_size, cfg.seed)
         self.step = 0
         self._stop_signal = 0
@@ -58,8 +63,14 @@ class Trainer:
 
     def run(self) -> None:
         """Train. A SIGINT or SIGTERM on any rank ends it after the running step, with a checkpoint."""
+        problem = None
         if rank() == 0:
-            make_writable_folder(self.output)
+            try:
+                make_writable_folder(self.output)
+            except OSError as error:
+                problem = str(error)
+        if problem := from_rank_0(problem):
+            raise InputError(problem)
         self._resume()
         self.log = RunLog(self.output, self.step, self.total_steps)
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -103,6 +114,7 @@ class Trainer:
                 if stop or self.step == self.total_steps or self._at_epoch_end() or (every and self.step % every == 0):
                     self._save()
                 if stop:
+                    from_rank_0(None)  # nobody leaves before rank 0 has saved
                     return True
             if self._at_epoch_end():
                 self._evaluate()
@@ -134,17 +146,20 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self._loss = output.stats["loss"]
         return output, lr, norm
 
     def _report(self, stats: dict[str, Tensor], lr: float, norm: Tensor, images_per_second: float) -> None:
         values = mean_over_ranks({**stats, "grad_norm": norm})
+        if self.scaler.is_enabled():
+            values["loss_scale"] = self.scaler.get_scale()
         epoch = self.step / self.steps_per_epoch
         extra = {"images_per_second": images_per_second, "time": time.time()}
         self.log.metrics(self.step, "training", {"epoch": epoch, "lr": lr, **values}, **extra)
         self.log.postfix(loss=f"{values['loss']:.3f}", images_per_second=f"{images_per_second:.0f}")
         shown = " ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.log.line(f"step {self.step} epoch {epoch:.3f} lr {lr:.5g} {shown} images/s {images_per_second:.1f}")
-        if not math.isfinite(values["loss"]):
+        if not (self.scaler.is_enabled() or math.isfinite(values["loss"])):
             raise TrainingError(
                 f"the loss is {values['loss']} at step {self.step}; see docs/troubleshooting.md, NaN loss"
             )
@@ -159,6 +174,8 @@ class Trainer:
             if (interval := every.get(PROTOCOLS[name].prefix, self.cfg.eval_every_n_epoch))
             and (at_start or epoch % interval == 0)
         ]
+        if not due:
+            return
         broadcast_buffers(self.task.student)
         results = evaluate(self.task.student, self.cfg, due, self.device, self.dtype)
         absent = [where for where in results.absent if where not in self._named_absent]
@@ -176,13 +193,15 @@ class Trainer:
         return self.output / f"{self.step}{checkpoint.PARTS[0]}"
 
     def _save(self) -> None:
+        if not self.scaler.is_enabled() and not from_rank_0(bool(self._loss.isfinite())):
+            raise TrainingError(f"the loss is not finite at step {self.step}, not saved: see docs/troubleshooting.md")
         if rank() != 0:
             return
         state = {
             "step": self.step,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "order": self._order(),
+            "run": self._identity(),
         }
         checkpoint.save(
             self.output, self.step, Checkpoint(self.task.student.state_dict(), self.task.head.header(), state)
@@ -190,25 +209,36 @@ class Trainer:
         checkpoint.prune(self.output, self.cfg.keep_checkpoints)
         self.log.line(f"saved {self._path()}")
 
-    def _order(self) -> dict[str, int]:
-        """What the order of samples depends on: a run can only be resumed with the same."""
-        return {"num_image": len(self.dataset), "total_batch": self.total_batch, "seed": self.cfg.seed}
+    def _identity(self) -> dict[str, int | float | bool | str]:
+        """What a run can only be resumed with: the task, the shapes of its weights, and what the order depends on."""
+        keys = ("network", "embedding_size", "width", "SE", "loss", "num_classes", "num_image", "seed")
+        return {
+            "task": type(self.task).__name__,
+            "total_batch": self.total_batch,
+            **{key: self.cfg[key] for key in keys},
+        }
 
     def _resume(self) -> None:
         step = from_rank_0(checkpoint.step_to_resume(self.cfg))
         if step == 0:
             return
         saved = checkpoint.load(self.output, step)
-        if saved.state["order"] != self._order():
+        before, now = saved.state["run"], self._identity()
+        if before != now:
+            changed = [f"{key} {before.get(key)!r} (now {now[key]!r})" for key in now if before.get(key) != now[key]]
             raise CheckpointError(
-                f"{self.output}: step {step} was trained with {saved.state['order']}, this run has {self._order()}; "
-                "resume with the same, or start anew from its weights with init_from"
+                f"{self.output}: step {step} was trained with {', '.join(changed)}; resume with the same, or start "
+                "anew in another output from its weights, by init_from"
             )
         self.task.student.load_state_dict(saved.backbone)
         self.task.head.load_header(saved.header)
         self.optimizer.load_state_dict(saved.state["optimizer"])
         self.scaler.load_state_dict(saved.state["scaler"])
         self.step = step
+        if rank() == 0:  # what went on from here before is given up, so that resume=auto finds this run
+            for later in checkpoint.complete_steps(self.output):
+                if later > step:
+                    checkpoint.remove(self.output, later)
 
     def _describe(self) -> None:
         """The effective config, the versions and the command, as a preset that starts the same run."""
@@ -222,8 +252,8 @@ class Trainer:
             f"{self.steps_per_epoch} steps an epoch of {self.total_batch} images in "
             f"{str(self.dtype).removeprefix('torch.')}, from step {self.step} to {self.total_steps}"
         )
-        if self.cfg.use_geom_margin and not self.task.head.softmax.margin.takes_geometry:
-            self.log.line(f"use_geom_margin is ignored: {self.cfg.loss} has no geometry term, AdaFace has")
+        for note in self.task.notes:
+            self.log.line(note)
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._stop_signal = number

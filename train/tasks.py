@@ -17,6 +17,8 @@ from utils.sync_batchnorm import synchronise
 class Task:
     """A bare student and head (what checkpoints hold) and, over several ranks, their DDP wrappers (what steps use)."""
 
+    notes: tuple[str, ...] = ()  # what the log says at start of settings that have no effect
+
     def __init__(self, cfg: EasyDict, head: Head, device: torch.device) -> None:
         student = build_backbone(cfg)
         student = synchronise(student, device) if cfg.sync_bn else student
@@ -43,6 +45,10 @@ class Distillation(Task):
     def __init__(self, cfg: EasyDict, device: torch.device) -> None:
         self._teacher = build_teacher(cfg).to(device, memory_format=torch.channels_last)
         super().__init__(cfg, build_head(cfg), device)
+        if cfg.use_geom_margin and not self.head.softmax.margin.takes_geometry:
+            self.notes += (f"use_geom_margin is ignored: {cfg.loss} has no geometry term, AdaFace has",)
+        if cfg.pretrained_teacher_header_path and cfg.centers == "ema":
+            self.notes += ("pretrained_teacher_header_path is ignored: centers = 'ema' start at random",)
 
     def step(self, images: Tensor, labels: Tensor) -> HeadOutput:
         with torch.no_grad():
@@ -52,6 +58,10 @@ class Distillation(Task):
 
 class Standalone(Task):
     """The student with trained class centers and no teacher."""
+
+    notes = (
+        "no teacher: the keys of the teacher, centers, adaptive_alpha, use_geom_margin and feature_kd are ignored",
+    )
 
     def __init__(self, cfg: EasyDict, device: torch.device) -> None:
         super().__init__(cfg, build_standalone_head(cfg), device)

@@ -20,6 +20,9 @@ class BinError(InputError):
     """A .bin file that is broken, is no verification set, or asks to execute something; the message names the file."""
 
 
+_LISTS = (list, tuple, np.ndarray)
+
+
 class VerificationSet(torch.utils.data.Dataset):
     """2P encoded images and P flags; set[positions] decodes to uint8 [n, 112, 112, 3] RGB."""
 
@@ -74,10 +77,13 @@ def write_bin(path: str | os.PathLike, encoded: Sequence[bytes], is_same: Sequen
 
 def _checked(path: str, content: Any) -> tuple[list, np.ndarray]:
     if not (
-        isinstance(content, tuple | list) and len(content) == 2 and all(hasattr(part, "__len__") for part in content)
+        isinstance(content, tuple | list) and len(content) == 2 and all(isinstance(part, _LISTS) for part in content)
     ):
         raise BinError(f"{path}: holds no pair (images, is_same)")
-    encoded, is_same = list(content[0]), np.asarray(content[1])
+    try:
+        encoded, is_same = list(content[0]), np.asarray(content[1])
+    except ValueError:
+        raise BinError(f"{path}: is_same is no list of flags") from None
     if is_same.ndim != 1 or is_same.dtype.kind not in "bui" or len(encoded) != 2 * len(is_same) or not len(encoded):
         raise BinError(f"{path}: {len(encoded)} images and {len(is_same)} flags; a set has two images a pair")
     for number, image in enumerate(encoded):

@@ -1,6 +1,7 @@
 """Checkpoints of a run: <step>backbone.pth (the student), <step>header.pth (centers), <step>state.pth (all else)."""
 
 import os
+import pickle
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ class Checkpoint(NamedTuple):
 
 def save(folder: str | os.PathLike, step: int, checkpoint: Checkpoint) -> Path:
     """Write the three files, each whole, the state last: it marks a complete checkpoint. Gives the student's path."""
+    remove(folder, step)  # an older one of this step must not be completed by half of the new one
     for part, content in zip(PARTS, checkpoint, strict=True):
         with written_whole(Path(folder, f"{step}{part}")) as file:
             torch.save(content, file)
@@ -41,7 +43,15 @@ def load(folder: str | os.PathLike, step: int) -> Checkpoint:
     if step not in steps:
         there_are = f"there are {', '.join(map(str, steps))}" if steps else "there is none"
         raise CheckpointError(f"{folder}: no complete checkpoint of step {step}; {there_are}")
-    return Checkpoint(*(torch.load(Path(folder, f"{step}{part}"), "cpu", weights_only=True) for part in PARTS))
+    return Checkpoint(*(_read(Path(folder, f"{step}{part}")) for part in PARTS))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, "cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: broken or cut short ({reason}); resume an older step") from error
 
 
 def complete_steps(folder: str | os.PathLike) -> list[int]:
@@ -54,15 +64,28 @@ def complete_steps(folder: str | os.PathLike) -> list[int]:
 def prune(folder: str | os.PathLike, keep: int) -> None:
     """Remove all but the `keep` newest complete checkpoints, the state first; 0 keeps all."""
     for step in complete_steps(folder)[:-keep] if keep else []:
-        for part in reversed(PARTS):
-            Path(folder, f"{step}{part}").unlink(missing_ok=True)
+        remove(folder, step)
+
+
+def remove(folder: str | os.PathLike, step: int) -> None:
+    """Remove the checkpoint of `step`, if there is one: the state first, so that what is left is never complete."""
+    for part in reversed(PARTS):
+        Path(folder, f"{step}{part}").unlink(missing_ok=True)
 
 
 def step_to_resume(cfg: EasyDict) -> int:
-    """The step that the config asks to resume; 0: none. Raises CheckpointError where global_step does not exist."""
+    """The step that the config asks to resume; 0: none.
+
+    Raises CheckpointError where global_step does not exist, or a new run would mix with the checkpoints of another.
+    """
     steps = complete_steps(cfg.output)
     if cfg.resume == "auto":
         return steps[-1] if steps else 0
-    if cfg.global_step and cfg.global_step not in steps:
-        load(cfg.output, cfg.global_step)
-    return cfg.global_step
+    if cfg.global_step:
+        return cfg.global_step
+    if steps:
+        raise CheckpointError(
+            f"{cfg.output}: holds a run with checkpoints of steps {', '.join(map(str, steps))}; go on from one with "
+            "resume=auto or global_step=N, or name another output"
+        )
+    return 0

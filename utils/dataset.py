@@ -64,6 +64,10 @@ class RecordDataset(FaceDataset):
         if header.flag == 2:  # InsightFace: label [N + 1, N + 1 + num_ids], images under 1 .. N
             end, last = (int(value) for value in header.label)
             keys = keys[(keys >= 1) & (keys < end)]
+            if len(keys) != end - 1:
+                raise DataError(
+                    f"{folder / 'train.idx'}: lists {len(keys)} images, record 0 says {end - 1}; fetch it again"
+                )
             self.num_classes = last - end
             if stated is not None and stated != self.num_classes:
                 raise DataError(f"{folder / 'property'}: says {stated} identities, record 0 says {self.num_classes}")
@@ -101,6 +105,8 @@ class FolderDataset(FaceDataset):
         paths, labels = [], []
         for label, identity in enumerate(identities):
             names = sorted(name for name in os.listdir(Path(folder, identity)) if name.lower().endswith(IMAGE_SUFFIXES))
+            if not names:
+                raise DataError(f"{Path(folder, identity)}: holds no image ({', '.join(IMAGE_SUFFIXES)}); remove it")
             names = names[: sample or None]
             paths += [os.path.join(identity, name) for name in names]
             labels += [label] * len(names)

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from utils.errors import InputError
+
 
 def rank() -> int:
     """This process's rank; 0 where there is one process."""
@@ -29,7 +31,7 @@ def process_group(kind: str | None = None) -> Iterator[torch.device]:
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     on_gpu = torch.cuda.is_available() if kind is None else kind == "cuda"
     if on_gpu and local_rank >= torch.cuda.device_count():
-        raise RuntimeError(
+        raise InputError(
             f"rank {local_rank} of this machine has no GPU of its own: {torch.cuda.device_count()} visible; "
             "lower --nproc_per_node or widen CUDA_VISIBLE_DEVICES"
         )

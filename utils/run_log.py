@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import platform
 import shlex
@@ -26,6 +27,10 @@ class _BarHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stdout)
         sys.stdout.flush()
+
+
+def _not_a_number(value: float | None) -> bool:
+    return value is None or not math.isfinite(value)
 
 
 class RunLog:
@@ -80,14 +85,15 @@ class RunLog:
     def metrics(self, step: int, kind: str, values: dict[str, float | None], **extra: float) -> None:
         """A line of metrics.jsonl and a TensorBoard scalar each, under `kind` ("training" or "evaluation").
 
-        A figure that is None is null in the line and not in TensorBoard.
+        A figure that is None or not finite is null in the line and not in TensorBoard.
         """
         if not self.active:
             return
-        entry: dict[str, Any] = {"step": step, "kind": kind, **values, **extra}
-        self._metrics.write(json.dumps(entry) + "\n")
+        numbers = {name: None if _not_a_number(value) else value for name, value in {**values, **extra}.items()}
+        entry: dict[str, Any] = {"step": step, "kind": kind, **numbers}
+        self._metrics.write(json.dumps(entry, allow_nan=False) + "\n")
         self._metrics.flush()
-        for name, value in {**values, **extra}.items():
+        for name, value in numbers.items():
             if value is not None:
                 self._board.add_scalar(f"{kind}/{name}", value, step)
         self._board.flush()

@@ -42,9 +42,15 @@ def load_strictly(network: nn.Module, state: dict[str, Tensor], source: str, hin
         for key, value in wanted.items()
         if key in state and state[key].shape != value.shape
     ]
+    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     problems = [
         f"{len(found)} {word} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
-        for word, found in (("keys missing", missing), ("keys unexpected", unexpected), ("shapes differ", shapes))
+        for word, found in (
+            ("keys missing", missing),
+            ("keys unexpected", unexpected),
+            ("shapes differ", shapes),
+            ("tensors not finite", broken),
+        )
         if found
     ]
     if problems:
