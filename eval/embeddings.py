@@ -78,14 +78,14 @@ def embed(
     bar.close()
     network.train(was_training)
     if world_size() > 1:
-        features, norms = _share(features, norms, len(images), device)
+        features, norms = _share(features, norms, len(images))
     broken = (~features.isfinite().all(1)).nonzero()
     if len(broken):
         raise InputError(f"{title}: the embedding of image {int(broken[0])} is not finite; the weights are broken")
     return Embeddings(features.numpy(), norms.numpy())
 
 
-def _share(features: Tensor | None, norms: Tensor | None, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _share(features: Tensor | None, norms: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
     """Sum over ranks: every row is non-zero on one rank only, so the sum is that row, bit for bit."""
     size = torch.tensor([0 if features is None else features.shape[1]])
     dist.all_reduce(size, op=dist.ReduceOp.MAX)  # a rank without a batch does not know it

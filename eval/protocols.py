@@ -26,11 +26,14 @@ class Protocol(NamedTuple):
     """How the sets of a protocol are found, opened and scored.
 
     prefix: of its config keys (`<prefix>_targets`, `<prefix>_batch_size`, ...); root: the config key of its folder;
-    file: where a target lies in the root; open: path -> images (a dataset as embed() takes); score: -> figures by name.
+    every: the config key of the epochs between its evaluations during training, 0 for never;
+    file: where a target lies in the root; open: path -> images (a dataset as embed() takes);
+    score: -> figures by name.
     """
 
     prefix: str
     root: str
+    every: str
     file: Callable[[str], str]
     open: Callable[[Path], Any]
     score: Callable[[Any, Embeddings], Figures]
@@ -65,15 +68,23 @@ _open_tinyface = partial(TemplateSet, per_image=("image_paths",), others=_LISTS)
 
 # A new protocol is one module with a pure function of arrays, and one line here.
 PROTOCOLS: dict[str, Protocol] = {
-    "verification": Protocol("val", "val_rec", "{}.bin".format, _open_pairs, _score_pairs),
-    "ijb": Protocol("ijb", "ijb_root", "{}".format, _open_templates, _score_templates),
-    "tinyface": Protocol("tinyface", "tinyface_root", "{}".format, _open_tinyface, _score_identification),
+    "verification": Protocol("val", "val_rec", "val_eval_every_n_epoch", "{}.bin".format, _open_pairs, _score_pairs),
+    "ijb": Protocol("ijb", "ijb_root", "eval_every_n_epoch", "{}".format, _open_templates, _score_templates),
+    "tinyface": Protocol(
+        "tinyface", "tinyface_root", "eval_every_n_epoch", "{}".format, _open_tinyface, _score_identification
+    ),
 }
 
 
 def enabled(cfg: EasyDict) -> list[str]:
     """Names of the protocols that the config does not switch off by `eval_<prefix> = False`."""
     return [name for name, protocol in PROTOCOLS.items() if cfg.get(f"eval_{protocol.prefix}", True)]
+
+
+def due(cfg: EasyDict, epoch: int) -> list[str]:
+    """Names of the enabled protocols that training evaluates after `epoch` epochs; at 0, all that it ever evaluates."""
+    every = {name: cfg[PROTOCOLS[name].every] for name in enabled(cfg)}
+    return [name for name, interval in every.items() if interval and epoch % interval == 0]
 
 
 class Results(NamedTuple):

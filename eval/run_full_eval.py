@@ -52,7 +52,9 @@ def main() -> None:
         if rank() == 0:
             print(table(results))
             if not results.figures:
-                raise InputError("none of the sets is there: name their folder (--val-data) and files (--val-targets)")
+                raise InputError(
+                    "none of the sets is there: name their folders (--val-data, ijb_root=, tinyface_root=) and targets"
+                )
             if args.results_json:
                 about = {"checkpoint": args.checkpoint, "config": args.config, "run": describe_run()}
                 write_json(args.results_json, results, about)

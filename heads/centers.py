@@ -29,11 +29,11 @@ def move_centers(centers: Tensor, teacher: Tensor, labels: Tensor, alpha: Tensor
     """
     target = (1 - alpha)[:, None] * F.normalize(teacher, eps=1e-12)
     labels, alpha, target = all_gather(labels), all_gather(alpha), all_gather(target)
-    # Means over equal labels as one small product, [B, B] by [B, 1 + D]: no host synchronisation, and deterministic on
-    # GPUs, which scatter-adds are not. All samples of a class then take the row of its first one.
     # A sample that overflowed (float16) or came broken from the teacher has no say: 0 * NaN would reach every class.
     finite = alpha.isfinite() & target.isfinite().all(1)
     values = torch.cat([alpha[:, None], target], 1).where(finite[:, None], 0)  # [B, 1 + D]
+    # Means over equal labels as one small product, [B, B] by [B, 1 + D]: no host synchronisation, and deterministic on
+    # GPUs, which scatter-adds are not. All samples of a class then take the row of its first one.
     same = labels[:, None] == labels[None, :]
     weights = (same & finite).to(alpha.dtype)
     count = weights.sum(1, keepdim=True)

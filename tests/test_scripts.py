@@ -77,6 +77,10 @@ def test_teachers_that_are_missing_or_do_not_fit_end_the_run(small_run, folder, 
 def test_an_output_that_cannot_be_written_is_named(small_run, tmp_path):
     (tmp_path / "file").write_text("")
     refused(TRAIN, *small_run, f"output={tmp_path / 'file' / 'out'}", names="cannot be written")
+    done = run_script(TRAIN, *small_run, "batch_size=4", f"output={tmp_path / 'file' / 'out'}", ranks=2)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error (rank")]
+    assert done.returncode and errors and all("cannot be written" in line for line in errors), done.stderr
+    assert "Connection closed" not in done.stderr  # every rank ends by itself, none because another went away
 
 
 def test_a_wrong_key_is_named_before_anything_is_loaded(small_run):

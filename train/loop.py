@@ -12,7 +12,7 @@ from easydict import EasyDict
 from torch import Tensor, nn
 
 from config import dump_config
-from eval.protocols import PROTOCOLS, enabled, evaluate, flat
+from eval.protocols import due, evaluate, flat
 from eval.report import table
 from heads import HeadOutput
 from train.schedules import learning_rate
@@ -20,7 +20,7 @@ from train.tasks import Task
 from utils import checkpoint
 from utils.checkpoint import Checkpoint, CheckpointError
 from utils.dataset import FaceDataset
-from utils.distributed import Agreement, broadcast_buffers, from_rank_0, mean_over_ranks, rank, world_size
+from utils.distributed import Agreement, broadcast_buffers, from_rank_0, mean_over_ranks, on_rank_0, rank, world_size
 from utils.errors import InputError
 from utils.files import make_writable_folder, written_whole
 from utils.images import to_input
@@ -63,23 +63,15 @@ class Trainer:
 
     def run(self) -> None:
         """Train. A SIGINT or SIGTERM on any rank ends it after the running step, with a checkpoint."""
-        problem = None
-        if rank() == 0:
-            try:
-                make_writable_folder(self.output)
-            except OSError as error:
-                problem = str(error)
-        if problem := from_rank_0(problem):
-            raise InputError(problem)
+        on_rank_0(lambda: make_writable_folder(self.output))
         self._resume()
         self.log = RunLog(self.output, self.step, self.total_steps)
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             self._describe()
-            if self._at_epoch_end() and not from_rank_0(self.step in self.log.evaluated):
+            missed = self._at_epoch_end() and not from_rank_0(self.step in self.log.evaluated)
+            if missed or (self.step == 0 and self.cfg.run_eval_at_start):
                 self._evaluate()
-            elif self.step == 0 and self.cfg.run_eval_at_start:
-                self._evaluate(at_start=True)
             stopped = self._train()
             if rank() == 0:
                 save_curves(self.output / "metrics.jsonl", self.output / "curves.png")
@@ -112,7 +104,7 @@ class Trainer:
                 stop = agreement.read()
                 every = self.cfg.checkpoint_every
                 if stop or self.step == self.total_steps or self._at_epoch_end() or (every and self.step % every == 0):
-                    self._save()
+                    self._save(output.stats["loss"])
                 if stop:
                     from_rank_0(None)  # nobody leaves before rank 0 has saved
                     return True
@@ -146,7 +138,6 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self._loss = output.stats["loss"]
         return output, lr, norm
 
     def _report(self, stats: dict[str, Tensor], lr: float, norm: Tensor, images_per_second: float) -> None:
@@ -159,25 +150,21 @@ class Trainer:
         self.log.postfix(loss=f"{values['loss']:.3f}", images_per_second=f"{images_per_second:.0f}")
         shown = " ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.log.line(f"step {self.step} epoch {epoch:.3f} lr {lr:.5g} {shown} images/s {images_per_second:.1f}")
-        if not (self.scaler.is_enabled() or math.isfinite(values["loss"])):
-            raise TrainingError(
-                f"the loss is {values['loss']} at step {self.step}; see docs/troubleshooting.md, NaN loss"
-            )
+        self._require_finite(values["loss"])
 
-    def _evaluate(self, at_start: bool = False) -> None:
+    def _require_finite(self, loss: float) -> None:
+        """Raise TrainingError for a loss that is not finite; a float16 step that overflows is the scaler's business."""
+        if not (math.isfinite(loss) or self.scaler.is_enabled()):
+            raise TrainingError(f"the loss is {loss} at step {self.step}; see docs/troubleshooting.md, NaN loss")
+
+    def _evaluate(self) -> None:
         """Score the student by every protocol that is due at this epoch; all ranks take part."""
         epoch = self.step // self.steps_per_epoch
-        every = {"val": self.cfg.val_eval_every_n_epoch}
-        due = [
-            name
-            for name in enabled(self.cfg)
-            if (interval := every.get(PROTOCOLS[name].prefix, self.cfg.eval_every_n_epoch))
-            and (at_start or epoch % interval == 0)
-        ]
-        if not due:
+        names = due(self.cfg, epoch)
+        if not names:
             return
         broadcast_buffers(self.task.student)
-        results = evaluate(self.task.student, self.cfg, due, self.device, self.dtype)
+        results = evaluate(self.task.student, self.cfg, names, self.device, self.dtype)
         absent = [where for where in results.absent if where not in self._named_absent]
         self._named_absent.update(absent)
         for where in absent:
@@ -192,13 +179,11 @@ class Trainer:
     def _path(self) -> Path:
         return self.output / f"{self.step}{checkpoint.PARTS[0]}"
 
-    def _save(self) -> None:
-        if not self.scaler.is_enabled() and not from_rank_0(bool(self._loss.isfinite())):
-            raise TrainingError(f"the loss is not finite at step {self.step}, not saved: see docs/troubleshooting.md")
+    def _save(self, loss: Tensor) -> None:
+        self._require_finite(mean_over_ranks({"loss": loss})["loss"])
         if rank() != 0:
             return
         state = {
-            "step": self.step,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "run": self._identity(),
@@ -219,7 +204,7 @@ class Trainer:
         }
 
     def _resume(self) -> None:
-        step = from_rank_0(checkpoint.step_to_resume(self.cfg))
+        step = on_rank_0(lambda: checkpoint.step_to_resume(self.cfg))
         if step == 0:
             return
         saved = checkpoint.load(self.output, step)
@@ -235,10 +220,7 @@ class Trainer:
         self.optimizer.load_state_dict(saved.state["optimizer"])
         self.scaler.load_state_dict(saved.state["scaler"])
         self.step = step
-        if rank() == 0:  # what went on from here before is given up, so that resume=auto finds this run
-            for later in checkpoint.complete_steps(self.output):
-                if later > step:
-                    checkpoint.remove(self.output, later)
+        on_rank_0(lambda: checkpoint.remove_after(self.output, step))
 
     def _describe(self) -> None:
         """The effective config, the versions and the command, as a preset that starts the same run."""

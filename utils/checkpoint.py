@@ -1,7 +1,6 @@
 """Checkpoints of a run: <step>backbone.pth (the student), <step>header.pth (centers), <step>state.pth (all else)."""
 
 import os
-import pickle
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from utils.errors import InputError
 from utils.files import written_whole
+from utils.weights import WeightsError, read_weights_file
 
 PARTS = ("backbone.pth", "header.pth", "state.pth")
 
@@ -21,7 +21,7 @@ class CheckpointError(InputError):
 
 
 class Checkpoint(NamedTuple):
-    """backbone: the student's plain state dict; header: `kernel` [D, C] and statistics; state: step, optimiser, ..."""
+    """backbone: the student's plain state dict; header: `kernel` [D, C] and statistics; state: optimiser, ..."""
 
     backbone: dict[str, Tensor]
     header: dict[str, Tensor]
@@ -48,10 +48,9 @@ def load(folder: str | os.PathLike, step: int) -> Checkpoint:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return torch.load(path, "cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: broken or cut short ({reason}); resume an older step") from error
+        return read_weights_file(path)
+    except WeightsError as error:
+        raise CheckpointError(f"{path}: broken or cut short; resume an older step ({error})") from error
 
 
 def complete_steps(folder: str | os.PathLike) -> list[int]:
@@ -65,6 +64,13 @@ def prune(folder: str | os.PathLike, keep: int) -> None:
     """Remove all but the `keep` newest complete checkpoints, the state first; 0 keeps all."""
     for step in complete_steps(folder)[:-keep] if keep else []:
         remove(folder, step)
+
+
+def remove_after(folder: str | os.PathLike, step: int) -> None:
+    """Remove the checkpoints later than `step`: a run that goes on from there gives them up, or resume would mix."""
+    for later in complete_steps(folder):
+        if later > step:
+            remove(folder, later)
 
 
 def remove(folder: str | os.PathLike, step: int) -> None:

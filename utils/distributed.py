@@ -1,7 +1,7 @@
 """What the code knows about ranks: start and end, gathers, and the broadcast of rank 0's buffers."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,6 +70,20 @@ def from_rank_0(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def on_rank_0(function: Callable[[], Any]) -> Any:
+    """What `function` gives on rank 0, on every rank; an InputError or OSError that it raises, every rank raises."""
+    result = None
+    if rank() == 0:
+        try:
+            result = function()
+        except (InputError, OSError) as error:
+            result = error
+    result = from_rank_0(result)
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 @torch.no_grad()

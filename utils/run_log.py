@@ -54,7 +54,7 @@ class RunLog:
             self._logger.addHandler(handler)
         self._keep_metrics_until(folder / "metrics.jsonl", first_step)
         self._metrics = open(folder / "metrics.jsonl", "a")  # noqa: SIM115 - open as long as the run
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else 0)
         self._bar = tqdm(total=total_steps, initial=first_step, desc="training", unit="step", dynamic_ncols=True)
 
     def _keep_metrics_until(self, path: Path, step: int) -> None:

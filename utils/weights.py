@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,19 +18,24 @@ class WeightsError(InputError):
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
     """The tensors of a .safetensors file or of a torch file (weights_only; a "state_dict" in it is opened)."""
-    path = str(path)
-    if not os.path.isfile(path):
-        raise WeightsError(f"{path}: no such weights file")
-    try:
-        state = load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: not a weights file that can be read without executing it ({reason})") from error
+    state = read_weights_file(path)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: holds no state dict (a dict of tensors by name), but {type(state).__name__}")
     return state
+
+
+def read_weights_file(path: str | os.PathLike) -> Any:
+    """What a .safetensors or torch file holds, on the CPU: tensors and plain values (weights_only)."""
+    path = str(path)
+    if not os.path.isfile(path):
+        raise WeightsError(f"{path}: no such weights file")
+    try:
+        return load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path}: not a weights file that can be read without executing it ({reason})") from error
 
 
 def load_strictly(network: nn.Module, state: dict[str, Tensor], source: str, hint: str) -> None:
