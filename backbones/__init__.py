@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from easydict import EasyDict
 from torch import nn
 
@@ -10,7 +11,7 @@ from backbones import cvlface_ir, iresnet
 from backbones.cvlface_ir import CVLFaceIR
 from backbones.iresnet import IResNet
 from backbones.mobilefacenet import MobileFaceNet
-from backbones.teacher import load_cvlface, load_plain
+from backbones.teacher import Release, find_cvlface, find_plain, load
 from utils.weights import load_strictly, read_state_dict
 
 
@@ -32,11 +33,11 @@ NETWORKS: dict[str, Callable[[EasyDict], nn.Module]] = {
     **{name: partial(_cvlface_ir, name) for name in cvlface_ir.BLOCKS},
 }
 
-# A teacher is a network of the table, and the function that fetches its weights.
-TEACHERS: dict[str, Callable[[nn.Module, EasyDict], None]] = {
-    "mobilefacenet": load_plain,
-    **dict.fromkeys(iresnet.BLOCKS, load_plain),
-    **dict.fromkeys(cvlface_ir.BLOCKS, load_cvlface),
+# A teacher is a network of the table, and the function that finds its weights.
+TEACHERS: dict[str, Callable[[EasyDict], Release]] = {
+    "mobilefacenet": find_plain,
+    **dict.fromkeys(iresnet.BLOCKS, find_plain),
+    **dict.fromkeys(cvlface_ir.BLOCKS, find_cvlface),
 }
 
 
@@ -54,8 +55,19 @@ def build_backbone(cfg: EasyDict) -> nn.Module:
     return network
 
 
-def build_teacher(cfg: EasyDict) -> nn.Module:
-    """The frozen teacher in eval mode, of the same signature as the student. Raises WeightsError, never random."""
-    network = NETWORKS[cfg.teacher](EasyDict(cfg, width=cfg.teacher_width, SE=False))
-    TEACHERS[cfg.teacher](network, cfg)
+def find_teacher(cfg: EasyDict) -> Release:
+    """Where the teacher's weights lie and what they are, fetched if need be. Raises WeightsError."""
+    return TEACHERS[cfg.teacher](cfg)
+
+
+def build_teacher(cfg: EasyDict, release: Release | None = None) -> nn.Module:
+    """The frozen teacher in eval mode, of the same signature as the student, from `release` where it was found before.
+
+    Raises WeightsError; the teacher is never random.
+    """
+    release = release or find_teacher(cfg)
+    with torch.device("meta"):  # no random weights to be thrown away, and no random number drawn
+        network = NETWORKS[release.network](EasyDict(cfg, width=cfg.teacher_width, SE=False))
+    network.to_empty(device="cpu")
+    load(network, release, cfg)
     return network.eval().requires_grad_(False)

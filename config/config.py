@@ -18,6 +18,9 @@ config.sample = 0  # at most so many images of an identity; 0: all ("folder" onl
 config.num_classes = None  # identities; None: as the data say. A number is held against the data
 config.num_image = None  # images; None: as the data say. A number is held against the data
 config.num_workers = 4  # processes a rank that decode images; 0: decode in the training process
+config.crop_augmentation_prob = 0.0  # of blacking out all but a rectangle of the student's image; [0, 1]
+config.low_res_augmentation_prob = 0.0  # of rescaling the student's image down and up again; [0, 1]
+config.photometric_augmentation_prob = 0.0  # of changing its brightness, contrast and saturation; [0, 1]
 
 # --- networks --------------------------------------------------------------------------------------------------
 config.network = "mobilefacenet"  # student: a name in backbones.NETWORKS
@@ -30,7 +33,10 @@ config.teacher_width = 1.0  # width factor of the teacher's channels (mobileface
 config.pretrained_teacher_path = ""  # the teacher's weights: a file, or a folder with a CVLFace release's files
 config.pretrained_teacher_header_path = ""  # the teacher's header.pth with its class centers, for centers "fixed"
 config.teacher_repo_id = ""  # Hugging Face repository of a cvlface teacher; "": the published one
+config.teacher_revision = ""  # its branch, tag or commit; "": main. A commit pins the teacher
 config.teacher_cache = ""  # folder where downloaded teachers go; "": huggingface_hub's own cache
+config.teacher_embeddings = ""  # .npy of the teacher's embeddings, made where missing; "": the teacher runs live
+config.teacher_view = "same"  # "same": the teacher sees the augmented image too; "clean": without augmentation
 config.sync_bn = False  # BatchNorm statistics over all ranks; False: each rank's own, as published
 
 # --- head ------------------------------------------------------------------------------------------------------

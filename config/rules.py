@@ -91,9 +91,16 @@ def numbers() -> Rule:
 flag = Rule(lambda value: isinstance(value, bool), lambda: "True or False")
 path = Rule(lambda value: isinstance(value, str), lambda: "a path, or empty", text=True, path=True)
 needed_path = Rule(lambda value: isinstance(value, str) and value != "", lambda: "a path", text=True, path=True)
+npy_path = Rule(
+    lambda value: isinstance(value, str) and (not value or value.endswith(".npy")),
+    lambda: "a path that ends in .npy, or empty",
+    text=True,
+    path=True,
+)
 words = Rule(lambda value: isinstance(value, str), lambda: "a text, or empty", text=True)
 positive = number("above 0", lambda value: value > 0)
 not_negative = number("of at least 0", lambda value: value >= 0)
+probability = number("in [0, 1]", lambda value: 0 <= value <= 1)
 any_number = number("", lambda value: True)
 
 RULES: dict[str, Rule] = {
@@ -105,6 +112,9 @@ RULES: dict[str, Rule] = {
     "num_classes": integer(1, optional=True),
     "num_image": integer(1, optional=True),
     "num_workers": integer(0),
+    "crop_augmentation_prob": probability,
+    "low_res_augmentation_prob": probability,
+    "photometric_augmentation_prob": probability,
     "network": table("backbones", "NETWORKS"),
     "embedding_size": integer(1),
     "width": positive,
@@ -115,7 +125,10 @@ RULES: dict[str, Rule] = {
     "pretrained_teacher_path": path,
     "pretrained_teacher_header_path": path,
     "teacher_repo_id": words,
+    "teacher_revision": words,
     "teacher_cache": path,
+    "teacher_embeddings": npy_path,
+    "teacher_view": one_of(["same", "clean"]),
     "sync_bn": flag,
     "loss": table("heads", "MARGINS"),
     "s": positive,

@@ -1,5 +1,6 @@
 """The one extractor of embeddings that every protocol uses."""
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,11 +27,40 @@ class _Source(Dataset):
     def __init__(self, images: Dataset) -> None:
         self.images = images
 
-    def __getitem__(self, positions: range) -> tuple[range, Tensor] | InputError:
+    def __getitem__(self, positions: Sequence[int]) -> tuple[Sequence[int], Tensor] | InputError:
         try:
             return positions, self.images[positions]
         except InputError as error:
             return error
+
+
+@torch.inference_mode()
+def embed_batches(
+    network: nn.Module,
+    images: Dataset,
+    batches: Sequence[Sequence[int]],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    flip: bool = True,
+    num_workers: int = 0,
+) -> Iterator[tuple[Sequence[int], list[Tensor]]]:
+    """For each of `batches` its positions and, on the device, float32 [n, D] of the images and of their mirror images.
+
+    `images` has images[positions] -> uint8 [n, 112, 112, 3]. The network is used in the mode that it is in.
+    """
+    loader = DataLoader(
+        _Source(images),
+        batch_size=None,
+        sampler=batches,
+        collate_fn=unchanged,
+        num_workers=min(num_workers, len(batches)),
+        pin_memory=device.type == "cuda",
+        worker_init_fn=start_worker,
+    )
+    for positions, batch in Loader(loader):
+        x = to_input(batch, None, device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            yield positions, [network(view).float() for view in ([x, x.flip(3)] if flip else [x])]
 
 
 @torch.inference_mode()
@@ -50,24 +80,12 @@ def embed(
     number of ranks, and so are the numbers. Without `flip`, features are network(image) and norms its lengths.
     """
     starts = range(rank() * batch_size, len(images), world_size() * batch_size)
-    sampler = [range(start, min(start + batch_size, len(images))) for start in starts]
-    loader = DataLoader(
-        _Source(images),
-        batch_size=None,
-        sampler=sampler,
-        collate_fn=unchanged,
-        num_workers=min(num_workers, len(sampler)),
-        pin_memory=device.type == "cuda",
-        worker_init_fn=start_worker,
-    )
+    batches = [range(start, min(start + batch_size, len(images))) for start in starts]
     was_training = network.training
     network.eval()
     features = norms = None
     bar = tqdm(total=len(images), desc=title, unit="image", disable=rank() != 0, leave=False)
-    for positions, batch in Loader(loader):
-        x = to_input(batch, None, device)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            single = [network(view).float() for view in ([x, x.flip(3)] if flip else [x])]
+    for positions, single in embed_batches(network, images, batches, device, dtype, flip, num_workers):
         if features is None:
             features = torch.zeros(len(images), single[0].shape[1])
             norms = torch.zeros(len(images))

@@ -46,6 +46,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     write_bin(folder / "pairs.bin", faces[:40], [True, False] * 10)
     torch.manual_seed(0)
     teacher = MobileFaceNet(16, 0.125)
+    teacher.output_layer.linear.weight.data *= 1e4  # embeddings of a length as trained networks give
     torch.save(teacher.state_dict(), folder / "teacher.pth")
     settings = dict(
         dataset="custom", rec=folder, val_rec=folder, val_targets="pairs", teacher="mobilefacenet", teacher_width=0.125,

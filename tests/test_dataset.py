@@ -278,24 +278,24 @@ def test_a_line_that_is_no_pair_is_named(tmp_path):
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_the_global_batch_does_not_depend_on_the_number_of_ranks(monkeypatch, ranks):
-    whole = epoch_of(GlobalOrder(101, 12, seed=3), epoch=2)
-    assert len(whole) == 8
+    whole = epoch_of(GlobalOrder(101, 12, seed=3, draws=3), epoch=2)
+    assert len(whole) == 8 and whole[0].draws.shape == (12, 3)
     shares = []
     for rank in range(ranks):
         monkeypatch.setattr(loader, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(loader, "world_size", lambda: ranks)
-        order = GlobalOrder(101, 12 // ranks, seed=3)
+        order = GlobalOrder(101, 12 // ranks, seed=3, draws=3)
         assert len(order) == 8
         shares.append(epoch_of(order, epoch=2))
     joined = [
-        tuple(np.concatenate([share[number][part] for share in shares]) for part in (0, 1)) for number in range(8)
+        tuple(np.concatenate([share[number][part] for share in shares]) for part in (0, 1, 2)) for number in range(8)
     ]
     assert equal(joined, whole)
 
 
 def test_every_position_stands_at_most_once_in_an_epoch():
     order = GlobalOrder(103, 10, seed=0)
-    positions = np.concatenate([positions for positions, _ in epoch_of(order, epoch=0)])
+    positions = np.concatenate([places.positions for places in epoch_of(order, epoch=0)])
     assert len(positions) == 100 == 10 * len(order)
     assert len(np.unique(positions)) == 100
     assert positions.min() >= 0
@@ -303,26 +303,34 @@ def test_every_position_stands_at_most_once_in_an_epoch():
 
 
 def test_epochs_and_seeds_differ_and_repeat():
-    order = GlobalOrder(200, 20, seed=0)
+    order = GlobalOrder(200, 20, seed=0, draws=2)
     first, second = epoch_of(order, 0), epoch_of(order, 1)
-    for part in (0, 1):
+    for part in (0, 1, 2):
         assert not np.array_equal(first[0][part], second[0][part])
-        assert not np.array_equal(first[0][part], epoch_of(GlobalOrder(200, 20, seed=1), 0)[0][part])
+        assert not np.array_equal(first[0][part], epoch_of(GlobalOrder(200, 20, seed=1, draws=2), 0)[0][part])
     assert equal(epoch_of(order, 0), first)
-    assert equal(epoch_of(GlobalOrder(200, 20, seed=0), 1), second)
+    assert equal(epoch_of(GlobalOrder(200, 20, seed=0, draws=2), 1), second)
 
 
 def test_about_half_of_the_images_are_mirrored():
-    flips = np.concatenate([flips for _, flips in epoch_of(GlobalOrder(10_000, 100, seed=0), 0)])
+    flips = np.concatenate([places.flips for places in epoch_of(GlobalOrder(10_000, 100, seed=0), 0)])
     assert flips.dtype == bool
     assert 4800 < flips.sum() < 5200
 
 
+def test_the_numbers_drawn_for_an_image_are_uniform_and_differ_from_image_to_image():
+    draws = np.concatenate([places.draws for places in epoch_of(GlobalOrder(10_000, 100, seed=0, draws=4), 0)])
+    assert (draws.shape, draws.dtype) == ((10_000, 4), np.float32)
+    assert draws.min() >= 0 and draws.max() < 1
+    assert len(np.unique(draws[:, 0])) > 9_900
+    assert abs(draws.mean(0) - 0.5).max() < 0.02 and abs(np.corrcoef(draws.T) - np.eye(4)).max() < 0.05
+
+
 @pytest.mark.parametrize("first", [0, 1, 4, 5])
 def test_an_epoch_goes_on_from_any_batch_as_if_uninterrupted(first):
-    order = GlobalOrder(53, 10, seed=9)
+    order = GlobalOrder(53, 10, seed=9, draws=5)
     whole = epoch_of(order, 3)
-    rest = epoch_of(GlobalOrder(53, 10, seed=9), 3, first)
+    rest = epoch_of(GlobalOrder(53, 10, seed=9, draws=5), 3, first)
     assert len(rest) == 5 - first
     assert equal(rest, whole[first:])
 
@@ -342,13 +350,15 @@ def test_the_batches_do_not_depend_on_the_number_of_workers():
         assert (batch.images.shape, batch.labels.shape, batch.flips.shape) == ((8, 112, 112, 3), (8,), (8,))
         assert (batch.images.dtype, batch.labels.dtype, batch.flips.dtype) == (torch.uint8, torch.int64, torch.bool)
     expected = epoch_of(GlobalOrder(50, 8, seed=4), 0, 2) + epoch_of(GlobalOrder(50, 8, seed=4), 1)
-    for batch, (positions, flips) in zip(runs[0], expected, strict=True):
+    for batch, (positions, flips, _) in zip(runs[0], expected, strict=True):
+        assert batch.teacher is None
         assert batch.images[:, 0, 0, 0].tolist() == positions.tolist()
         assert batch.labels.tolist() == (positions % 7).tolist()
         assert batch.flips.tolist() == flips.tolist()
     for run in runs[1:]:
         assert len(run) == len(runs[0])
-        assert all(torch.equal(a, b) for x, y in zip(run, runs[0], strict=True) for a, b in zip(x, y, strict=True))
+        for one, other in zip(run, runs[0], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one[:4], other[:4], strict=True))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

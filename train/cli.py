@@ -1,15 +1,14 @@
-"""What both training scripts share: the command line, the process group, and the order in which a run is put up."""
+"""What the scripts here share: the command line, the config, the process group and the training set."""
 
 import argparse
 from collections.abc import Callable
-from typing import Any
 
 from config import BASE, load_config
 from utils.errors import clear_errors
 
 
-def main(description: str, make_task: Callable[..., Any]) -> None:
-    """Read the config and train the task that `make_task(cfg, device)` gives."""
+def main(description: str, run: Callable[..., None]) -> None:
+    """Read the config, open the training set, and call run(cfg, dataset, device)."""
     parser = argparse.ArgumentParser(
         description=description,
         epilog="One process: python SCRIPT. Several GPUs: torchrun --standalone --nproc_per_node=2 SCRIPT. "
@@ -21,13 +20,9 @@ def main(description: str, make_task: Callable[..., Any]) -> None:
     with clear_errors():
         cfg = load_config(args.config, args.overrides)
 
-        import torch  # after the config: --help and a wrong key answer at once
-
-        from train.loop import Trainer
+        # After the config: --help and a wrong key answer at once, without torch.
         from utils.dataset import build_dataset
         from utils.distributed import process_group
 
         with process_group() as device:
-            torch.manual_seed(cfg.seed)
-            dataset = build_dataset(cfg)
-            Trainer(cfg, make_task(cfg, device), dataset, device).run()
+            run(cfg, build_dataset(cfg), device)

@@ -16,15 +16,25 @@ from eval.protocols import due, evaluate, flat
 from eval.report import table
 from heads import HeadOutput
 from train.schedules import learning_rate
-from train.tasks import Task
+from train.tasks import StepInput, Task
 from utils import checkpoint
+from utils.augment import DRAWS, Augmentation, probabilities
 from utils.checkpoint import Checkpoint, CheckpointError
 from utils.dataset import FaceDataset
-from utils.distributed import Agreement, broadcast_buffers, from_rank_0, mean_over_ranks, on_rank_0, rank, world_size
+from utils.distributed import (
+    Agreement,
+    barrier,
+    broadcast_buffers,
+    from_rank_0,
+    mean_over_ranks,
+    on_rank_0,
+    rank,
+    world_size,
+)
 from utils.errors import InputError
 from utils.files import make_writable_folder, written_whole
 from utils.images import to_input
-from utils.loader import GlobalOrder, batches
+from utils.loader import GlobalOrder, TrainingBatch, batches
 from utils.plots import save_curves, save_preview
 from utils.precision import compute_type
 from utils.run_log import Rate, RunLog, describe_run
@@ -56,7 +66,8 @@ class Trainer:
         )
         # A margin softmax of scale 64 has large gradients: torch's own first scale, 65536, overflows for many steps.
         self.scaler = torch.amp.GradScaler(device.type, init_scale=1024.0, enabled=self.dtype == torch.float16)
-        self.order = GlobalOrder(len(dataset), cfg.batch_size, cfg.seed)
+        self.augment = Augmentation(cfg, device) if any(probabilities(cfg)) else None
+        self.order = GlobalOrder(len(dataset), cfg.batch_size, cfg.seed, DRAWS if self.augment else 0)
         self.step = 0
         self._stop_signal = 0
         self._named_absent: set[str] = set()
@@ -85,7 +96,7 @@ class Trainer:
 
     def _train(self) -> bool:
         """Train to the last step; True where a signal ended it before."""
-        loader = batches(self.dataset, self.order, self.cfg.num_workers, self.device)
+        loader = batches(self.dataset, self.order, self.cfg.num_workers, self.device, self.task.embeddings)
         agreement, rate = Agreement(), Rate()
         while self.step < self.total_steps:
             epoch, done = divmod(self.step, self.steps_per_epoch)
@@ -106,7 +117,7 @@ class Trainer:
                 if stop or self.step == self.total_steps or self._at_epoch_end() or (every and self.step % every == 0):
                     self._save(output.stats["loss"])
                 if stop:
-                    from_rank_0(None)  # nobody leaves before rank 0 has saved
+                    barrier()  # nobody leaves before rank 0 has saved
                     return True
             if self._at_epoch_end():
                 self._evaluate()
@@ -123,15 +134,13 @@ class Trainer:
         # What is random in a network (dropout) follows from seed, step and rank, so that a resumed run repeats it.
         torch.manual_seed(hash((self.cfg.seed, self.step, rank())) & (2**63 - 1))
         for number in range(self.cfg.accumulate_steps):
-            batch = next(micro_batches)
+            batch = self._to_device(next(micro_batches))
             if self.step == 0 and number == 0 and rank() == 0:
-                save_preview(self.output / "first_batch.png", batch)
-            images = to_input(batch.images, batch.flips, self.device)
-            labels = batch.labels.to(self.device, non_blocking=True)
+                save_preview(self.output / "first_batch.png", batch.images, batch.labels)
             last = number == self.cfg.accumulate_steps - 1
             with nullcontext() if last else self.task.no_sync():
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                    output = self.task.step(images, labels)
+                    output = self.task.step(batch)
                 self.scaler.scale(output.loss / self.cfg.accumulate_steps).backward()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.cfg.clip_grad_norm)
@@ -139,6 +148,15 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return output, lr, norm
+
+    def _to_device(self, batch: TrainingBatch) -> StepInput:
+        """Copy the bytes, and flip, normalise and augment on the device."""
+        labels, draws, teacher = (
+            None if tensor is None else tensor.to(self.device, non_blocking=True)
+            for tensor in (batch.labels, batch.draws, batch.teacher)
+        )
+        clean = to_input(batch.images, batch.flips, self.device)
+        return StepInput(self.augment(clean, draws) if self.augment else clean, clean, labels, teacher)
 
     def _report(self, stats: dict[str, Tensor], lr: float, norm: Tensor, images_per_second: float) -> None:
         values = mean_over_ranks({**stats, "grad_norm": norm})

@@ -1,33 +1,54 @@
 """The two tasks that the loop can train: a student under a teacher, and a network by itself."""
 
 from contextlib import AbstractContextManager, ExitStack
+from typing import NamedTuple
 
 import torch
 from easydict import EasyDict
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from backbones import build_backbone, build_teacher
+from backbones import build_backbone, find_teacher
 from heads import HeadOutput, build_head, build_standalone_head
 from heads.head import Head
+from train.teachers import cached_teacher, live_teacher
+from utils.augment import probabilities
+from utils.dataset import FaceDataset
 from utils.distributed import world_size
+from utils.embedding_file import EmbeddingFile
+from utils.errors import InputError
 from utils.sync_batchnorm import synchronise
+
+
+class StepInput(NamedTuple):
+    """This rank's part of a batch, on the device.
+
+    images: float [B, 3, 112, 112] in [-1, 1], the student's view; clean: the same without augmentation; labels: int64
+    [B]; teacher: float16 [B, D], the teacher's embeddings of `clean`, where they come from a file, or None.
+    """
+
+    images: Tensor
+    clean: Tensor
+    labels: Tensor
+    teacher: Tensor | None
 
 
 class Task:
     """A bare student and head (what checkpoints hold) and, over several ranks, their DDP wrappers (what steps use)."""
 
-    notes: tuple[str, ...] = ()  # what the log says at start of settings that have no effect
+    notes: tuple[str, ...] = ()  # what the log says at start: of the teacher, of settings that have no effect
+    embeddings: EmbeddingFile | None = None  # of the training images, to come with each batch
 
     def __init__(self, cfg: EasyDict, head: Head, device: torch.device) -> None:
+        torch.manual_seed(cfg.seed)  # the same weights to start from, whatever was built before
         student = build_backbone(cfg)
         student = synchronise(student, device) if cfg.sync_bn else student
         self.student = student.to(device, memory_format=torch.channels_last)
         self.head = head.to(device)
         self._student, self._head = _shared(self.student, device), _shared(self.head, device)
 
-    def step(self, images: Tensor, labels: Tensor) -> HeadOutput:
-        """images: float [B, 3, 112, 112] in [-1, 1], labels: int64 [B] -> loss and statistics of this rank's part."""
+    def step(self, batch: StepInput) -> HeadOutput:
+        """Loss and statistics of this rank's part of a batch."""
         raise NotImplementedError
 
     def no_sync(self) -> AbstractContextManager:
@@ -40,20 +61,36 @@ class Task:
 
 
 class Distillation(Task):
-    """The student under the frozen teacher, both on the same view of an image."""
+    """The student under the frozen teacher, or under its embeddings in a file and no teacher in memory."""
 
-    def __init__(self, cfg: EasyDict, device: torch.device) -> None:
-        self._teacher = build_teacher(cfg).to(device, memory_format=torch.channels_last)
+    def __init__(self, cfg: EasyDict, dataset: FaceDataset, device: torch.device) -> None:
+        self._view = cfg.teacher_view
+        if cfg.teacher_embeddings and any(probabilities(cfg)) and self._view == "same":
+            raise InputError(
+                "teacher_view = 'same': the teacher would have to embed each augmented image anew, teacher_embeddings "
+                "has those of the clean ones; set teacher_view=clean, or teacher_embeddings= for the live teacher"
+            )
+        if cfg.teacher_embeddings:
+            self.embeddings, self.notes = cached_teacher(cfg, dataset, device)
+        else:
+            release = find_teacher(cfg)
+            self._teacher = live_teacher(cfg, device, release)
+            self.notes += (f"teacher: {release.network} from {release.origin}",)
         super().__init__(cfg, build_head(cfg), device)
         if cfg.use_geom_margin and not self.head.softmax.margin.takes_geometry:
             self.notes += (f"use_geom_margin is ignored: {cfg.loss} has no geometry term, AdaFace has",)
         if cfg.pretrained_teacher_header_path and cfg.centers == "ema":
             self.notes += ("pretrained_teacher_header_path is ignored: centers = 'ema' start at random",)
 
-    def step(self, images: Tensor, labels: Tensor) -> HeadOutput:
-        with torch.no_grad():
-            teacher = self._teacher(images)
-        return self._head(self._student(images), teacher, labels)
+    def step(self, batch: StepInput) -> HeadOutput:
+        return self._head(self._student(batch.images), self._target(batch), batch.labels)
+
+    @torch.no_grad()
+    def _target(self, batch: StepInput) -> Tensor:
+        """The teacher's embeddings [B, D]."""
+        if batch.teacher is not None:
+            return batch.teacher
+        return self._teacher(batch.images if self._view == "same" else batch.clean)
 
 
 class Standalone(Task):
@@ -66,8 +103,8 @@ class Standalone(Task):
     def __init__(self, cfg: EasyDict, device: torch.device) -> None:
         super().__init__(cfg, build_standalone_head(cfg), device)
 
-    def step(self, images: Tensor, labels: Tensor) -> HeadOutput:
-        return self._head(self._student(images), labels)
+    def step(self, batch: StepInput) -> HeadOutput:
+        return self._head(self._student(batch.images), batch.labels)
 
 
 def _shared(module: nn.Module, device: torch.device) -> nn.Module:

@@ -8,12 +8,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from train import cli
 
 
-def make_task(cfg, device):
-    """The student under the teacher: see train.loop.Task."""
+def run(cfg, dataset, device):
+    """The student under the teacher: see train.loop.Trainer."""
+    from train.loop import Trainer
     from train.tasks import Distillation
 
-    return Distillation(cfg, device)
+    Trainer(cfg, Distillation(cfg, dataset, device), dataset, device).run()
 
 
 if __name__ == "__main__":
-    cli.main(__doc__, make_task)
+    cli.main(__doc__, run)

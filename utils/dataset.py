@@ -4,6 +4,7 @@ Record sets come in two layouts (InsightFace's, whose record 0 says which keys a
 key is one); a folder set has a folder an identity.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,15 +34,39 @@ class Batch(NamedTuple):
     labels: Tensor
 
 
+class Encoded(NamedTuple):
+    """An image as its set holds it: its bytes, its label, and how errors call it."""
+
+    data: bytes | memoryview
+    label: int
+    name: str
+
+
 class FaceDataset(torch.utils.data.Dataset):
     """What every training set has: `source` (its path), `num_classes`, len(), and dataset[positions] -> Batch."""
 
     source: str
     num_classes: int
 
+    def read(self, position: int) -> Encoded:
+        """The image at `position`, not yet decoded."""
+        raise NotImplementedError
+
+    def layout(self) -> bytes:
+        """What says which images the set holds and in which order, without reading them."""
+        raise NotImplementedError
+
     def read_image(self, position: int) -> tuple[np.ndarray, int]:
         """uint8 [112, 112, 3] RGB and the label of the image at `position`."""
-        raise NotImplementedError
+        encoded = self.read(position)
+        return decode_aligned(encoded.data, encoded.name), encoded.label
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the layout and the bytes of up to 1,024 images spread evenly: quick at any size."""
+        digest = hashlib.sha256(self.layout())
+        for position in np.linspace(0, len(self) - 1, min(len(self), 1024)).astype(int):
+            digest.update(self.read(int(position)).data)
+        return digest.hexdigest()
 
     def __getitem__(self, positions: np.ndarray) -> Batch:
         images = np.empty((len(positions), SIZE, SIZE, 3), dtype=np.uint8)
@@ -80,13 +105,16 @@ class RecordDataset(FaceDataset):
     def __len__(self) -> int:
         return len(self._keys)
 
-    def read_image(self, position: int) -> tuple[np.ndarray, int]:
+    def layout(self) -> bytes:
+        return self._keys.numpy().tobytes() + self.reader.layout()
+
+    def read(self, position: int) -> Encoded:
         key = int(self._keys[position])
-        header, encoded = self.reader.read(key)
+        header, data = self.reader.read(key)
         label = float(header.label if header.flag == 0 else header.label[0])
         if not (label.is_integer() and 0 <= label < self.num_classes):
             raise DataError(f"{self.source}: record {key} has label {label:g}, outside 0..{self.num_classes - 1}")
-        return decode_aligned(encoded, f"{self.source}: record {key}"), int(label)
+        return Encoded(data, int(label), f"{self.source}: record {key}")
 
     def _count_classes(self, keys: np.ndarray) -> int:
         """One more than the largest label, for a set that states its number of identities nowhere."""
@@ -120,15 +148,18 @@ class FolderDataset(FaceDataset):
     def __len__(self) -> int:
         return len(self._paths)
 
-    def read_image(self, position: int) -> tuple[np.ndarray, int]:
+    def layout(self) -> bytes:
+        return b"\n".join(self._paths.tolist())
+
+    def read(self, position: int) -> Encoded:
         path = self._path(position)
-        return decode_aligned(path.read_bytes(), str(path)), int(self.labels[position])
+        return Encoded(path.read_bytes(), int(self.labels[position]), str(path))
 
     def encoded(self) -> Iterator[bytes]:
         """The files' bytes, in order, each shown to be an aligned image."""
         for position in range(len(self)):
             self.read_image(position)
-            yield self._path(position).read_bytes()
+            yield bytes(self.read(position).data)
 
     def _path(self, position: int) -> Path:
         return Path(self.source, os.fsdecode(bytes(self._paths[position])))

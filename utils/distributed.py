@@ -63,6 +63,12 @@ def mean_over_ranks(values: dict[str, Tensor]) -> dict[str, float]:
     return dict(zip(values, (stacked / world_size()).tolist(), strict=True))
 
 
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world_size() > 1:
+        dist.all_reduce(torch.zeros(1))
+
+
 def from_rank_0(value: Any) -> Any:
     """Rank 0's value on every rank."""
     if world_size() == 1:

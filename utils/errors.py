@@ -12,7 +12,7 @@ class InputError(ValueError):
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Around a script's main: an InputError or an unusable path ends it with one line and exit code 2."""
+    """Around a script's main: an InputError or an unusable path ends it with one line and code 2, Ctrl-C with 130."""
     try:
         yield
     except (InputError, OSError) as error:
@@ -20,3 +20,5 @@ def clear_errors() -> Iterator[None]:
         message = f"error{'' if rank is None else f' (rank {rank})'}: {error}"
         print(message, file=sys.stderr, flush=True)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

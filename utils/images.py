@@ -8,6 +8,8 @@ from torch import Tensor
 from utils.errors import InputError
 
 SIZE = 112  # pixels a side of an aligned face
+# What lies between an image and a network's input, in words, for files that must fit it.
+PREPROCESSING = {"size": SIZE, "colours": "RGB", "scale": "(x - 127.5) / 127.5", "views": ["image", "mirror image"]}
 
 
 class ImageError(InputError):

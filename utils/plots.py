@@ -6,17 +6,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
+from torch import Tensor
 
 from utils.files import written_whole
-from utils.loader import TrainingBatch
 
 
-def save_preview(path: str | os.PathLike, batch: TrainingBatch, columns: int = 8, rows: int = 8) -> None:
-    """A PNG of the first images of a batch, flipped as they are trained on, each with its label under it."""
-    images = torch.where(batch.flips[:, None, None, None], batch.images.flip(2), batch.images)
+def save_preview(path: str | os.PathLike, x: Tensor, labels: Tensor, columns: int = 8, rows: int = 8) -> None:
+    """A PNG of the first images of a batch as the student sees them, [B, 3, H, W] in [-1, 1], labels under them."""
+    images = (127.5 * x[: rows * columns].permute(0, 2, 3, 1) + 127.5).round().byte().cpu().numpy()
     tiles = []
-    for image, label in zip(images.numpy()[: rows * columns], batch.labels.tolist(), strict=False):
+    for image, label in zip(images, labels.tolist(), strict=False):
         strip = np.full((16, image.shape[1], 3), 255, dtype=np.uint8)
         cv2.putText(strip, str(label), (3, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
         tiles.append(np.vstack([image, strip]))

@@ -1,6 +1,7 @@
 """The type that networks compute in."""
 
 import torch
+from torch import nn
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -12,3 +13,14 @@ def compute_type(name: str, device: torch.device) -> torch.dtype:
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return _TYPES[name]
+
+
+def cast_products(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The frozen network with the weights of its matrix products in `dtype`, where autocast would cast them each time.
+
+    Normalisations keep float32, as they do under autocast.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(dtype)
+    return network

@@ -77,6 +77,10 @@ class IndexedRecordReader:
     def __len__(self) -> int:
         return len(self._keys)
 
+    def layout(self) -> bytes:
+        """Every key with its offset, and the size of the record file: what tells it from another, unread."""
+        return self._keys.numpy().tobytes() + self._offsets.numpy().tobytes() + str(self._size).encode()
+
     def read(self, key: int) -> tuple[Header, memoryview]:
         """(header, image bytes) of the record `key`; the bytes are a view of the file wherever they lie in one part."""
         keys = self._keys.numpy()

@@ -11,6 +11,19 @@ from torch import Tensor, nn
 
 from utils.errors import InputError
 
+# Training frameworks leave references to classes of theirs beside the weights, as in AdaFace's release.
+_FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "argparse.Namespace")
+
+
+class _Nothing:
+    """Stands for a class of a framework that a file refers to: takes what the file says of it and does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
 
 class WeightsError(InputError):
     """A weights file that cannot be read or does not fit the network; the message names the file and the fix."""
@@ -27,15 +40,32 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
 
 
 def read_weights_file(path: str | os.PathLike) -> Any:
-    """What a .safetensors or torch file holds, on the CPU: tensors and plain values (weights_only)."""
+    """What a .safetensors or torch file holds, on the CPU: tensors and plain values (weights_only).
+
+    Objects of the frameworks above come as empty ones; a file that refers to anything else is refused.
+    """
     path = str(path)
     if not os.path.isfile(path):
         raise WeightsError(f"{path}: no such weights file")
     try:
-        return load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
+        return load_file(path) if path.endswith(".safetensors") else _load_torch_file(path)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        known = str(error) and not isinstance(error, KeyError)  # a KeyError says a byte that is no pickle
+        reason = str(error).splitlines()[0] if known else "garbled"
         raise WeightsError(f"{path}: not a weights file that can be read without executing it ({reason})") from error
+
+
+def _load_torch_file(path: str) -> Any:
+    try:
+        return torch.load(path, "cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        strange = [name for name in names if not name.startswith(_FRAMEWORKS)]
+        if strange or not names:
+            reason = f"it refers to {', '.join(strange)}" if strange else "it is no file that torch.save wrote"
+            raise pickle.UnpicklingError(reason) from None
+        with torch.serialization.safe_globals([(_Nothing, name) for name in names]):
+            return torch.load(path, "cpu", weights_only=True)
 
 
 def load_strictly(network: nn.Module, state: dict[str, Tensor], source: str, hint: str) -> None:

@@ -1,0 +1,87 @@
+"""The teacher as training uses it: the frozen network itself, or its embeddings of the whole training set in a file."""
+
+import os
+
+import numpy as np
+import torch
+from easydict import EasyDict
+from torch import nn
+from tqdm import tqdm
+
+from backbones import build_teacher, find_teacher
+from backbones.teacher import MissingWeights, Release
+from eval.embeddings import embed_batches
+from utils.dataset import FaceDataset
+from utils.distributed import on_rank_0, rank, world_size
+from utils.embedding_file import Description, EmbeddingFile, EmbeddingWriter
+from utils.images import PREPROCESSING
+from utils.precision import cast_products, compute_type
+from utils.run_log import describe_run
+
+
+def live_teacher(cfg: EasyDict, device: torch.device, release: Release | None = None) -> nn.Module:
+    """The frozen teacher on the device, channels-last, its matrix products in the compute type."""
+    teacher = cast_products(build_teacher(cfg, release), compute_type(cfg.dtype, device))
+    return teacher.to(device, memory_format=torch.channels_last)
+
+
+def cached_teacher(cfg: EasyDict, dataset: FaceDataset, device: torch.device) -> tuple[EmbeddingFile, tuple[str, ...]]:
+    """The file `teacher_embeddings`, made first where it is missing, and what to say of it. Every rank must call it.
+
+    Raises EmbeddingError where the file is of another teacher, other images or another preprocessing. Where the
+    teacher's weights are not to be had, a finished file is held against the name in `teacher` alone.
+    """
+    there = on_rank_0(lambda: os.path.exists(cfg.teacher_embeddings))
+    wanted = on_rank_0(lambda: describe(cfg, dataset, lenient=there))
+    if not there:
+        _embed(cfg, dataset, device, wanted)
+    embeddings = EmbeddingFile(cfg.teacher_embeddings, wanted)
+    notes = (f"teacher: {embeddings.summary()}",)
+    if "sha256" not in wanted["teacher"]:
+        notes += ("the teacher's weights are not here: its embeddings were held against its name alone",)
+    return embeddings, notes
+
+
+def describe(cfg: EasyDict, dataset: FaceDataset, lenient: bool = False) -> Description:
+    """What the embeddings by this teacher of this set are of; `lenient` allows that its weights are missing."""
+    about = {"data": dataset.source}
+    try:
+        teacher = find_teacher(cfg).identity()
+        about["teacher"] = teacher.pop("origin")
+    except MissingWeights:
+        if not lenient:
+            raise
+        teacher = {"network": cfg.teacher}
+    return {
+        "embeddings": {"shape": [len(dataset), 2, cfg.embedding_size], "type": "float16"},
+        "teacher": teacher,
+        "data": {"images": len(dataset), "fingerprint": dataset.fingerprint()},
+        "preprocessing": PREPROCESSING,
+        "about": about,
+    }
+
+
+def _embed(cfg: EasyDict, dataset: FaceDataset, device: torch.device, description: Description) -> None:
+    """Embed what the file still lacks, every rank its share of the batches."""
+    teacher, dtype = live_teacher(cfg, device), compute_type(cfg.dtype, device)
+    description["about"].update(compute_type=str(dtype).removeprefix("torch."), run=describe_run())
+    with EmbeddingWriter(cfg.teacher_embeddings, description) as writer:
+        done = len(dataset) - len(writer.remaining)
+        bar = tqdm(total=len(dataset), initial=done, desc="teacher embeddings", unit="image", disable=rank() != 0)
+        starts = range(rank() * cfg.val_batch_size, len(writer.remaining), world_size() * cfg.val_batch_size)
+        batches = [writer.remaining[start : start + cfg.val_batch_size] for start in starts]
+        images = _Images(dataset)
+        for positions, embeddings in embed_batches(
+            teacher, images, batches, device, dtype, num_workers=cfg.num_workers
+        ):
+            writer.write(positions, torch.stack(embeddings, 1))
+            bar.update(min(world_size() * len(positions), bar.total - bar.n))
+        bar.close()
+
+
+class _Images(torch.utils.data.Dataset):
+    def __init__(self, dataset: FaceDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, positions: np.ndarray) -> torch.Tensor:
+        return self.dataset[positions].images
