@@ -46,6 +46,10 @@ _HUB_ERRORS = {
 }
 
 
+# The config names something that is not there: no matter for another try or another machine.
+_MISNAMED = (RevisionNotFoundError, HFValidationError)
+
+
 class MissingWeights(WeightsError):
     """The weights are neither here nor to be had; the message says why, and how to get them."""
 
@@ -176,4 +180,5 @@ def _fetch_file(cfg: EasyDict, repository: str, file: str, revision: str) -> Pat
         cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
         reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         words = text.format(revision=revision, file=file, error=reason, by_hand=by_hand)
-        raise MissingWeights(f"{repository}: {words}") from error
+        kind = WeightsError if isinstance(error, _MISNAMED) else MissingWeights
+        raise kind(f"{repository}: {words}") from error

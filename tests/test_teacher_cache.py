@@ -323,6 +323,32 @@ def test_training_needs_no_teacher_where_its_embeddings_are_there(small_run, cop
     refused(CACHE, *missing, words=r"gone\.pth: no such file")
 
 
+def test_without_the_weights_the_repository_must_still_be_the_files(small_run, copy, tmp_path, monkeypatch):
+    description = json.loads(copy.with_suffix(".json").read_text())
+    description["teacher"]["network"] = "cvlface_ir50"
+    description["about"]["teacher"] = "minchul/cvlface_adaface_ir50_webface4m@" + 40 * "1"
+    copy.with_suffix(".json").write_text(json.dumps(description))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    settings = [
+        *small_run, "teacher=cvlface_ir50", "pretrained_teacher_path=", f"teacher_cache={tmp_path}", "max_steps=1",
+        f"teacher_embeddings={copy}",
+    ]  # fmt: skip
+    train(TRAIN, settings, tmp_path / "run")
+    other = [*settings, "teacher_repo_id=minchul/cvlface_adaface_ir50_ms1mv2", f"output={tmp_path / 'other'}"]
+    refused(TRAIN, *other, words=r"embeddings by minchul/\w+_webface4m@1+, not by minchul/\w+_ms1mv2")
+
+
+def test_a_file_is_of_one_compute_type_and_overwrites_nobody_elses(slow_run, tmp_path):
+    path = tmp_path / "teacher.npy"
+    interrupt(slow_run, path, signal.SIGKILL, 0)
+    settings = [*slow_run, f"teacher_embeddings={path}"]
+    refused(CACHE, *settings, "dtype=bfloat16", words=r"embeddings\.computed_in is 'float32', not 'bfloat16'")
+    (tmp_path / "mine.json").write_text('{"a": 1}')
+    mine = f"teacher_embeddings={tmp_path / 'mine.npy'}"
+    refused(CACHE, *slow_run, mine, words=r"mine\.json: no description of embeddings")
+    assert (tmp_path / "mine.json").read_text() == '{"a": 1}'
+
+
 def test_what_the_teacher_sees_is_explicit(small_run, copy, tmp_path):
     augmented = [*small_run, f"teacher_embeddings={copy}", "low_res_augmentation_prob=0.5"]
     refused(TRAIN, *augmented, f"output={tmp_path / 'refused'}", words="set teacher_view=clean")

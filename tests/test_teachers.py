@@ -663,7 +663,7 @@ def test_what_the_hub_does_not_have_is_told_with_the_fix(changes, words, hub, fi
     hub.publish(SOMEONE)
     hub.publish("someone/empty", description=None, weights=None)
     hub.publish("someone/half", weights=None)
-    with pytest.raises(MissingWeights, match=words):
+    with pytest.raises(WeightsError, match=words):
         find(**changes)
 
 

@@ -9,11 +9,11 @@ from torch import nn
 from tqdm import tqdm
 
 from backbones import build_teacher, find_teacher
-from backbones.teacher import MissingWeights, Release
+from backbones.teacher import REPOSITORIES, MissingWeights, Release
 from eval.embeddings import embed_batches
 from utils.dataset import FaceDataset
 from utils.distributed import on_rank_0, rank, world_size
-from utils.embedding_file import Description, EmbeddingFile, EmbeddingWriter
+from utils.embedding_file import Description, EmbeddingError, EmbeddingFile, EmbeddingWriter
 from utils.images import PREPROCESSING
 from utils.precision import cast_products, compute_type
 from utils.run_log import describe_run
@@ -29,7 +29,7 @@ def cached_teacher(cfg: EasyDict, dataset: FaceDataset, device: torch.device) ->
     """The file `teacher_embeddings`, made first where it is missing, and what to say of it. Every rank must call it.
 
     Raises EmbeddingError where the file is of another teacher, other images or another preprocessing. Where the
-    teacher's weights are not to be had, a finished file is held against the name in `teacher` alone.
+    teacher's weights are not to be had, a finished file is held against the names of network and repository alone.
     """
     there = on_rank_0(lambda: os.path.exists(cfg.teacher_embeddings))
     wanted = on_rank_0(lambda: describe(cfg, dataset, lenient=there))
@@ -38,6 +38,9 @@ def cached_teacher(cfg: EasyDict, dataset: FaceDataset, device: torch.device) ->
     embeddings = EmbeddingFile(cfg.teacher_embeddings, wanted)
     notes = (f"teacher: {embeddings.summary()}",)
     if "sha256" not in wanted["teacher"]:
+        origin, repository = str(embeddings.description.get("about", {}).get("teacher")), _repository(cfg)
+        if repository and "@" in origin and origin.partition("@")[0] != repository:
+            raise EmbeddingError(f"{embeddings.path}: embeddings by {origin}, not by {repository}")
         notes += ("the teacher's weights are not here: its embeddings were held against its name alone",)
     return embeddings, notes
 
@@ -63,8 +66,14 @@ def describe(cfg: EasyDict, dataset: FaceDataset, lenient: bool = False) -> Desc
 
 def _embed(cfg: EasyDict, dataset: FaceDataset, device: torch.device, description: Description) -> None:
     """Embed what the file still lacks, every rank its share of the batches."""
-    teacher, dtype = live_teacher(cfg, device), compute_type(cfg.dtype, device)
-    description["about"].update(compute_type=str(dtype).removeprefix("torch."), run=describe_run())
+    release = find_teacher(cfg)
+    if release.identity()["sha256"] != description["teacher"]["sha256"]:
+        raise EmbeddingError(
+            f"{release.weights}: not the weights that rank 0 found first; pin them by teacher_revision"
+        )
+    teacher, dtype = live_teacher(cfg, device, release), compute_type(cfg.dtype, device)
+    description["embeddings"]["computed_in"] = str(dtype).removeprefix("torch.")  # one type for the whole file
+    description["about"]["run"] = describe_run()
     with EmbeddingWriter(cfg.teacher_embeddings, description) as writer:
         done = len(dataset) - len(writer.remaining)
         bar = tqdm(total=len(dataset), initial=done, desc="teacher embeddings", unit="image", disable=rank() != 0)
@@ -77,6 +86,11 @@ def _embed(cfg: EasyDict, dataset: FaceDataset, device: torch.device, descriptio
             writer.write(positions, torch.stack(embeddings, 1))
             bar.update(min(world_size() * len(positions), bar.total - bar.n))
         bar.close()
+
+
+def _repository(cfg: EasyDict) -> str | None:
+    """The Hugging Face repository that the config names, None where it names a file or another kind of teacher."""
+    return None if cfg.pretrained_teacher_path else cfg.teacher_repo_id or REPOSITORIES.get(cfg.teacher)
 
 
 class _Images(torch.utils.data.Dataset):

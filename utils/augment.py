@@ -101,8 +101,8 @@ def _resample(x: Tensor, matrices: Tensor) -> Tensor:
 
 
 def _gray(x: Tensor) -> Tensor:
-    weights = x.new_tensor(_GRAY)[:, None, None]
-    return (x * weights).sum(1, keepdim=True).expand_as(x)
+    red, green, blue = (weight * x[:, channel, None] for channel, weight in enumerate(_GRAY))
+    return (red + green + blue).expand_as(x)
 
 
 def _mean_gray(x: Tensor) -> Tensor:

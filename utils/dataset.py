@@ -149,7 +149,8 @@ class FolderDataset(FaceDataset):
         return len(self._paths)
 
     def layout(self) -> bytes:
-        return b"\n".join(self._paths.tolist())
+        sizes = np.array([self._path(position).stat().st_size for position in range(len(self))])
+        return b"\n".join(self._paths.tolist()) + sizes.tobytes()
 
     def read(self, position: int) -> Encoded:
         path = self._path(position)

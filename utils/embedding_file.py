@@ -138,6 +138,8 @@ class EmbeddingWriter:
         free = shutil.disk_usage(self.path.parent).free
         if free < size:
             raise EmbeddingError(f"{self.path}: takes {size / 1e9:.1f} GB, and there are {free / 1e9:.1f} GB free")
+        if _description_path(self.path).exists():
+            _read_description(self.path)  # nobody's file of another kind is overwritten
         with written_whole(_description_path(self.path)) as file:
             file.write(json.dumps(description, indent=2).encode())
         self._lock.truncate(0)
