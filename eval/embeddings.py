@@ -60,7 +60,8 @@ def embed_batches(
     for positions, batch in Loader(loader):
         x = to_input(batch, None, device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            yield positions, [network(view).float() for view in ([x, x.flip(3)] if flip else [x])]
+            views = [network(view).float() for view in ([x, x.flip(3)] if flip else [x])]
+        yield positions, views
 
 
 @torch.inference_mode()
@@ -80,7 +81,8 @@ def embed(
     number of ranks, and so are the numbers. Without `flip`, features are network(image) and norms its lengths.
     """
     starts = range(rank() * batch_size, len(images), world_size() * batch_size)
-    batches = [range(start, min(start + batch_size, len(images))) for start in starts]
+    # Arrays, for torch's pinning of memory turns ranges into lists.
+    batches = [np.arange(start, min(start + batch_size, len(images))) for start in starts]
     was_training = network.training
     network.eval()
     features = norms = None
@@ -89,7 +91,7 @@ def embed(
         if features is None:
             features = torch.zeros(len(images), single[0].shape[1])
             norms = torch.zeros(len(images))
-        here = slice(positions.start, positions.stop)
+        here = torch.from_numpy(positions)
         features[here] = torch.stack(single).sum(0).cpu()
         norms[here] = torch.stack([part.norm(dim=1) for part in single]).mean(0).cpu()
         bar.update(world_size() * len(positions))

@@ -193,11 +193,32 @@ def test_a_part_of_another_teacher_is_not_gone_on_with(slow_run, tmp_path):
 
 def test_a_second_process_that_makes_the_same_file_is_refused(tmp_path):
     path = tmp_path / "teacher.npy"
+    other = "import sys; from utils.embedding_file import EmbeddingWriter as W; W(sys.argv[1], eval(sys.argv[2]))"
+    command = [sys.executable, "-c", other, str(path), repr(described(3, 4))]
     with EmbeddingWriter(path, described(3, 4)) as writer:
-        with pytest.raises(EmbeddingError, match="another process is making it"):
-            EmbeddingWriter(path, described(3, 4))
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert "EmbeddingError" in done.stderr and "another process is making it" in done.stderr
         writer.write(np.arange(3), torch.ones(3, 2, 4))
     assert np.load(path).shape == (3, 2, 4)
+    with pytest.raises(EmbeddingError, match="has just made it"):
+        EmbeddingWriter(path, described(3, 4))
+    assert np.load(path).shape == (3, 2, 4)
+
+
+@pytest.mark.parametrize("left", ["done only", "part cut short", "no description"])
+def test_what_a_kill_or_a_hand_left_behind_is_begun_anew(tmp_path, left):
+    path, part = tmp_path / "teacher.npy", tmp_path / "teacher.npy.part"
+    with pytest.raises(KeyboardInterrupt), EmbeddingWriter(path, described(3, 4)) as writer:
+        writer.write(np.arange(2), torch.ones(2, 2, 4))
+        raise KeyboardInterrupt
+    if left == "part cut short":
+        os.truncate(part, 100)
+    else:
+        (part if left == "done only" else path.with_suffix(".json")).unlink()
+    with EmbeddingWriter(path, described(3, 4)) as writer:
+        assert writer.remaining.tolist() == [0, 1, 2]
+        writer.write(writer.remaining, torch.ones(3, 2, 4))
+    assert (np.load(path) == 1).all()
 
 
 def test_a_disk_too_small_is_named_before_anything_is_written(tmp_path, monkeypatch):
@@ -314,10 +335,14 @@ def test_an_object_array_in_the_file_is_never_unpickled(copy):
 
 def test_training_needs_no_teacher_where_its_embeddings_are_there(small_run, copy, tmp_path):
     gone = f"pretrained_teacher_path={tmp_path / 'gone.pth'}"
+    settings = [*small_run, gone, f"teacher_embeddings={copy}", f"output={tmp_path / 'other'}"]
+    refused(TRAIN, *settings, words=r"embeddings by .*teacher\.pth, and the weights asked for \(.*gone\.pth\) are not")
+    description = json.loads(copy.with_suffix(".json").read_text())
+    description["about"]["teacher"] = str(tmp_path / "gone.pth")
+    copy.with_suffix(".json").write_text(json.dumps(description))
     train(TRAIN, [*small_run, gone], tmp_path / "run", f"teacher_embeddings={copy}", "max_steps=2")
     log = (tmp_path / "run" / "training.log").read_text()
     assert "teacher: mobilefacenet from" in log and "weights are not here" in log
-    settings = [*small_run, gone, f"teacher_embeddings={copy}", f"output={tmp_path / 'other'}"]
     refused(TRAIN, *settings, "teacher=iresnet18", words=r"teacher\.network is 'mobilefacenet', not 'iresnet18'")
     missing = [*small_run, gone, f"teacher_embeddings={tmp_path / 'none.npy'}"]
     refused(CACHE, *missing, words=r"gone\.pth: no such file")
@@ -335,7 +360,9 @@ def test_without_the_weights_the_repository_must_still_be_the_files(small_run, c
     ]  # fmt: skip
     train(TRAIN, settings, tmp_path / "run")
     other = [*settings, "teacher_repo_id=minchul/cvlface_adaface_ir50_ms1mv2", f"output={tmp_path / 'other'}"]
-    refused(TRAIN, *other, words=r"embeddings by minchul/\w+_webface4m@1+, not by minchul/\w+_ms1mv2")
+    refused(TRAIN, *other, words=r"embeddings by minchul/\w+_webface4m@1+, and .*_ms1mv2@main\) are not")
+    pinned = [*settings, f"teacher_revision={40 * '2'}", f"output={tmp_path / 'other'}"]
+    refused(TRAIN, *pinned, words=r"embeddings by minchul/\w+_webface4m@1+, and .*@2+\) are not")
 
 
 def test_a_file_is_of_one_compute_type_and_overwrites_nobody_elses(slow_run, tmp_path):

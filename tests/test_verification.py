@@ -202,3 +202,26 @@ def test_embedding_leaves_the_network_in_the_mode_it_had(training):
     network = TinyNetwork().train(training)
     embed(network, Images(2), CPU)
     assert network.training is training
+
+
+def test_batches_come_through_torchs_pinning_of_memory_as_they_went_in(monkeypatch):
+    """On a GPU every batch passes torch's pin_memory, which rebuilds containers; here, without copying tensors."""
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    from eval import embeddings
+
+    class Pinned(embeddings.Loader):
+        def __iter__(self):
+            return map(pin_memory, super().__iter__())
+
+    class Images(torch.utils.data.Dataset):
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, positions):
+            return torch.tensor([int(position) for position in positions], dtype=torch.uint8).view(-1, 1, 1, 1)
+
+    monkeypatch.setattr(embeddings, "Loader", Pinned)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *device: tensor)
+    found = embeddings.embed(torch.nn.Flatten(), Images(), torch.device("cpu"), batch_size=2)
+    assert np.allclose(found.features[:, 0], 2 * (np.arange(5) - 127.5) / 127.5)

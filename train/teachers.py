@@ -1,6 +1,7 @@
 """The teacher as training uses it: the frozen network itself, or its embeddings of the whole training set in a file."""
 
 import os
+import re
 
 import numpy as np
 import torch
@@ -29,7 +30,8 @@ def cached_teacher(cfg: EasyDict, dataset: FaceDataset, device: torch.device) ->
     """The file `teacher_embeddings`, made first where it is missing, and what to say of it. Every rank must call it.
 
     Raises EmbeddingError where the file is of another teacher, other images or another preprocessing. Where the
-    teacher's weights are not to be had, a finished file is held against the names of network and repository alone.
+    teacher's weights are not to be had, a finished file must have been made from the very path, or from the repository
+    and the commit, that the config names.
     """
     there = on_rank_0(lambda: os.path.exists(cfg.teacher_embeddings))
     wanted = on_rank_0(lambda: describe(cfg, dataset, lenient=there))
@@ -38,9 +40,13 @@ def cached_teacher(cfg: EasyDict, dataset: FaceDataset, device: torch.device) ->
     embeddings = EmbeddingFile(cfg.teacher_embeddings, wanted)
     notes = (f"teacher: {embeddings.summary()}",)
     if "sha256" not in wanted["teacher"]:
-        origin, repository = str(embeddings.description.get("about", {}).get("teacher")), _repository(cfg)
-        if repository and "@" in origin and origin.partition("@")[0] != repository:
-            raise EmbeddingError(f"{embeddings.path}: embeddings by {origin}, not by {repository}")
+        origin = str(embeddings.description.get("about", {}).get("teacher"))
+        if not _names(cfg, origin):
+            asked = cfg.pretrained_teacher_path or f"{_repository(cfg)}@{cfg.teacher_revision or 'main'}"
+            raise EmbeddingError(
+                f"{embeddings.path}: embeddings by {origin}, and the weights asked for ({asked}) are not here to be "
+                "compared: name those, or fetch these"
+            )
         notes += ("the teacher's weights are not here: its embeddings were held against its name alone",)
     return embeddings, notes
 
@@ -54,7 +60,7 @@ def describe(cfg: EasyDict, dataset: FaceDataset, lenient: bool = False) -> Desc
     except MissingWeights:
         if not lenient:
             raise
-        teacher = {"network": cfg.teacher}
+        teacher = {} if cfg.teacher in REPOSITORIES else {"network": cfg.teacher}  # model.yaml names the others
     return {
         "embeddings": {"shape": [len(dataset), 2, cfg.embedding_size], "type": "float16"},
         "teacher": teacher,
@@ -89,8 +95,16 @@ def _embed(cfg: EasyDict, dataset: FaceDataset, device: torch.device, descriptio
 
 
 def _repository(cfg: EasyDict) -> str | None:
-    """The Hugging Face repository that the config names, None where it names a file or another kind of teacher."""
-    return None if cfg.pretrained_teacher_path else cfg.teacher_repo_id or REPOSITORIES.get(cfg.teacher)
+    return cfg.teacher_repo_id or REPOSITORIES.get(cfg.teacher)
+
+
+def _names(cfg: EasyDict, origin: str) -> bool:
+    """Whether the config names this origin of a teacher: a path, or repository@commit."""
+    if cfg.pretrained_teacher_path:
+        return origin == cfg.pretrained_teacher_path
+    repository, _, commit = origin.rpartition("@")
+    pinned = re.fullmatch("[0-9a-f]{40}", cfg.teacher_revision)
+    return repository == _repository(cfg) and (not pinned or commit == cfg.teacher_revision)
 
 
 class _Images(torch.utils.data.Dataset):

@@ -5,6 +5,7 @@ called `<name>.npy.part`, and `<name>.npy.done` has a byte for each image: 1 whe
 """
 
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -126,15 +127,42 @@ class EmbeddingWriter:
         self._part.touch()
         self._lock = open(self._part, "r+b")  # noqa: SIM115 - held as long as self
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise EmbeddingError(f"{self.path}: another process is making it; start again when it is done") from None
+            self._claim()
+            self._lay_out(description)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _claim(self) -> None:
+        """Lock the part, by a lock that the loader's workers do not inherit: it ends with this process."""
+        busy = EmbeddingError(f"{self.path}: another process is making it, or has just made it; start again")
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise busy from None
         except OSError:
             pass  # a file system without locks
-        if self._done.is_file():
-            _require_same(self._part, _read_description(self.path), description)
-            return
+        if (
+            self.path.exists()
+            or not self._part.exists()
+            or not os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self._part))
+        ):
+            raise busy
+
+    def _lay_out(self, description: Description) -> None:
+        """Hold what an earlier try left against the description; where that is not whole, begin anew."""
         size = self._shape[0] * self._row
+        layout = {"descr": "<f2", "fortran_order": False, "shape": self._shape}
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, layout)
+        if (
+            _description_path(self.path).is_file()
+            and _size(self._done) == _shape(_read_description(self.path))[0]
+            and _size(self._part) > size // 2  # of another shape: a difference to be named
+        ):
+            _require_same(self._part, _read_description(self.path), description)
+            if _size(self._part) == len(header.getvalue()) + size:
+                return
         free = shutil.disk_usage(self.path.parent).free
         if free < size:
             raise EmbeddingError(f"{self.path}: takes {size / 1e9:.1f} GB, and there are {free / 1e9:.1f} GB free")
@@ -143,9 +171,8 @@ class EmbeddingWriter:
         with written_whole(_description_path(self.path)) as file:
             file.write(json.dumps(description, indent=2).encode())
         self._lock.truncate(0)
-        layout = {"descr": "<f2", "fortran_order": False, "shape": self._shape}
-        np.lib.format.write_array_header_1_0(self._lock, layout)
-        self._lock.truncate(self._lock.tell() + size)
+        self._lock.write(header.getvalue())
+        self._lock.truncate(len(header.getvalue()) + size)
         self._lock.flush()
         with written_whole(self._done) as file:
             file.write(bytes(self._shape[0]))
@@ -202,6 +229,10 @@ def _read_description(path: Path) -> Description:
     except (ValueError, KeyError, TypeError) as error:
         raise EmbeddingError(f"{_description_path(path)}: no description of embeddings; make them anew") from error
     return description
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1
 
 
 def _shape(description: Description) -> tuple[int, int, int]:

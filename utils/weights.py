@@ -15,6 +15,9 @@ from utils.errors import InputError
 _FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "argparse.Namespace")
 
 
+_GARBLED = (ValueError, LookupError, TypeError, AttributeError)  # what torch raises on bytes that are no pickle
+
+
 class _Nothing:
     """Stands for a class of a framework that a file refers to: takes what the file says of it and does nothing."""
 
@@ -49,8 +52,8 @@ def read_weights_file(path: str | os.PathLike) -> Any:
         raise WeightsError(f"{path}: no such weights file")
     try:
         return load_file(path) if path.endswith(".safetensors") else _load_torch_file(path)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        known = str(error) and not isinstance(error, KeyError)  # a KeyError says a byte that is no pickle
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, *_GARBLED) as error:
+        known = str(error) and not isinstance(error, (LookupError, TypeError, AttributeError))
         reason = str(error).splitlines()[0] if known else "garbled"
         raise WeightsError(f"{path}: not a weights file that can be read without executing it ({reason})") from error
 
@@ -64,8 +67,11 @@ def _load_torch_file(path: str) -> Any:
         if strange or not names:
             reason = f"it refers to {', '.join(strange)}" if strange else "it is no file that torch.save wrote"
             raise pickle.UnpicklingError(reason) from None
-        with torch.serialization.safe_globals([(_Nothing, name) for name in names]):
-            return torch.load(path, "cpu", weights_only=True)
+        try:
+            with torch.serialization.safe_globals([(_Nothing, name) for name in names]):
+                return torch.load(path, "cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            raise pickle.UnpicklingError(f"it holds objects of {', '.join(names)}: save its state_dict alone") from None
 
 
 def load_strictly(network: nn.Module, state: dict[str, Tensor], source: str, hint: str) -> None:
