@@ -44,9 +44,7 @@ _HUB_ERRORS = {
     HTTPError: "cannot be fetched ({error}). {by_hand}",  # a connection that breaks is no OSError
     RuntimeError: "cannot be fetched ({error}). {by_hand}",  # nor is what hf_xet raises
 }
-
-
-# The config names something that is not there: no matter for another try or another machine.
+# What another try, or another machine, would not get either.
 _MISNAMED = (RevisionNotFoundError, HFValidationError)
 
 
@@ -128,7 +126,7 @@ def load(network: nn.Module, release: Release, cfg: EasyDict) -> None:
 
 
 def _existing(path: Path) -> Path:
-    if not path.exists():
+    if not path.is_file():
         raise MissingWeights(
             f"{path}: no such file; pretrained_teacher_path is a weights file, or a folder with a CVLFace release's "
             f"{WEIGHTS} and {DESCRIPTION}"

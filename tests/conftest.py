@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -54,3 +56,10 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         num_workers=1, log_every=1, eval_ijb=False, eval_tinyface=False,
     )  # fmt: skip
     return [f"{key}={value}" for key, value in settings.items()]
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder for what is large: it goes as soon as the test ends."""
+    with TemporaryDirectory() as name:
+        yield Path(name)

@@ -1,6 +1,7 @@
 """Settings, the golden networks (their keys, weights and embeddings), and how tests hold a network against them."""
 
 import json
+import os
 import zlib
 from pathlib import Path
 
@@ -54,3 +55,20 @@ def embed(network: torch.nn.Module, images: torch.Tensor) -> np.ndarray:
 def assert_same(found: np.ndarray, wanted: np.ndarray, tolerance: float = 1e-6) -> None:
     assert found.shape == wanted.shape
     assert abs(found - wanted).max() < tolerance * abs(wanted).max()
+
+
+# --- CVLFace's releases ----------------------------------------------------------------------------------------
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "pretrained_model/model.yaml"
+
+
+def golden_weights(name: str) -> dict[str, torch.Tensor]:
+    return {key: recipe(key, shape) for key, shape in golden_keys(name).items()}
+
+
+def described(name: str, color_space: str = "RGB") -> str:
+    return f"name: {name}\ninput_size: [3, 112, 112]\ncolor_space: {color_space}\noutput_dim: 512\n"
+
+
+def release_settings(path: str | os.PathLike = "", **changes) -> EasyDict:
+    return settings(**{"teacher": "cvlface_ir18", "pretrained_teacher_path": path, **changes})

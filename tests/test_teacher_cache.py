@@ -19,10 +19,12 @@ from test_training import SCRIPTS, metrics, train
 
 from backbones import build_backbone, build_teacher
 from config import load_config
+from train.loop import Trainer
 from train.tasks import Distillation
-from utils import embedding_file
-from utils.dataset import RecordDataset
-from utils.embedding_file import EmbeddingError, EmbeddingFile, EmbeddingWriter
+from utils import embedding_writer
+from utils.dataset import RecordDataset, build_dataset
+from utils.embedding_file import EmbeddingError, EmbeddingFile
+from utils.embedding_writer import EmbeddingWriter
 from utils.make_rec import write_record_set
 
 CACHE, TRAIN = "train/cache_teacher.py", SCRIPTS[0]
@@ -86,6 +88,21 @@ def test_training_from_the_file_takes_the_same_steps_as_with_the_live_teacher(sm
     live, from_file = (metrics(tmp_path / name)[0] for name in ("live", "cached"))
     for name in ("loss", "conf_t", "margin", "norm_mean", "grad_norm"):
         assert from_file[name] == pytest.approx(live[name], rel=1e-3), name
+
+
+def test_from_random_weights_the_live_teacher_rounded_to_float16_gives_the_very_same_run(small_run, tmp_path):
+    """Nothing but that rounding tells the two apart: batches, flips and rows are the same, bit for bit."""
+    settings = [*small_run, "dtype=float32", "val_batch_size=8", "val_eval_every_n_epoch=0"]
+    for name, file in (("live", ""), ("cached", tmp_path / "teacher.npy")):
+        cfg = load_config(overrides=[*settings, f"output={tmp_path / name}", f"teacher_embeddings={file}"])
+        dataset = build_dataset(cfg)
+        task = Distillation(cfg, dataset, CPU)
+        if name == "live":
+            teacher = task._teacher
+            task._teacher = lambda images, teacher=teacher: teacher(images).half()
+        Trainer(cfg, task, dataset, CPU).run()
+    assert len(metrics(tmp_path / "live")) == 12
+    assert metrics(tmp_path / "live") == metrics(tmp_path / "cached")
 
 
 def write_lfw(folder: Path, face_data: Path, images: int) -> None:
@@ -193,7 +210,7 @@ def test_a_part_of_another_teacher_is_not_gone_on_with(slow_run, tmp_path):
 
 def test_a_second_process_that_makes_the_same_file_is_refused(tmp_path):
     path = tmp_path / "teacher.npy"
-    other = "import sys; from utils.embedding_file import EmbeddingWriter as W; W(sys.argv[1], eval(sys.argv[2]))"
+    other = "import sys; from utils.embedding_writer import EmbeddingWriter as W; W(sys.argv[1], eval(sys.argv[2]))"
     command = [sys.executable, "-c", other, str(path), repr(described(3, 4))]
     with EmbeddingWriter(path, described(3, 4)) as writer:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -222,7 +239,7 @@ def test_what_a_kill_or_a_hand_left_behind_is_begun_anew(tmp_path, left):
 
 
 def test_a_disk_too_small_is_named_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding_file.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 10**9))
+    monkeypatch.setattr(embedding_writer.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 10**9))
     with pytest.raises(EmbeddingError, match=r"takes 11\.9 GB, and there are 1\.0 GB free"):
         EmbeddingWriter(tmp_path / "teacher.npy", described(5_822_653, 512))
 

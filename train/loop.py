@@ -16,7 +16,7 @@ from eval.protocols import due, evaluate, flat
 from eval.report import table
 from heads import HeadOutput
 from train.schedules import learning_rate
-from train.tasks import StepInput, Task
+from train.tasks import Task, step_input
 from utils import checkpoint
 from utils.augment import DRAWS, Augmentation, probabilities
 from utils.checkpoint import Checkpoint, CheckpointError
@@ -33,8 +33,7 @@ from utils.distributed import (
 )
 from utils.errors import InputError
 from utils.files import make_writable_folder, written_whole
-from utils.images import to_input
-from utils.loader import GlobalOrder, TrainingBatch, batches
+from utils.loader import GlobalOrder, batches
 from utils.plots import save_curves, save_preview
 from utils.precision import compute_type
 from utils.run_log import Rate, RunLog, describe_run
@@ -134,7 +133,7 @@ class Trainer:
         # What is random in a network (dropout) follows from seed, step and rank, so that a resumed run repeats it.
         torch.manual_seed(hash((self.cfg.seed, self.step, rank())) & (2**63 - 1))
         for number in range(self.cfg.accumulate_steps):
-            batch = self._to_device(next(micro_batches))
+            batch = step_input(next(micro_batches), self.augment, self.device)
             if self.step == 0 and number == 0 and rank() == 0:
                 save_preview(self.output / "first_batch.png", batch.images, batch.labels)
             last = number == self.cfg.accumulate_steps - 1
@@ -148,15 +147,6 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return output, lr, norm
-
-    def _to_device(self, batch: TrainingBatch) -> StepInput:
-        """Copy the bytes, and flip, normalise and augment on the device."""
-        labels, draws, teacher = (
-            None if tensor is None else tensor.to(self.device, non_blocking=True)
-            for tensor in (batch.labels, batch.draws, batch.teacher)
-        )
-        clean = to_input(batch.images, batch.flips, self.device)
-        return StepInput(self.augment(clean, draws) if self.augment else clean, clean, labels, teacher)
 
     def _report(self, stats: dict[str, Tensor], lr: float, norm: Tensor, images_per_second: float) -> None:
         values = mean_over_ranks({**stats, "grad_norm": norm})

@@ -12,11 +12,13 @@ from backbones import build_backbone, find_teacher
 from heads import HeadOutput, build_head, build_standalone_head
 from heads.head import Head
 from train.teachers import cached_teacher, live_teacher
-from utils.augment import probabilities
+from utils.augment import Augmentation, probabilities
 from utils.dataset import FaceDataset
 from utils.distributed import world_size
 from utils.embedding_file import EmbeddingFile
 from utils.errors import InputError
+from utils.images import to_input
+from utils.loader import TrainingBatch
 from utils.sync_batchnorm import synchronise
 
 
@@ -31,6 +33,16 @@ class StepInput(NamedTuple):
     clean: Tensor
     labels: Tensor
     teacher: Tensor | None
+
+
+def step_input(batch: TrainingBatch, augment: Augmentation | None, device: torch.device) -> StepInput:
+    """Copy the bytes, and flip, normalise and augment on the device."""
+    labels, draws, teacher = (
+        None if tensor is None else tensor.to(device, non_blocking=True)
+        for tensor in (batch.labels, batch.draws, batch.teacher)
+    )
+    clean = to_input(batch.images, batch.flips, device)
+    return StepInput(augment(clean, draws) if augment else clean, clean, labels, teacher)
 
 
 class Task:

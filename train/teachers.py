@@ -14,13 +14,14 @@ from backbones.teacher import REPOSITORIES, MissingWeights, Release
 from eval.embeddings import embed_batches
 from utils.dataset import FaceDataset
 from utils.distributed import on_rank_0, rank, world_size
-from utils.embedding_file import Description, EmbeddingError, EmbeddingFile, EmbeddingWriter
+from utils.embedding_file import Description, EmbeddingError, EmbeddingFile
+from utils.embedding_writer import EmbeddingWriter
 from utils.images import PREPROCESSING
 from utils.precision import cast_products, compute_type
 from utils.run_log import describe_run
 
 
-def live_teacher(cfg: EasyDict, device: torch.device, release: Release | None = None) -> nn.Module:
+def live_teacher(cfg: EasyDict, device: torch.device, release: Release) -> nn.Module:
     """The frozen teacher on the device, channels-last, its matrix products in the compute type."""
     teacher = cast_products(build_teacher(cfg, release), compute_type(cfg.dtype, device))
     return teacher.to(device, memory_format=torch.channels_last)
@@ -34,7 +35,7 @@ def cached_teacher(cfg: EasyDict, dataset: FaceDataset, device: torch.device) ->
     and the commit, that the config names.
     """
     there = on_rank_0(lambda: os.path.exists(cfg.teacher_embeddings))
-    wanted = on_rank_0(lambda: describe(cfg, dataset, lenient=there))
+    wanted = on_rank_0(lambda: _describe(cfg, dataset, lenient=there))
     if not there:
         _embed(cfg, dataset, device, wanted)
     embeddings = EmbeddingFile(cfg.teacher_embeddings, wanted)
@@ -51,7 +52,7 @@ def cached_teacher(cfg: EasyDict, dataset: FaceDataset, device: torch.device) ->
     return embeddings, notes
 
 
-def describe(cfg: EasyDict, dataset: FaceDataset, lenient: bool = False) -> Description:
+def _describe(cfg: EasyDict, dataset: FaceDataset, lenient: bool = False) -> Description:
     """What the embeddings by this teacher of this set are of; `lenient` allows that its weights are missing."""
     about = {"data": dataset.source}
     try:

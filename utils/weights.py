@@ -13,8 +13,6 @@ from utils.errors import InputError
 
 # Training frameworks leave references to classes of theirs beside the weights, as in AdaFace's release.
 _FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "argparse.Namespace")
-
-
 _GARBLED = (ValueError, LookupError, TypeError, AttributeError)  # what torch raises on bytes that are no pickle
 
 

@@ -1,0 +1,294 @@
+"""Teachers from the Hugging Face hub: two files and no code, the cache, pinned commits, a message for each failure."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from fake_hub import FIRST, FakeHub
+from golden_networks import (
+    DESCRIPTION,
+    WEIGHTS,
+    assert_same,
+    described,
+    embed,
+    golden_case,
+    golden_weights,
+    release_settings,
+)
+from huggingface_hub import constants
+from safetensors.torch import save
+
+from backbones import build_teacher, find_teacher
+from backbones.teacher import MissingWeights, Release
+from utils.weights import WeightsError
+
+PUBLISHED = {
+    "cvlface_ir18": "minchul/cvlface_adaface_ir18_webface4m",
+    "cvlface_ir50": "minchul/cvlface_adaface_ir50_webface4m",
+    "cvlface_ir101": "minchul/cvlface_adaface_ir101_webface12m",
+}
+SECOND = "2b" * 20  # a commit
+SOMEONE = "someone/faces"
+
+
+@pytest.fixture(scope="module")
+def ir18_bytes() -> bytes:
+    return save(golden_weights("cvlface_ir18"))
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path) -> Iterator[FakeHub]:
+    hub = FakeHub()
+    connect(monkeypatch, hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "the_library_s"))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # before each of the library's new attempts
+    yield hub
+    hub.shutdown()
+    hub.server_close()
+
+
+def connect(monkeypatch, url: str) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+
+
+def disconnect(monkeypatch) -> None:
+    connect(monkeypatch, "http://127.0.0.1:1")
+
+
+@pytest.fixture
+def find(hub, tmp_path):
+    """find_teacher of the fake hub with a cache of the test's own; by default of `someone/faces`."""
+
+    def find(**changes) -> Release:
+        return find_teacher(
+            release_settings(**{"teacher_repo_id": SOMEONE, "teacher_cache": tmp_path / "ours", **changes})
+        )
+
+    return find
+
+
+def child(*command: str, **environment: str) -> subprocess.CompletedProcess:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING", "TRANSFORMERS"))}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, env={**kept, **environment})
+
+
+def test_a_published_teacher_is_downloaded_once_and_then_needs_no_network(hub, ir18_bytes, scratch, monkeypatch):
+    hub.publish(PUBLISHED["cvlface_ir18"], weights=ir18_bytes)
+    images, embeddings = golden_case("cvlface_ir18")
+    cfg = release_settings(teacher_cache=scratch)
+    assert_same(embed(build_teacher(cfg).double(), images), embeddings)
+    disconnect(monkeypatch)
+    assert_same(embed(build_teacher(cfg).double(), images), embeddings)
+    assert hub.asked.count(f"GET {WEIGHTS}") == 1
+
+
+@pytest.mark.parametrize("teacher", PUBLISHED)
+def test_each_teacher_has_its_published_repository_and_an_origin_with_the_commit(teacher, hub, find):
+    hub.publish(PUBLISHED[teacher], described(teacher.removeprefix("cvlface_")))
+    release = find(teacher=teacher, teacher_repo_id="")
+    assert (release.network, release.bgr) == (teacher, False)
+    assert release.origin == release.identity()["origin"] == f"{PUBLISHED[teacher]}@{FIRST}"
+
+
+def test_another_repository_is_the_network_that_its_own_model_yaml_says(hub, ir18_bytes, scratch):
+    hub.publish("someone/other", described("ir18", "BGR"), ir18_bytes)
+    cfg = release_settings(teacher="cvlface_ir101", teacher_repo_id="someone/other", teacher_cache=scratch)
+    images, embeddings = golden_case("cvlface_ir18")
+    assert_same(embed(build_teacher(cfg).double(), images.flip(1)), embeddings)
+
+
+def test_a_revision_is_a_branch_or_a_commit_and_a_commit_stays_what_it_is(hub, find, monkeypatch):
+    hub.publish(SOMEONE, weights=b"first")
+    hub.publish(SOMEONE, described("ir50"), b"second", SECOND, branch="refs/pr/1")
+
+    def content(revision: str) -> tuple[str, str, bytes]:
+        release = find(teacher_revision=revision)
+        return release.network, release.origin, release.weights.read_bytes()
+
+    first, second = ("cvlface_ir18", f"{SOMEONE}@{FIRST}", b"first"), ("cvlface_ir50", f"{SOMEONE}@{SECOND}", b"second")
+    assert content("") == content("main") == content(FIRST) == first
+    assert content("refs/pr/1") == content(SECOND) == second
+    hub.branches[SOMEONE, "main"] = SECOND
+    assert (content(""), content(FIRST)) == (second, first)
+    disconnect(monkeypatch)
+    assert (content(""), content("refs/pr/1"), content(FIRST)) == (second, second, first)
+
+
+def test_the_weights_are_of_the_commit_of_the_description_where_the_branch_moves_in_between(hub, find):
+    hub.publish(SOMEONE, weights=b"second", commit=SECOND)
+    hub.publish(SOMEONE, weights=b"first")
+    hub.later = {(SOMEONE, "main"): SECOND}
+    release = find()
+    assert (release.origin, release.weights.read_bytes()) == (f"{SOMEONE}@{FIRST}", b"first")
+    assert find().weights.read_bytes() == b"second"
+
+
+def test_downloads_go_to_teacher_cache_or_to_the_librarys_own(hub, find, tmp_path):
+    hub.publish(SOMEONE)
+    assert tmp_path / "ours" in find().weights.parents
+    assert tmp_path / "the_library_s" in find(teacher_cache="").weights.parents
+
+
+def test_only_the_two_files_are_asked_for_and_the_description_first(hub, find):
+    hub.publish(SOMEONE)
+    find()
+    files = [asked.split()[1] for asked in hub.asked]
+    assert set(files) == {DESCRIPTION, WEIGHTS}  # not wrapper.py
+    assert files == sorted(files, key=[DESCRIPTION, WEIGHTS].index)
+
+
+@pytest.mark.parametrize("description", [described("vit_base"), "name: ir18\n", "name: [ir18\n", ""])
+def test_weights_of_no_network_of_ours_are_not_downloaded(description, hub, find):
+    hub.publish(SOMEONE, description)
+    with pytest.raises(WeightsError, match=r"model\.yaml"):
+        find()
+    assert {asked.split()[1] for asked in hub.asked} == {DESCRIPTION}
+
+
+def test_a_vision_transformers_repository_is_refused_unasked(hub, find):
+    with pytest.raises(WeightsError, match=r"someone/cvlface_adaface_vit_base: .*transformer.*cvlface_adaface_ir50"):
+        find(teacher_repo_id="someone/cvlface_adaface_vit_base")
+    assert not hub.asked
+    with pytest.raises(WeightsError, match=r"vitaly/invite_ir50: does not exist"):
+        find(teacher_repo_id="vitaly/invite_ir50")  # no vision transformer
+    assert hub.asked
+
+
+@pytest.mark.parametrize("token", ["hf_secret", None])
+def test_hf_token_is_sent_where_it_is_set(token, hub, find, monkeypatch):
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    hub.publish(SOMEONE)
+    find()
+    assert hub.authorizations == {token and f"Bearer {token}"}
+
+
+TERMS = rf"^{SOMEONE}: is gated: accept its terms.*HF_TOKEN"
+PRIVATE = rf"^{SOMEONE}: does not exist or is private.*teacher_repo_id.*HF_TOKEN"
+
+
+def by_hand(repository: str, revision: str = "main") -> str:
+    files = r"model\.safetensors pretrained_model/model\.yaml"
+    command = f"hf download {repository} {files} --revision {revision} --local-dir FOLDER"
+    return f"`{command}`.*pretrained_teacher_path=FOLDER"
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "words"),
+    [
+        (401, {"X-Error-Code": "GatedRepo"}, TERMS),
+        (403, {"X-Error-Code": "GatedRepo"}, TERMS),
+        (401, {"X-Error-Code": "RepoNotFound"}, PRIVATE),
+        (404, {"X-Error-Code": "RepoNotFound"}, PRIVATE),
+        (401, {"X-Error-Message": "Invalid credentials in Authorization header"}, rf"^{SOMEONE}: .*HF_TOKEN"),
+        (503, {}, rf"^{SOMEONE}: .*503.*{by_hand(SOMEONE)}"),
+        (200, {}, rf"^{SOMEONE}: .*{by_hand(SOMEONE)}"),  # a proxy's own page
+    ],
+)
+def test_what_the_hub_refuses_is_told_with_the_fix(status, headers, words, hub, find):
+    hub.refusal = status, headers
+    with pytest.raises(MissingWeights, match=words):
+        find()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"teacher_revision": "v9"},
+            rf"^{SOMEONE}: has no revision 'v9': teacher_revision is a branch, a tag or a comm",
+        ),
+        ({"teacher_revision": SECOND}, rf"^{SOMEONE}: has no revision '{SECOND}': teacher_revision"),
+        ({"teacher_repo_id": "someone/empty"}, r"^someone/empty: has no pretrained_model/model\.yaml.*teacher_repo_id"),
+        ({"teacher_repo_id": "someone/half"}, r"^someone/half: has no model\.safetensors.*teacher_repo_id"),
+        ({"teacher_repo_id": "someone/nowhere"}, r"^someone/nowhere: does not exist or is private"),
+        ({"teacher_repo_id": "a/b/c"}, r"^a/b/c: is no repository's name, which is owner/name: check teacher_repo_id"),
+        ({"teacher_repo_id": "a/b c"}, r"^a/b c: is no repository's name, which is owner/name: check teacher_repo_id"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_told_with_the_fix(changes, words, hub, find):
+    hub.publish(SOMEONE)
+    hub.publish("someone/empty", description=None, weights=None)
+    hub.publish("someone/half", weights=None)
+    with pytest.raises(WeightsError, match=words):
+        find(**changes)
+
+
+def test_without_a_network_the_message_has_the_command_that_fetches_the_files(hub, find, tmp_path, monkeypatch):
+    hub.publish(SOMEONE, described("ir50", "BGR"))
+    disconnect(monkeypatch)
+    with pytest.raises(MissingWeights, match=rf"^{SOMEONE}: .*not in the cache.*refused.*{by_hand(SOMEONE)}") as raised:
+        find()
+    program, *arguments = shlex.split(
+        re.search("`(.+?)`", str(raised.value))[1].replace("FOLDER", str(tmp_path / "by_hand"))
+    )
+    command = (str(Path(sys.executable).with_name(program)), *arguments)
+    done = child(*command, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path), HF_HUB_DISABLE_UPDATE_CHECK="1")
+    assert done.returncode == 0, done.stderr
+    release = find_teacher(release_settings(tmp_path / "by_hand"))
+    assert (release.network, release.bgr, release.weights.read_bytes()) == ("cvlface_ir50", True, b"weights" * 1000)
+    assert "GET wrapper.py" not in hub.asked
+
+
+def test_offline_mode_takes_what_is_cached_and_names_itself_where_nothing_is(hub, find, tmp_path):
+    hub.publish(SOMEONE)
+    find()
+    asked = len(hub.asked)
+    program = (
+        "from backbones import find_teacher; from config import load_config; from utils.weights import WeightsError\n"
+        f"cfg = load_config(overrides=['teacher_repo_id={SOMEONE}', {f'teacher_cache={tmp_path}/ours'!r}])\n"
+        "print(find_teacher(cfg).origin)\ncfg.teacher_repo_id = 'someone/other'\n"
+        "try:\n    find_teacher(cfg)\nexcept WeightsError as error:\n    print(error)\n"
+    )
+    done = child(sys.executable, "-c", program, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    origin, message = done.stdout.splitlines()
+    assert origin == f"{SOMEONE}@{FIRST}" and len(hub.asked) == asked
+    assert re.search(rf"^someone/other: .*not in the cache.*HF_HUB_OFFLINE.*{by_hand('someone/other')}", message)
+
+
+def test_a_download_that_breaks_off_goes_on_to_the_same_bytes(hub, find, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    hub.publish(SOMEONE, weights=bytes(range(256)) * 1000)
+    hub.cut = 2
+    assert find().weights.read_bytes() == bytes(range(256)) * 1000
+    assert hub.asked.count(f"GET {WEIGHTS}") == 3
+
+
+@pytest.mark.parametrize("fault", [{"cut": 1000}, {"announced": 1}])
+def test_a_broken_download_is_refused_and_never_taken_for_the_weights(fault, hub, find, monkeypatch):
+    hub.publish(SOMEONE, weights=bytes(range(256)) * 1000)
+    vars(hub).update(fault)
+    with pytest.raises(MissingWeights, match=rf"^{SOMEONE}: cannot be fetched.*{by_hand(SOMEONE, FIRST)}"):
+        find()
+    with monkeypatch.context() as patch:
+        disconnect(patch)
+        with pytest.raises(MissingWeights, match=rf"^{SOMEONE}: .*not in the cache.*{by_hand(SOMEONE, FIRST)}"):
+            find()
+    vars(hub).update(dict.fromkeys(fault, 0))
+    assert find().weights.read_bytes() == bytes(range(256)) * 1000
+
+
+def test_a_download_from_xet_storage_that_fails_is_told_with_the_fix(hub, find, monkeypatch):
+    def fail(**arguments: object) -> None:
+        raise RuntimeError("Task error: CAS Client Error")  # as hf_xet does when its storage fails
+
+    monkeypatch.setattr("huggingface_hub.file_download.xet_get", fail)
+    hub.publish(SOMEONE)
+    hub.xet = True
+    with pytest.raises(MissingWeights, match=rf"^{SOMEONE}: cannot be fetched.*CAS.*{by_hand(SOMEONE, FIRST)}"):
+        find()
