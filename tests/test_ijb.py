@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import roc_curve
 
 from eval import ijb
-from eval.ijb import FPRS, TemplateError, evaluate_templates
+from eval.ijb import FPRS, TemplateError, evaluate_templates, pair_scores, roc_points, score_templates, tpr_at_fpr
 from utils.template_set import read_metadata
 
 ARRAYS = ("faceness_scores", "templates", "medias", "label", "p1", "p2")
@@ -100,11 +100,90 @@ def test_gaps_in_ids_one_image_templates_and_shared_media_ids(seed):
             assert figures[f"{name}_thresh_at_fpr_{fpr}"] == (threshold and pytest.approx(threshold, abs=1e-12))
 
 
-def test_figures_do_not_depend_on_the_chunks_of_pairs(monkeypatch):
+def test_small_integer_embeddings_with_many_ties():
+    for seed in range(50):
+        generator = np.random.default_rng(seed)
+        templates = np.append(np.arange(8), generator.integers(0, 4, 6))  # four of one image for certain
+        medias = generator.integers(0, 2, len(templates))
+        embeddings = generator.integers(0, 3, (len(templates), 3)).astype(np.float32)
+        embeddings[:, 0] += 1  # none of length 0
+        p1, p2 = generator.integers(0, 8, (2, 100))  # of 64 possible pairs: some stand twice
+        label = np.append([0, 1], generator.integers(0, 2, 98))
+        faceness = generator.choice([0.5, 1.0], len(templates))
+        figures = evaluate_templates(embeddings, faceness, templates, medias, label, p1, p2)
+        for variant, name in VARIANTS.items():
+            points = slow_points(label, slow_scores(embeddings, faceness, templates, medias, p1, p2, *variant))
+            for fpr, (tpr, threshold) in zip(FPRS, points, strict=True):
+                assert figures[f"{name}_tpr_at_fpr_{fpr}"] == pytest.approx(tpr, abs=1e-9)
+                assert figures[f"{name}_thresh_at_fpr_{fpr}"] == (threshold and pytest.approx(threshold, abs=1e-12))
+
+
+@pytest.mark.parametrize("distinct", [1, 2, 3, 10, 100, 10**9])
+def test_the_points_are_those_of_scikit_learn(distinct):
+    generator = np.random.default_rng(distinct)
+    for _ in range(100):
+        size = generator.integers(2, 60)
+        label = generator.permutation(np.append([0, 1], generator.integers(0, 2, size - 2)))
+        scores = generator.integers(0, distinct, size) / distinct - 0.5
+        fpr, tpr, thresholds = roc_curve(label, scores)
+        false, true, ours = (part[::-1] for part in roc_points(label, scores))
+        assert (false / false[-1] == fpr).all()
+        assert (true / true[-1] == tpr).all()
+        assert (ours == thresholds).all()
+
+
+@pytest.mark.parametrize("decimals", [1, 2, 3, 12])
+def test_operating_points_are_those_of_scikit_learn_s_curve(decimals):
+    generator = np.random.default_rng(decimals)
+    label = (generator.random(20_000) < 0.01).astype(np.int64)
+    scores = (generator.normal(size=20_000) / 5 + label).round(decimals)
+    assert tpr_at_fpr(label, scores) == slow_points(label, scores)
+
+
+def test_scores_closer_than_float32_can_tell_keep_their_order():
+    generator = np.random.default_rng(0)
+    center, aside = np.linalg.qr(generator.normal(size=(512, 2)))[0].T
+    cosines = 0.5 + 1e-9 * np.arange(1, 41)  # 40 pairs within a float32 step; genuine and impostor take turns
+    others = cosines[:, None] * center + np.sqrt(1 - cosines**2)[:, None] * aside
+    embeddings = np.vstack([center, others])
+    ids = np.arange(41)
+    label = ids[1:] % 2
+    figures = evaluate_templates(embeddings, np.ones(41), ids, ids, label, np.zeros(40, dtype=int), ids[1:])
+    # The nearest to 0.1 is 2 of 20 impostors (39 and 37 of 1 to 40 are genuine, 40 and 38 are not, as is 36).
+    assert figures["Norm:True_Det:True_tpr_at_fpr_0.1"] == 10.0
+    assert figures["Norm:True_Det:True_thresh_at_fpr_0.1"] == pytest.approx(cosines[36], abs=1e-12)
+
+
+def test_scores_stand_in_the_order_of_the_pairs(monkeypatch):
+    generator = np.random.default_rng(0)
+    units = generator.normal(size=(2, 30, 5))
+    units /= np.linalg.norm(units, axis=2, keepdims=True)
+    first, second = generator.integers(0, 30, (2, 5000))  # more than there are different pairs
+    expected = (units[:, first] * units[:, second]).sum(axis=2)
+    for block in (1024, 30, 7, 1):
+        monkeypatch.setattr(ijb, "TEMPLATES_A_BLOCK", block)
+        assert pair_scores(units, first, second) == pytest.approx(expected, abs=1e-12)
+    assert pair_scores(units, first[:1], second[:1]) == pytest.approx(expected[:, :1], abs=1e-12)
+
+
+def test_figures_do_not_depend_on_blocks_and_chunks(monkeypatch):
     arrays = generated()
     whole = evaluate_templates(*arrays)
-    monkeypatch.setattr(ijb, "PAIRS_A_CHUNK", 7)
-    assert evaluate_templates(*arrays) == whole
+    monkeypatch.setattr(ijb, "TEMPLATES_A_BLOCK", 3)
+    monkeypatch.setattr(ijb, "IMAGES_A_CHUNK", 7)
+    assert evaluate_templates(*arrays) == pytest.approx(whole, abs=1e-9)
+
+
+def test_figures_do_not_depend_on_what_the_ids_are():
+    embeddings, faceness, templates, medias, label, p1, p2 = generated()
+    figures = evaluate_templates(embeddings, faceness, templates, medias, label, p1, p2)
+    for shift, stretch in ((-600, 1), (0, 2**40)):  # some below 0, some far apart
+        other = [stretch * part + shift for part in (templates, p1, p2)]
+        assert evaluate_templates(embeddings, faceness, other[0], medias, label, *other[1:]) == figures
+        for wrong in (-(2**60), -601, 2**60):
+            other[1][0] = wrong
+            with pytest.raises(TemplateError, match=f"p1 names 1 template ids that no image has: {wrong}$"):
+                evaluate_templates(embeddings, faceness, other[0], medias, label, *other[1:])
 
 
 def test_figures_do_not_depend_on_the_order_of_images():
@@ -206,3 +285,16 @@ def with_first(value):
 def test_what_cannot_be_scored_is_named(position, change, message):
     with pytest.raises(TemplateError, match=message):
         evaluate_templates(*changed(position, change))
+
+
+def test_a_pair_is_accepted_from_the_threshold_at_a_ten_thousandth_on():
+    embeddings, faceness, templates, medias, label, p1, p2 = generated()
+    figures, arrays = score_templates(embeddings, faceness, templates, medias, label, p1, p2)
+    assert arrays["label"].tolist() == (label == 1).tolist()
+    for variant, name in VARIANTS.items():
+        scores = np.array(slow_scores(embeddings, faceness, templates, medias, p1, p2, *variant))
+        assert arrays[f"{name}.score"].dtype == np.float32
+        assert arrays[f"{name}.score"] == pytest.approx(scores, abs=1e-6)
+        threshold = figures[f"{name}_thresh_at_fpr_0.0001"]
+        accepted = scores > threshold - 1e-10 if threshold is not None else np.zeros(len(scores), dtype=bool)
+        assert arrays[f"{name}.decision"].tolist() == accepted.tolist()

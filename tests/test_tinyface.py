@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from eval import tinyface
-from eval.tinyface import RANKS, TinyFaceError, evaluate_identification
+from eval.tinyface import (
+    RANKS,
+    TinyFaceError,
+    evaluate_identification,
+    float32_margin,
+    ranks,
+    score_identification,
+)
 from utils.template_set import read_metadata
 
 LISTS = ("probe_paths", "gallery_paths", "distractor_paths")
@@ -116,6 +123,41 @@ def test_a_tie_of_embeddings_of_another_length_counts_against_the_probe():
         assert evaluate_identification(embeddings, ["1_0", "1_1", "x_0"], metadata)["rank-1"] == 0
 
 
+@pytest.mark.parametrize(("below", "above"), [(0, 3), (3, 0), (5, 2)])
+def test_cosines_closer_than_float32_can_tell_keep_their_order(below, above):
+    generator = np.random.default_rng(below)
+    probe, aside = np.linalg.qr(generator.normal(size=(512, 2)))[0].T
+    cosines = 0.5 + 1e-9 * np.arange(-below, above + 1)  # the mate's at 0.5
+    gallery = cosines[:, None] * probe + np.sqrt(1 - cosines**2)[:, None] * aside
+    identities = np.where(np.arange(len(cosines)) == below, 0, -1)
+    assert ranks(probe[None], gallery, np.array([0]), identities) == 1 + above
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-8, 1e-4, 1.0])
+def test_ranks_are_those_of_float64_however_alike_the_embeddings(spread, monkeypatch):
+    generator = np.random.default_rng(0)
+    unit = generator.normal(size=512) + spread * generator.normal(size=(350, 512))
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    wanted, identities = np.arange(50), np.append(np.arange(50).repeat(2), np.full(200, -1))
+    cosines = unit[:50] @ unit[50:].T
+    mates = wanted[:, None] == identities
+    nearest = np.where(mates, cosines, -1).max(axis=1, keepdims=True)
+    expected = 1 + (~mates & (cosines > nearest - tinyface.ROUNDING)).sum(axis=1)
+    for chunk in (2**24, 1000):
+        monkeypatch.setattr(tinyface, "COSINES_A_CHUNK", chunk)
+        assert (ranks(unit[:50], unit[50:], wanted, identities) == expected).all()
+
+
+@pytest.mark.parametrize("dimensions", [1, 4, 128, 512])
+def test_float32_cosines_are_within_the_margin(dimensions):
+    generator = np.random.default_rng(0)
+    one, other = generator.normal(size=(2, 500, dimensions))
+    other[:100] = one[:100]  # where rounding does not cancel out
+    one, other = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (one, other))
+    error = np.abs(one.astype(np.float32) @ other.astype(np.float32).T - one @ other.T).max()
+    assert error < float32_margin(dimensions) < 1e-4
+
+
 def test_a_distractor_with_the_probe_s_own_label_is_no_mate():
     metadata = {"probe_paths": ["1_0.jpg"], "gallery_paths": ["1_1.jpg"], "distractor_paths": ["1_2.jpg"]}
     rates = evaluate_identification(np.array([[1, 0], [0, 1], [1, 0]]), ["1_0.jpg", "1_1.jpg", "1_2.jpg"], metadata)
@@ -164,3 +206,12 @@ def test_an_embedding_that_is_not_finite_is_named():
     embeddings[2] = np.nan
     with pytest.raises(TinyFaceError, match="embedding of image 2 is not a finite number"):
         evaluate_identification(embeddings, paths, metadata)
+
+
+def test_ranks_stand_beside_the_rows_of_their_probes():
+    metadata = {"probe_paths": ["9_0", "1_0", "2_0"], "gallery_paths": ["1_1", "2_1"], "distractor_paths": ["x_0"]}
+    names = ["x_0", "1_1", "2_1", "2_0", "9_0", "1_0"]
+    embeddings = np.array([[1, 0.1], [1, 0], [0, 1], [1, 0.01], [1, 1], [1, 0]])
+    figures, arrays = score_identification(embeddings, names, metadata)
+    assert (arrays["probe"].tolist(), arrays["rank"].tolist()) == ([5, 3], [1, 3])
+    assert figures == {"rank-1": 50, "rank-5": 100, "rank-20": 100}

@@ -1,5 +1,6 @@
 """Pair verification against the protocol written out the slow way, and the extractor against a network by hand."""
 
+import itertools
 import math
 import time
 
@@ -10,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from eval.embeddings import embed
-from eval.verification import evaluate_pairs, squared_distances
+from eval.verification import evaluate_pairs, roc_figures, score_pairs, squared_distances
 
 CPU = torch.device("cpu")
 
@@ -104,11 +105,55 @@ def test_the_figures_are_those_of_the_protocol_written_out(count, seed):
     embeddings, is_same = random_pairs(count, 16, seed)
     mean, deviation = slow_figures(embeddings, is_same)
     figures = evaluate_pairs(embeddings, is_same)
-    assert figures == {
-        "Accuracy-Flip": pytest.approx(mean, abs=1e-12),
-        "Accuracy-Std": pytest.approx(deviation, abs=1e-12),
-    }
+    assert figures["Accuracy-Flip"] == pytest.approx(mean, abs=1e-12)
+    assert figures["Accuracy-Std"] == pytest.approx(deviation, abs=1e-12)
     assert count == 10 or 0.5 < mean < 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_tar_auc_and_eer_are_those_of_counting(seed):
+    rng = np.random.default_rng(seed)
+    is_same = np.append([True, False], rng.random(1198) < 0.4)
+    scores = (rng.standard_normal(1200) + 1.5 * is_same).round(1 if seed % 2 else 9)  # with many ties and with none
+    genuine, impostor = scores[is_same], scores[~is_same]
+    points = [(np.mean(impostor >= t), np.mean(genuine >= t)) for t in [np.inf, *np.unique(scores)[::-1]]]
+    figures = roc_figures(is_same, scores)
+    for wanted in (1e-3, 1e-2):
+        assert figures[f"TAR_at_FAR_{wanted}"] == max(tar for far, tar in points if far <= wanted)
+    wins = [np.mean((value > impostor) + 0.5 * (value == impostor)) for value in genuine]
+    assert figures["AUC"] == pytest.approx(np.mean(wins), abs=1e-12)
+    crossings = []  # of the lines between the points with FAR = 1 - TAR, found by bisection
+    for (far_0, tar_0), (far_1, tar_1) in itertools.pairwise(points):
+        if far_0 + tar_0 < 1 <= far_1 + tar_1:
+            low, high = 0.0, 1.0
+            for _ in range(60):
+                middle = (low + high) / 2
+                here = far_0 + middle * (far_1 - far_0) + tar_0 + middle * (tar_1 - tar_0)
+                low, high = (middle, high) if here < 1 else (low, middle)
+            crossings.append(far_0 + low * (far_1 - far_0))
+    assert [figures["EER"]] == pytest.approx(crossings, abs=1e-12)
+
+
+def test_pairs_told_apart_without_a_fault_have_no_equal_error():
+    figures = roc_figures(np.array([True, False] * 50), np.array([0.6, 0.5] * 50))
+    assert figures == {"TAR_at_FAR_0.001": 1, "TAR_at_FAR_0.01": 1, "AUC": 1, "EER": 0}
+
+
+def test_pairs_of_one_kind_have_no_curve():
+    assert set(roc_figures(np.ones(10, dtype=bool), np.arange(10)).values()) == {None}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_pair_is_called_the_same_by_the_threshold_of_its_fold(seed):
+    embeddings, is_same = random_pairs(107, 16, seed)
+    figures, arrays = score_pairs(embeddings, is_same)
+    unit = embeddings / np.linalg.norm(embeddings.astype(np.float64), axis=1, keepdims=True)
+    cosines = (unit[0::2] * unit[1::2]).sum(1)
+    assert arrays["score"] == pytest.approx(cosines, abs=1e-12)
+    fold = np.repeat(np.arange(10), [11] * 7 + [10] * 3)
+    assert arrays["decision"].tolist() == (cosines > arrays["threshold"][fold]).tolist()
+    right = arrays["decision"] == arrays["is_same"]
+    assert figures["Accuracy-Flip"] == pytest.approx(np.mean([right[fold == f].mean() for f in range(10)]))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -133,14 +178,15 @@ def test_of_equally_good_thresholds_the_first_counts():
 def test_the_same_means_less_than_the_threshold():
     # Equal embeddings have distance 0, which is not below threshold 0.00 but below 0.01.
     embeddings = np.repeat(np.random.default_rng(0).standard_normal((20, 8)), 2, axis=0)
-    assert evaluate_pairs(embeddings, [True] * 20) == {"Accuracy-Flip": 1.0, "Accuracy-Std": 0.0}
-    assert evaluate_pairs(embeddings, [False] * 20) == {"Accuracy-Flip": 1.0, "Accuracy-Std": 0.0}
+    for is_same in ([True] * 20, [False] * 20):
+        figures = evaluate_pairs(embeddings, is_same)
+        assert (figures["Accuracy-Flip"], figures["Accuracy-Std"]) == (1, 0)
 
 
 def test_the_lengths_of_embeddings_do_not_matter():
     embeddings, is_same = random_pairs(60, 12, 3)
     lengths = np.random.default_rng(1).uniform(0.01, 100, (120, 1))
-    assert evaluate_pairs(embeddings * lengths, is_same) == evaluate_pairs(embeddings, is_same)
+    assert evaluate_pairs(embeddings * lengths, is_same) == pytest.approx(evaluate_pairs(embeddings, is_same))
 
 
 def test_an_embedding_of_length_zero_stays_at_zero():
