@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from utils.distributed import rank, world_size
+from utils.distributed import on_all_ranks, rank, world_size
 from utils.errors import InputError
-from utils.images import to_input
+from utils.images import SIZE, to_input
 from utils.loader import Loader, start_worker, unchanged
 
 
@@ -34,6 +34,52 @@ class _Source(Dataset):
             return error
 
 
+class KeptImages(Dataset):
+    """The images of this rank's batches (see `embed`), decoded once: uint8 [n, 112, 112, 3] in memory."""
+
+    def __init__(self, images: Dataset, batch_size: int, num_workers: int, title: str) -> None:
+        batches = own_batches(len(images), batch_size)
+        own = np.concatenate([np.arange(0), *batches])
+        self._length = len(images)
+        self._row = np.zeros(self._length, dtype=np.int64)
+        self._row[own] = np.arange(len(own))
+        self._pixels = torch.empty(len(own), SIZE, SIZE, 3, dtype=torch.uint8)
+        bar = tqdm(total=len(own), desc=f"decoding {title}", unit="image", disable=rank() != 0, leave=False)
+        for positions, batch in decoded_batches(images, batches, num_workers):
+            self._pixels[self._row[positions]] = batch
+            bar.update(len(positions))
+        bar.close()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, positions: Sequence[int]) -> Tensor:
+        return self._pixels[self._row[positions]]
+
+
+def own_batches(count: int, batch_size: int) -> list[np.ndarray]:
+    """Positions below `count` in batches, every world-size-th of them: this rank's share."""
+    starts = range(rank() * batch_size, count, world_size() * batch_size)
+    # Arrays, for torch's pinning of memory turns ranges into lists.
+    return [np.arange(start, min(start + batch_size, count)) for start in starts]
+
+
+def decoded_batches(
+    images: Dataset, batches: Sequence[Sequence[int]], num_workers: int, pin_memory: bool = False
+) -> Iterator[tuple[Sequence[int], Tensor]]:
+    """Each of `batches` with its images, uint8 [n, 112, 112, 3], decoded by `num_workers` processes."""
+    loader = DataLoader(
+        _Source(images),
+        batch_size=None,
+        sampler=batches,
+        collate_fn=unchanged,
+        num_workers=min(num_workers, len(batches)),
+        pin_memory=pin_memory,
+        worker_init_fn=start_worker,
+    )
+    yield from Loader(loader)
+
+
 @torch.inference_mode()
 def embed_batches(
     network: nn.Module,
@@ -48,23 +94,13 @@ def embed_batches(
 
     `images` has images[positions] -> uint8 [n, 112, 112, 3]. The network is used in the mode that it is in.
     """
-    loader = DataLoader(
-        _Source(images),
-        batch_size=None,
-        sampler=batches,
-        collate_fn=unchanged,
-        num_workers=min(num_workers, len(batches)),
-        pin_memory=device.type == "cuda",
-        worker_init_fn=start_worker,
-    )
-    for positions, batch in Loader(loader):
+    for positions, batch in decoded_batches(images, batches, num_workers, pin_memory=device.type == "cuda"):
         x = to_input(batch, None, device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             views = [network(view).float() for view in ([x, x.flip(3)] if flip else [x])]
         yield positions, views
 
 
-@torch.inference_mode()
 def embed(
     network: nn.Module,
     images: Dataset,
@@ -79,10 +115,28 @@ def embed(
 
     Under torchrun each rank takes every world-size-th batch and all get the whole result. Batches are the same for any
     number of ranks, and so are the numbers. Without `flip`, features are network(image) and norms its lengths.
+    An InputError or OSError of any rank is raised on all.
     """
-    starts = range(rank() * batch_size, len(images), world_size() * batch_size)
-    # Arrays, for torch's pinning of memory turns ranges into lists.
-    batches = [np.arange(start, min(start + batch_size, len(images))) for start in starts]
+
+    def own() -> tuple[Tensor | None, Tensor | None]:
+        return _embed_own(network, images, device, batch_size, dtype, flip, num_workers, title)
+
+    features, norms = on_all_ranks(own)
+    if world_size() > 1:
+        features, norms = _share(features, norms, len(images))
+    broken = (~features.isfinite().all(1)).nonzero()
+    if len(broken):
+        raise InputError(f"{title}: the embedding of image {int(broken[0])} is not finite; the weights are broken")
+    return Embeddings(features.numpy(), norms.numpy())
+
+
+@torch.inference_mode()
+def _embed_own(
+    network: nn.Module, images: Dataset, device: torch.device, batch_size: int, dtype: torch.dtype, flip: bool,
+    num_workers: int, title: str,
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    """[N, D] and [N] with the rows of this rank's batches filled, the others 0; None for a rank without a batch."""
+    batches = own_batches(len(images), batch_size)
     was_training = network.training
     network.eval()
     features = norms = None
@@ -97,12 +151,7 @@ def embed(
         bar.update(world_size() * len(positions))
     bar.close()
     network.train(was_training)
-    if world_size() > 1:
-        features, norms = _share(features, norms, len(images))
-    broken = (~features.isfinite().all(1)).nonzero()
-    if len(broken):
-        raise InputError(f"{title}: the embedding of image {int(broken[0])} is not finite; the weights are broken")
-    return Embeddings(features.numpy(), norms.numpy())
+    return features, norms
 
 
 def _share(features: Tensor | None, norms: Tensor | None, count: int) -> tuple[Tensor, Tensor]:

@@ -1,84 +1,123 @@
 """The protocols in one table, and the one way through them: find the sets, embed the images, score, collect."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from easydict import EasyDict
 from torch import nn
 
 from eval.embeddings import Embeddings, embed
-from eval.ijb import evaluate_templates
-from eval.tinyface import evaluate_identification
-from eval.verification import FOLDS, evaluate_pairs
+from eval.ijb import score_templates
+from eval.sets import Sets
+from eval.tinyface import score_identification
+from eval.verification import FOLDS, score_pairs
 from utils.bin_file import BinError, VerificationSet, read_bin
-from utils.distributed import rank
-from utils.template_set import TemplateSet
+from utils.distributed import on_all_ranks, on_rank_0, rank
+from utils.errors import InputError
+from utils.files import written_whole
+from utils.nist_set import NistSet, is_nist
+from utils.template_set import ArrowVerificationSet, TemplateSet
 
 # Of a figure; None: there is no such number (a threshold above every score).
 Figures = dict[str, float | None]
+Arrays = dict[str, np.ndarray]
+
+
+class Column(NamedTuple):
+    """A figure of tables that set methods side by side: `label` over it, after the set's name; times `factor`, it is
+    in percent. The figure `spread` follows in brackets."""
+
+    figure: str
+    label: str = ""
+    factor: float = 1.0
+    spread: str = ""
 
 
 class Protocol(NamedTuple):
-    """How the sets of a protocol are found, opened and scored.
+    """How the sets of a protocol are found, opened, scored and put into tables.
 
     prefix: of its config keys (`<prefix>_targets`, `<prefix>_batch_size`, ...); root: the config key of its folder;
     every: the config key of the epochs between its evaluations during training, 0 for never;
-    file: where a target lies in the root; open: path -> images (a dataset as embed() takes);
-    score: -> figures by name.
+    files: where a target, `{}`, lies in the root, the first that is there; open: path -> images (a dataset as embed()
+    takes); score: -> figures by name, and the arrays that they rest on; columns: its figures in tables of methods.
     """
 
     prefix: str
     root: str
     every: str
-    file: Callable[[str], str]
+    files: tuple[str, ...]
     open: Callable[[Path], Any]
-    score: Callable[[Any, Embeddings], Figures]
+    score: Callable[[Any, Embeddings], tuple[Figures, Arrays]]
+    columns: tuple[Column, ...]
 
 
-def _open_pairs(path: Path) -> VerificationSet:
-    pairs = read_bin(path)
+def _open_pairs(path: Path) -> VerificationSet | ArrowVerificationSet:
+    pairs = ArrowVerificationSet(path) if path.is_dir() else read_bin(path)
     if len(pairs.is_same) < FOLDS:
         raise BinError(f"{path}: {len(pairs.is_same)} pairs; the protocol's {FOLDS} folds need one each")
     return pairs
 
 
-def _score_pairs(pairs: VerificationSet, embeddings: Embeddings) -> Figures:
-    figures = evaluate_pairs(embeddings.features, pairs.is_same)
-    return {**figures, "XNorm": float(embeddings.norms.mean())}
+def _score_pairs(pairs: VerificationSet, embeddings: Embeddings) -> tuple[Figures, Arrays]:
+    figures, arrays = score_pairs(embeddings.features, pairs.is_same)
+    arrays["norm"] = embeddings.norms.reshape(-1, 2)
+    return {**figures, "XNorm": float(embeddings.norms.mean())}, arrays
 
 
+_TPR = "Norm:True_Det:True_tpr_at_fpr_"
 _IMAGES, _PAIRS = ("faceness_scores", "templates", "medias"), ("label", "p1", "p2")
 _LISTS = ("probe_paths", "gallery_paths", "distractor_paths")
 
 
-def _score_templates(images: TemplateSet, embeddings: Embeddings) -> Figures:
-    return evaluate_templates(embeddings.features, *(images.metadata[name] for name in (*_IMAGES, *_PAIRS)))
+def _open_templates(path: Path) -> TemplateSet | NistSet:
+    return NistSet(path) if is_nist(path) else TemplateSet(path, per_image=_IMAGES, others=_PAIRS)
 
 
-def _score_identification(images: TemplateSet, embeddings: Embeddings) -> Figures:
-    return evaluate_identification(embeddings.features, images.metadata["image_paths"], images.metadata)
+def _score_templates(images: TemplateSet | NistSet, embeddings: Embeddings) -> tuple[Figures, Arrays]:
+    return score_templates(embeddings.features, *(images.metadata[name] for name in (*_IMAGES, *_PAIRS)))
 
 
-_open_templates = partial(TemplateSet, per_image=_IMAGES, others=_PAIRS)
-_open_tinyface = partial(TemplateSet, per_image=("image_paths",), others=_LISTS)
+def _open_tinyface(path: Path) -> TemplateSet:
+    return TemplateSet(path, per_image=("image_paths",), others=_LISTS)
+
+
+def _score_identification(images: TemplateSet, embeddings: Embeddings) -> tuple[Figures, Arrays]:
+    figures, arrays = score_identification(embeddings.features, images.metadata["image_paths"], images.metadata)
+    arrays["norm"] = embeddings.norms[arrays["probe"]]
+    return figures, arrays
+
 
 # A new protocol is one module with a pure function of arrays, and one line here.
 PROTOCOLS: dict[str, Protocol] = {
-    "verification": Protocol("val", "val_rec", "val_eval_every_n_epoch", "{}.bin".format, _open_pairs, _score_pairs),
-    "ijb": Protocol("ijb", "ijb_root", "eval_every_n_epoch", "{}".format, _open_templates, _score_templates),
-    "tinyface": Protocol(
-        "tinyface", "tinyface_root", "eval_every_n_epoch", "{}".format, _open_tinyface, _score_identification
+    "verification": Protocol(
+        "val", "val_rec", "val_eval_every_n_epoch", ("{}.bin", "{}"), _open_pairs, _score_pairs,
+        (Column("Accuracy-Flip", factor=100, spread="Accuracy-Std"),),
     ),
-}
+    "ijb": Protocol(
+        "ijb", "ijb_root", "eval_every_n_epoch", ("{}",), _open_templates, _score_templates,
+        (Column(f"{_TPR}0.0001", " 1e-4"), Column(f"{_TPR}1e-05", " 1e-5")),
+    ),
+    "tinyface": Protocol(
+        "tinyface", "tinyface_root", "eval_every_n_epoch", ("{}",), _open_tinyface, _score_identification,
+        (Column("rank-1", " rank-1"), Column("rank-5", " rank-5")),
+    ),
+}  # fmt: skip
 
 
-def enabled(cfg: EasyDict) -> list[str]:
-    """Names of the protocols that the config does not switch off by `eval_<prefix> = False`."""
-    return [name for name, protocol in PROTOCOLS.items() if cfg.get(f"eval_{protocol.prefix}", True)]
+def enabled(cfg: EasyDict, named: Container[str] = ()) -> list[str]:
+    """Names of the protocols that the config does not switch off by `eval_<prefix> = False`, or that are `named`.
+
+    named: keys of the config that the command line sets; a protocol whose `<prefix>_targets` is among them counts.
+    """
+    prefixes = {name: protocol.prefix for name, protocol in PROTOCOLS.items()}
+    return [
+        name for name, prefix in prefixes.items() if f"{prefix}_targets" in named or cfg.get(f"eval_{prefix}", True)
+    ]
 
 
 def due(cfg: EasyDict, epoch: int) -> list[str]:
@@ -88,39 +127,89 @@ def due(cfg: EasyDict, epoch: int) -> list[str]:
 
 
 class Results(NamedTuple):
-    """figures: protocol -> target -> name -> number; absent: "protocol.target: path" of sets that are not there."""
+    """figures: protocol -> target -> name -> number; arrays: the same, what the figures rest on; absent: "protocol.
+    target: path" of sets that are not there; failed: "protocol.target: reason" of those that could not be scored."""
 
     figures: dict[str, dict[str, Figures]]
+    arrays: dict[str, dict[str, Arrays]]
     absent: list[str]
+    failed: list[str]
+
+
+def wanted(cfg: EasyDict, names: Iterable[str]) -> list[tuple[str, str]]:
+    """(protocol, target) of the sets that the config names for the protocols `names`."""
+    return [(name, target) for name in names for target in cfg[f"{PROTOCOLS[name].prefix}_targets"]]
+
+
+def find(cfg: EasyDict, name: str, target: str) -> Path | None:
+    """Where a set lies, None where it is absent."""
+    protocol = PROTOCOLS[name]
+    places = [Path(cfg[protocol.root], file.format(target)) for file in protocol.files]
+    return next((place for place in places if os.path.exists(place)), None)
+
+
+def open_set(cfg: EasyDict, name: str, target: str, sets: Sets) -> Any:
+    """The images of a set that is there. Every rank must call it."""
+    return sets.open(name, target, PROTOCOLS[name].open, find(cfg, name, target))
 
 
 def evaluate(
-    network: nn.Module, cfg: EasyDict, names: Iterable[str], device: torch.device, dtype: torch.dtype
+    network: nn.Module,
+    cfg: EasyDict,
+    names: Iterable[str],
+    device: torch.device,
+    dtype: torch.dtype,
+    sets: Sets | None = None,
+    embeddings_folder: str | os.PathLike | None = None,
 ) -> Results:
     """Score the network by the protocols `names` on the sets that the config names.
 
-    Every rank must call it and embeds its share; rank 0 has the figures, the others only what is absent.
+    Every rank must call it and embeds its share; rank 0 has the figures, the others only what is absent or failed. A
+    set that is broken (InputError or OSError) fails alone. sets: where opened sets are kept for the next call.
+    embeddings_folder: rank 0 writes the embeddings there, as <protocol>.<target>.npy, float32 [N, D].
     """
-    results = Results({}, [])
-    for name in names:
+    sets = sets or Sets()
+    results = Results({}, {}, [], [])
+    for name, target in wanted(cfg, names):
         protocol = PROTOCOLS[name]
-
-        def setting(key: str, default: Any = None, prefix: str = protocol.prefix) -> Any:
-            return cfg.get(f"{prefix}_{key}", default)
-
-        for target in setting("targets"):
-            path = Path(cfg[protocol.root], protocol.file(target))
-            if not os.path.exists(path):
-                results.absent.append(f"{name}.{target}: {path}")
-                continue
-            images = protocol.open(path)
-            embeddings = embed(
-                network, images, device, setting("batch_size"), dtype,
-                setting("flip", True), setting("num_workers", cfg.num_workers), title=target,
-            )  # fmt: skip
-            if rank() == 0:
-                results.figures.setdefault(name, {})[target] = protocol.score(images, embeddings)
+        path = on_rank_0(partial(find, cfg, name, target))
+        if path is None:
+            results.absent.append(f"{name}.{target}: {Path(cfg[protocol.root], protocol.files[0].format(target))}")
+            continue
+        try:
+            images = open_set(cfg, name, target, sets)
+            embeddings = _embed_set(network, cfg, name, target, sets, device, dtype)
+            scored = on_all_ranks(partial(_score_set, name, target, images, embeddings, embeddings_folder))
+        except (InputError, OSError) as error:
+            results.failed.append(f"{name}.{target}: {error}")
+            continue
+        if scored is not None:
+            for collected, part in zip(results, scored, strict=False):
+                collected.setdefault(name, {})[target] = part
     return results
+
+
+def _embed_set(
+    network: nn.Module, cfg: EasyDict, name: str, target: str, sets: Sets, device: torch.device, dtype: torch.dtype
+) -> Embeddings:
+    def setting(key: str, default: Any = None) -> Any:
+        return cfg.get(f"{PROTOCOLS[name].prefix}_{key}", default)
+
+    batch_size = setting("batch_size")
+    images, num_workers = sets.pixels(name, target, batch_size, setting("num_workers", cfg.num_workers))
+    return embed(network, images, device, batch_size, dtype, setting("flip", True), num_workers, title=target)
+
+
+def _score_set(
+    name: str, target: str, images: Any, embeddings: Embeddings, folder: str | os.PathLike | None
+) -> tuple[Figures, Arrays] | None:
+    """Figures and arrays on rank 0, None on the others; the embeddings are written to the folder, if one is named."""
+    if rank() != 0:
+        return None
+    if folder is not None:
+        with written_whole(Path(folder, f"{name}.{target}.npy")) as file:
+            np.save(file, embeddings.features)
+    return PROTOCOLS[name].score(images, embeddings)
 
 
 def flat(figures: dict[str, dict[str, Figures]]) -> Figures:

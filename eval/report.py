@@ -1,30 +1,82 @@
-"""Results as people and programs read them: a table on the screen, JSON in a file."""
+"""What people look at: plots as PNG, and report.html with the tables, the plots and the worst errors as images."""
 
-import json
 import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from eval.protocols import Results
+from eval.page import PairError, Table, pair_thresholds, worst_errors, write_page
+from eval.plots import png, set_plots, step_plots
+from eval.protocols import Arrays, Figures, Results, flat
+from eval.results import listed
+from eval.tables import methods_table
 from utils.files import written_whole
 
 
-def table(results: Results) -> str:
-    """A row a set: accuracies in percent with their deviation over folds, other figures as they are."""
-    lines = [f"{'set':32} {'figure':42} {'value':>10}"]
-    for protocol, targets in results.figures.items():
-        for target, figures in targets.items():
-            if protocol == "verification":
-                accuracy, deviation = 100 * figures["Accuracy-Flip"], 100 * figures["Accuracy-Std"]
-                lines.append(f"{target:32} {'accuracy [%] (std over folds)':42} {accuracy:7.2f} ({deviation:.2f})")
-                lines.append(f"{target:32} {'mean norm of embeddings':42} {figures['XNorm']:10.4f}")
-                continue
-            for name, value in figures.items():
-                lines.append(f"{target:32} {name:42} {'-' if value is None else format(value, '10.4f'):>10}")
-    lines += [f"absent: {where}" for where in results.absent]
-    return "\n".join(lines)
+class Scored(NamedTuple):
+    """A checkpoint by its file name without .pth, and what it scored."""
+
+    name: str
+    results: Results
+
+    @property
+    def step(self) -> int | None:
+        """The step in a name such as 15163backbone; None where the name begins with none."""
+        digits = re.match(r"\d+", self.name)
+        return int(digits[0]) if digits else None
 
 
-def write_json(path: str | os.PathLike, results: Results, about: dict[str, str]) -> None:
-    """Figures nested by protocol, target and name; `absent` sets and `about` (checkpoint, command) beside them."""
-    content = {**results.figures, "absent": results.absent, "about": about}
-    with written_whole(path) as file:
-        file.write((json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+def write_report(
+    page: str | os.PathLike,
+    plots_folder: str | os.PathLike,
+    checkpoints: Sequence[Scored],
+    about: dict[str, str],
+    open_pairs: Callable[[str], Any],
+    notes: Sequence[str] = (),
+) -> None:
+    """Write the page, and its plots as PNG into the folder.
+
+    The figures of all checkpoints; plots over steps of those that have one; of the last checkpoint whose arrays are
+    there, all figures, the plots of each set, and the worst errors, whose images `open_pairs` gives by target.
+    """
+    tables = [methods_table("Summary [%]", {one.name: one.results.figures for one in checkpoints}, "checkpoint")]
+    stepped = [(one.step, flat(one.results.figures)) for one in checkpoints if one.step is not None]
+    plots = step_plots(stepped) if len(stepped) > 1 else {}
+    errors: dict[str, list[PairError]] = {}
+    detailed = next((one for one in reversed(checkpoints) if one.results.arrays), None)
+    if detailed is not None:
+        about = {**about, "plots and errors of": detailed.name}
+        for protocol, targets in detailed.results.arrays.items():
+            for target, arrays in targets.items():
+                figures = detailed.results.figures[protocol][target]
+                tables.append(_figures_table(f"{detailed.name}: {target}", figures))
+                plots |= set_plots(protocol, target, figures, arrays)
+        for target, arrays in detailed.results.arrays.get("verification", {}).items():
+            errors[target] = _errors(open_pairs(target), arrays)
+    drawn = {stem.replace("/", "_"): png(figure) for stem, figure in plots.items()}
+    for stem, data in drawn.items():
+        with written_whole(Path(plots_folder, f"{stem}.png")) as file:
+            file.write(data)
+    for one in checkpoints:
+        notes = [*notes, *(f"{one.name}: {word}: {what}" for word, what in _left_out(one.results))]
+    write_page(page, "Face recognition scores", about, tables, drawn, errors, list(dict.fromkeys(notes)))
+
+
+def _left_out(results: Results) -> list[tuple[str, str]]:
+    return [("absent", where) for where in results.absent] + [("failed", why) for why in results.failed]
+
+
+def _figures_table(title: str, figures: Figures) -> Table:
+    return Table(title, ["figure", "value", ""], [list(line) for line in listed(figures)], set())
+
+
+def _errors(images: Any, arrays: Arrays) -> list[PairError]:
+    """The worst errors of both kinds on a verification set, with their images."""
+    thresholds = pair_thresholds(arrays["threshold"], len(arrays["is_same"]))
+    errors = []
+    for pair in map(int, (number for kind in worst_errors(arrays) for number in kind)):
+        first, second = images[[2 * pair, 2 * pair + 1]].numpy()
+        score, is_same = float(arrays["score"][pair]), bool(arrays["is_same"][pair])
+        errors.append(PairError(pair, first, second, score, float(thresholds[pair]), is_same))
+    return errors

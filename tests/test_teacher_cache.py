@@ -171,7 +171,9 @@ def interrupt(settings: list[str], path: Path, number: int, ranks: int) -> tuple
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()
         time.sleep(0.02)
     if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # as a terminal does
+        while process.poll() is None:  # Python ignores one that comes within a finaliser
+            os.killpg(process.pid, number)  # as a terminal does
+            time.sleep(3)
     else:  # torchrun's processes are in groups of their own
         subprocess.run(["pkill", f"-{number}", "-f", str(path)], check=True)
     _, errors = process.communicate(timeout=60)

@@ -17,9 +17,10 @@ from backbones import build_backbone
 from eval.embeddings import embed
 from eval.ijb import evaluate_templates
 from eval.tinyface import evaluate_identification
+from utils.bin_file import fit
 from utils.errors import InputError
 from utils.loader import unchanged
-from utils.template_set import TemplateSet, TemplateSetError, read_metadata
+from utils.template_set import ArrowVerificationSet, TemplateSet, TemplateSetError, read_metadata
 
 datasets = pytest.importorskip("datasets")
 COUNT = 12
@@ -240,8 +241,64 @@ def test_a_damaged_set_is_named_with_the_fix(tmp_path, damage, message):
 
 def test_a_folder_of_other_columns_is_refused(tmp_path):
     datasets.Dataset.from_dict({"picture": [1]}).save_to_disk(str(tmp_path / "set"))
-    with pytest.raises(TemplateSetError, match=r"set: has the columns \['picture'\]; a template set has `image`"):
+    message = r"set: has the columns \['picture'\], but must have \['image', 'index'\]; is it another protocol's"
+    with pytest.raises(TemplateSetError, match=message):
         TemplateSet(tmp_path / "set")
+
+
+def write_pairs(folder: Path, index: list[int], is_same: list, images: list[bytes] | None = None) -> Path:
+    """Rows in this order of the index, each with its flag and an image that tells its index; no metadata.pt."""
+    images = [png(face(number)) for number in index] if images is None else images
+    rows = {"image": [{"bytes": image, "path": None} for image in images], "index": index, "is_same": is_same}
+    datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).save_to_disk(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("kind", [bool, int, float])
+def test_pairs_are_neighbours_by_index_with_the_flag_of_both(tmp_path, kind):
+    flags = {5: True, 4: True, 0: False, 3: True, 1: False, 2: True, 7: False, 6: False}
+    pairs = ArrowVerificationSet(write_pairs(tmp_path / "set", list(flags), [kind(flag) for flag in flags.values()]))
+    assert (pairs.path, len(pairs)) == (str(tmp_path / "set"), 8)
+    assert pairs.is_same.dtype == bool and pairs.is_same.tolist() == [False, True, True, False]
+    assert numbers(pairs[range(8)]) == list(range(8))
+    assert numbers(pairs[np.array([6, 1])]) == [6, 1]
+
+
+def test_images_of_pairs_of_another_size_are_fitted_as_those_of_bin_sets(tmp_path):
+    wide = np.random.default_rng(0).integers(0, 256, (112, 160, 3), dtype=np.uint8)
+    large = np.random.default_rng(1).integers(0, 256, (250, 224, 3), dtype=np.uint8)
+    images = ArrowVerificationSet(write_pairs(tmp_path / "set", [1, 0], [True, True], [png(large), png(wide)]))[[0, 1]]
+    assert np.array_equal(images[0], wide[:, 24:136])
+    assert np.array_equal(images[1], fit(large))
+
+
+@pytest.mark.parametrize(
+    ("index", "is_same", "message"),
+    [
+        ([0, 1, 2], [True] * 3, r"set: 3 images, but a pair has two; fetch the folder again"),
+        ([0, 1, 3, 2], [True, True, True, False], r"set: the images with index 2 and 3 are a pair, but have False and"),
+        (
+            [0, 1],
+            [None, None],
+            r"set: the images with index 0 and 1 are a pair, but have (None|nan) and .* the same fl",
+        ),
+        (
+            [0, 1],
+            [2, 2],
+            r"set: the images with index 0 and 1 are a pair, but have 2 and 2 as `is_same`, which must be",
+        ),
+        ([0, 1, 3, 4], [True] * 4, r"set: `index` must number the 4 images from 0 on, each once: number 2 is missing"),
+    ],
+)
+def test_pairs_that_do_not_fit_are_refused(tmp_path, index, is_same, message):
+    with pytest.raises(TemplateSetError, match=message):
+        ArrowVerificationSet(write_pairs(tmp_path / "set", index, is_same))
+
+
+def test_a_set_without_flags_is_no_verification_set(tmp_path):
+    message = r"has the columns \['image', 'index'\], but must have \['image', 'index', 'is_same'\]"
+    with pytest.raises(TemplateSetError, match=message):
+        ArrowVerificationSet(write_set(tmp_path / "set"))
 
 
 def test_protocols_import_without_the_slow_package():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from config import dump_config
 from eval.protocols import due, evaluate, flat
-from eval.report import table
+from eval.results import screen
 from heads import HeadOutput
 from train.schedules import learning_rate
 from train.tasks import Task, step_input
@@ -70,6 +70,7 @@ class Trainer:
         self.step = 0
         self._stop_signal = 0
         self._named_absent: set[str] = set()
+        self._failed: dict[str, int] = {}
 
     def run(self) -> None:
         """Train. A SIGINT or SIGTERM on any rank ends it after the running step, with a checkpoint."""
@@ -92,6 +93,9 @@ class Trainer:
                 signal.signal(number, handler)
         if stopped:
             raise SystemExit(128 + (self._stop_signal or signal.SIGTERM))
+        if self._failed:
+            failed = "; ".join(f"{why} (step {step})" for why, step in self._failed.items())
+            raise InputError(f"trained to the end, but not all evaluations succeeded: {failed}")
 
     def _train(self) -> bool:
         """Train to the last step; True where a signal ended it before."""
@@ -177,8 +181,9 @@ class Trainer:
         self._named_absent.update(absent)
         for where in absent:
             self.log.line(f"not evaluated, absent: {where}")
-        if results.figures:
-            self.log.line(f"evaluation at step {self.step}, epoch {epoch}\n{table(results._replace(absent=[]))}")
+        self._failed.update(dict.fromkeys(results.failed, self.step))
+        if results.figures or results.failed:
+            self.log.line(f"evaluation at step {self.step}, epoch {epoch}\n{screen(results._replace(absent=[]))}")
         self.log.metrics(self.step, "evaluation", flat(results.figures))
 
     def _at_epoch_end(self) -> bool:

@@ -30,6 +30,8 @@ def process_group(kind: str | None = None) -> Iterator[torch.device]:
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     on_gpu = torch.cuda.is_available() if kind is None else kind == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        raise InputError("torch sees no GPU here: leave the device out, or name cpu")
     if on_gpu and local_rank >= torch.cuda.device_count():
         raise InputError(
             f"rank {local_rank} of this machine has no GPU of its own: {torch.cuda.device_count()} visible; "
@@ -89,6 +91,25 @@ def on_rank_0(function: Callable[[], Any]) -> Any:
     result = from_rank_0(result)
     if isinstance(result, Exception):
         raise result
+    return result
+
+
+def on_all_ranks(function: Callable[[], Any]) -> Any:
+    """What `function` gives on this rank; an InputError or OSError that it raises on some rank, every rank raises.
+
+    So a file that only one rank finds broken leaves no other waiting. Every rank must call it.
+    """
+    result, error = None, None
+    try:
+        result = function()
+    except (InputError, OSError) as caught:
+        error = caught
+    if world_size() > 1:
+        errors = [None] * world_size()
+        dist.all_gather_object(errors, error)
+        error = next((one for one in errors if one is not None), None)
+    if error is not None:
+        raise error
     return result
 
 

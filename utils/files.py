@@ -23,6 +23,12 @@ def written_whole(path: str | os.PathLike) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a file of text whole."""
+    with written_whole(path) as file:
+        file.write(text.encode())
+
+
 def make_writable_folder(path: str | os.PathLike) -> Path:
     """Make the folder if need be and try to write in it. Raises OSError with the path and what to do."""
     path = Path(path)

@@ -1,4 +1,5 @@
-"""Template sets in CVLFace's Arrow layout: a folder of aligned images with an index, and metadata.pt beside them."""
+"""Sets in CVLFace's Arrow layout, a folder of images with an index: template sets, with metadata.pt beside the images,
+and verification sets, with a flag to each image."""
 
 import os
 import re
@@ -10,27 +11,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.bin_file import fit
 from utils.errors import InputError
-from utils.images import decode_aligned
+from utils.images import decode_aligned, decode_rgb
 
 
 class TemplateSetError(InputError):
-    """A template set that is broken, incomplete or asks to execute something; the message names file and fix."""
+    """An Arrow set that is broken, incomplete or asks to execute something; the message names file and fix."""
 
 
-class TemplateSet(torch.utils.data.Dataset):
-    """N encoded images in the order of their index; set[positions] decodes to uint8 [n, 112, 112, 3] RGB.
+class _ArrowImages(torch.utils.data.Dataset):
+    """N encoded images in the order of their index; set[positions] decodes to uint8 [n, 112, 112, 3] RGB."""
 
-    metadata: what metadata.pt holds, by key. `per_image` names keys that must be there with one entry an image (row i
-    is image i), `others` keys that must be there with any length. Raises TemplateSetError.
-    """
+    _decode = staticmethod(decode_aligned)
 
-    def __init__(self, path: str | os.PathLike, per_image: Sequence[str] = (), others: Sequence[str] = ()) -> None:
+    def __init__(self, path: str | os.PathLike, *columns: str) -> None:
         self.path = str(path)
-        self._rows = _open(self.path)
-        self._order = _order(self.path, self._rows)
-        self.metadata = read_metadata(Path(self.path, "metadata.pt"))
-        _check_metadata(self, per_image, others)
+        self._rows = _open(self.path, ["image", "index", *columns])
+        self._order = _order(self.path, self._column("index"))
+
+    def _column(self, name: str) -> np.ndarray:
+        return self._rows.select_columns([name]).with_format("numpy")[:][name]
 
     def __len__(self) -> int:
         return len(self._order)
@@ -44,7 +45,35 @@ class TemplateSet(torch.utils.data.Dataset):
         name = f"{self.path}: image with index {position}"
         if entry is None or entry["bytes"] is None:
             raise TemplateSetError(f"{name} is missing; save the set anew with the bytes of every image in it")
-        return decode_aligned(entry["bytes"], name)
+        return self._decode(entry["bytes"], name)
+
+
+class TemplateSet(_ArrowImages):
+    """N encoded images in the order of their index; set[positions] decodes to uint8 [n, 112, 112, 3] RGB.
+
+    metadata: what metadata.pt holds, by key. `per_image` names keys that must be there with one entry an image (row i
+    is image i), `others` keys that must be there with any length. Raises TemplateSetError.
+    """
+
+    def __init__(self, path: str | os.PathLike, per_image: Sequence[str] = (), others: Sequence[str] = ()) -> None:
+        super().__init__(path)
+        self.metadata = read_metadata(Path(self.path, "metadata.pt"))
+        _check_metadata(self, per_image, others)
+
+
+class ArrowVerificationSet(_ArrowImages):
+    """2P encoded images, those with index 2i and 2i + 1 pair i; set[positions] -> uint8 [n, 112, 112, 3] RGB.
+
+    is_same: bool [P], from the column of that name, which has a pair's flag at both images. Images of another size are
+    fitted as those of .bin sets are. Raises TemplateSetError.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        super().__init__(path, "is_same")
+        self.is_same = _flags_of_pairs(self.path, self._column("is_same")[self._order])
+
+    def _decode(self, encoded: bytes, name: str) -> np.ndarray:
+        return fit(decode_rgb(encoded, name))
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
@@ -69,8 +98,8 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     return metadata
 
 
-def _open(path: str) -> Any:
-    """The folder as datasets.Dataset, memory-mapped, with images left encoded."""
+def _open(path: str, wanted: list[str]) -> Any:
+    """The folder's columns `wanted` as datasets.Dataset, memory-mapped, with images left encoded."""
     try:
         import datasets  # slow to import, and needed for these sets only
     except ImportError as error:
@@ -78,17 +107,16 @@ def _open(path: str) -> Any:
     try:
         rows = datasets.load_from_disk(path)
         columns = rows.column_names
-        if isinstance(columns, list) and {"image", "index"} <= set(columns):
-            return rows.select_columns(["image", "index"]).cast_column("image", datasets.Image(decode=False))
+        if isinstance(columns, list) and set(wanted) <= set(columns):
+            return rows.select_columns(wanted).cast_column("image", datasets.Image(decode=False))
     except Exception as error:  # what Arrow, JSON and the file system raise has no common base
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise TemplateSetError(f"{path}: cannot be read as an Arrow set ({reason}); fetch the folder again") from error
-    raise TemplateSetError(f"{path}: has the columns {columns}; a template set has `image` and `index`")
+    raise TemplateSetError(f"{path}: has the columns {columns}, but must have {wanted}; is it another protocol's set?")
 
 
-def _order(path: str, rows: Any) -> np.ndarray:
+def _order(path: str, index: np.ndarray) -> np.ndarray:
     """Row of the image with index 0, 1, ...: int64 [N]."""
-    index = rows.select_columns(["index"]).with_format("numpy")[:]["index"]
     order = np.argsort(index, kind="stable")
     wrong = np.flatnonzero(index[order] != np.arange(len(order)))
     if len(wrong):
@@ -97,6 +125,21 @@ def _order(path: str, rows: Any) -> np.ndarray:
             "or one before it repeated; fetch the folder again"
         )
     return order
+
+
+def _flags_of_pairs(path: str, flags: np.ndarray) -> np.ndarray:
+    """Flags of images [2P], in the order of the index -> of pairs, bool [P]."""
+    if len(flags) % 2:
+        raise TemplateSetError(f"{path}: {len(flags)} images, but a pair has two; fetch the folder again")
+    first, second = flags[::2], flags[1::2]
+    wrong = np.flatnonzero((first != second) | ((first != 0) & (first != 1)))
+    if len(wrong):
+        at = 2 * wrong[0]
+        raise TemplateSetError(
+            f"{path}: the images with index {at} and {at + 1} are a pair, but have {flags[at]} and {flags[at + 1]} as "
+            "`is_same`, which must be the same flag twice; fetch the folder again"
+        )
+    return first.astype(bool)
 
 
 def _check_metadata(images: TemplateSet, per_image: Sequence[str], others: Sequence[str]) -> None:

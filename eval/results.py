@@ -1,0 +1,145 @@
+"""Results as people and programs read them: lines on the screen, JSON, CSV, and the arrays beside them in .npz."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.protocols import Arrays, Figures, Results, flat
+from utils.errors import InputError
+from utils.files import write_text, written_whole
+
+_FRACTIONS = ("Accuracy", "TAR", "AUC", "EER")  # figures that people read in percent; those of IJB and TinyFace are
+_IN_WORDS = {"Accuracy-Flip": "accuracy [%] (std over folds)", "XNorm": "mean norm of embeddings"}
+
+
+def screen(results: Results) -> str:
+    """A line a figure; deviations and thresholds stand in brackets behind the figure that they belong to."""
+    lines = [f"{'set':32} {'figure':36} {'value':>8}"]
+    for targets in results.figures.values():
+        for target, figures in targets.items():
+            lines += [f"{target:32} {name:36} {value:>8}{beside}" for name, value, beside in listed(figures)]
+    lines += [f"absent: {where}" for where in results.absent]
+    lines += [f"FAILED: {why}" for why in results.failed]
+    return "\n".join(lines)
+
+
+def listed(figures: Figures) -> list[tuple[str, str, str]]:
+    """(name, value, what belongs behind it) as people read them: rates in percent, thresholds as they are."""
+    lines = []
+    for name, value in figures.items():
+        if name == "Accuracy-Std" or "_thresh_at_" in name:
+            continue
+        factor = 100 if name.startswith(_FRACTIONS) else 1
+        beside = ""
+        if name == "Accuracy-Flip":
+            beside = f" ({_number(figures['Accuracy-Std'], factor)})"
+        elif "_tpr_at_" in name:
+            beside = f" (threshold {_number(figures[name.replace('_tpr_', '_thresh_')], digits=4)})"
+        label = _IN_WORDS.get(name, f"{name} [%]")
+        lines.append((label, _number(value, factor, 4 if name == "XNorm" else 2), beside))
+    return lines
+
+
+def _number(value: float | None, factor: float = 1, digits: int = 2) -> str:
+    return "-" if value is None else f"{factor * value:.{digits}f}"
+
+
+def write_json(path: str | os.PathLike, results: Results, about: dict[str, str]) -> None:
+    """Figures nested by protocol, target and name; beside them `absent` and `failed` sets, and `about` (checkpoint,
+    command, versions). The arrays go to the file of the same name with .npz, before it."""
+    write_arrays(arrays_beside(path), results)
+    _write(path, {**_content(results), "about": about})
+
+
+def write_collected_json(path: str | os.PathLike, results: dict[str, Results], about: dict[str, str]) -> None:
+    """The same of several checkpoints, by name under `checkpoints`, without arrays."""
+    _write(path, {"checkpoints": {name: _content(one) for name, one in results.items()}, "about": about})
+
+
+def _content(results: Results) -> dict[str, Any]:
+    return {**results.figures, "absent": results.absent, "failed": results.failed}
+
+
+def _write(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike) -> tuple[Results, dict[str, str]]:
+    """What `write_json` wrote, and `about`; no arrays where the .npz is not there. Raises InputError."""
+    try:
+        content: dict[str, Any] = json.loads(Path(path).read_text())
+        about, absent, failed = content.pop("about"), content.pop("absent"), content.pop("failed", [])
+        flat(content)
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError):
+        raise InputError(f"{path}: holds no results of run_full_eval.py --results-json") from None
+    return Results(content, read_arrays(arrays_beside(path)), absent, failed), about
+
+
+def arrays_beside(path: str | os.PathLike) -> Path:
+    """Where the arrays of the results in `path` lie."""
+    return Path(path).with_suffix(".npz")
+
+
+def write_arrays(path: str | os.PathLike, results: Results) -> None:
+    """An .npz of every set's arrays, under protocol/target/name."""
+    arrays = {
+        f"{protocol}/{target}/{name}": array
+        for protocol, targets in results.arrays.items()
+        for target, named in targets.items()
+        for name, array in named.items()
+    }
+    with written_whole(path) as file:
+        np.savez(file, **arrays)
+
+
+def read_arrays(path: str | os.PathLike) -> dict[str, dict[str, Arrays]]:
+    """Protocol -> target -> name -> array, empty where there is no such file. Raises InputError."""
+    arrays: dict[str, dict[str, Arrays]] = {}
+    if not os.path.exists(path):
+        return arrays
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for key in file.files:
+                protocol, rest = key.split("/", 1)
+                target, name = rest.rsplit("/", 1)
+                arrays.setdefault(protocol, {}).setdefault(target, {})[name] = file[key]
+    except Exception as error:  # a broken archive raises nearly any exception
+        raise InputError(f"{path}: broken, or not written by run_full_eval.py; remove it and score again") from error
+    return arrays
+
+
+def write_csv(path: str | os.PathLike, results: Results) -> None:
+    """metric,value: a line a figure, empty where there is no such number."""
+    write_rows(path, [("metric", "value"), *flat(results.figures).items()])
+
+
+def write_rows(path: str | os.PathLike, rows: Iterable[Iterable[Any]]) -> None:
+    """A CSV file; None is an empty field."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def read_csv(path: str | os.PathLike, sets: Iterable[tuple[str, str]]) -> Results:
+    """The figures that `write_csv` wrote of the sets (protocol, target). Raises InputError."""
+    figures: dict[str, dict[str, Figures]] = {}
+    try:
+        with open(path, newline="") as file:
+            header, *lines = csv.reader(file)
+        values = {metric: float(value) if value else None for metric, value in lines}
+        if header != ["metric", "value"]:
+            raise ValueError
+    except ValueError:
+        raise InputError(f"{path}: is no metrics file of run_batch_eval.py; remove it and score again") from None
+    for protocol, target in sets:
+        start = f"{protocol}.{target}."
+        named = {metric.removeprefix(start): value for metric, value in values.items() if metric.startswith(start)}
+        if named:
+            figures.setdefault(protocol, {})[target] = named
+    return Results(figures, {}, [], [])

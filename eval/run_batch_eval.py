@@ -1,0 +1,66 @@
+"""Score every checkpoint of a folder, in the order of their steps, and put them into one table and one report."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from eval.arguments import NOTHING_THERE, parser, read_config
+from utils.errors import InputError, clear_errors
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    add = arguments.add_argument
+    add("--checkpoint-dir", required=True, metavar="DIR", help="the folder")
+    add("--checkpoint-suffix", default="backbone.pth", metavar="TEXT", help="how names end (default: %(default)s)")
+    add("--report-dir", metavar="DIR", help="where <checkpoint>_metrics.csv, summary.csv, summary.md and report.html "
+        "go (default: reports in the folder)")  # fmt: skip
+    add("--save-json", action="store_true", help="write <checkpoint>_metrics.json too, and each pair's score as .npz")
+    add("--results-json", metavar="FILE", help="write the figures of all checkpoints there")
+    add("--plots", metavar="DIR", help="where the plots go as PNG (default: plots in the report folder)")
+    add("--latex", action="store_true", help="print the table for a paper, and write it to summary.tex")
+    add("--cache-gb", type=float, default=8.0, metavar="GB", help="10^9 bytes of decoded images to keep, so that sets "
+        "are decoded once and not for each checkpoint (default: %(default)s; all public sets: 36)")  # fmt: skip
+    add("--force", action="store_true", help="score also what has a complete report that is newer than it")
+    args = arguments.parse_args()
+    cfg, named = read_config(args)
+
+    # After the config: --help and a wrong key answer at once, without torch.
+    from eval.batch import Batch, find_checkpoints
+    from eval.protocols import enabled
+    from eval.results import write_collected_json
+    from eval.tables import latex, markdown
+    from utils.distributed import process_group, rank
+    from utils.files import write_text
+    from utils.run_log import describe_run
+
+    checkpoints = find_checkpoints(args.checkpoint_dir, args.checkpoint_suffix)
+    reports = Path(args.report_dir or Path(args.checkpoint_dir, "reports"))
+    batch = Batch(cfg, enabled(cfg, named), reports, args.save_json, args.save_embeddings, args.cache_gb)
+    with process_group(args.device) as device:
+        for number, path in enumerate(checkpoints, 1):
+            said = batch.score(path, device, args.force)
+            if rank() == 0:
+                print(f"[{number}/{len(checkpoints)}] {path.name}: {said}", flush=True)
+        about = {"folder": args.checkpoint_dir, "config": args.config, "run": describe_run()}
+        if rank() != 0:
+            return
+    table = batch.finish(Path(args.plots or reports / "plots"), about)
+    print()
+    print(latex(table) if args.latex else markdown(table))
+    if args.latex:
+        write_text(reports / "summary.tex", latex(table) + "\n")
+    if args.results_json:
+        write_collected_json(args.results_json, {one.name: one.results for one in batch.scored}, about)
+    print(f"written: {reports}, with report.html")
+    failed = [*batch.failed, *(f"{one.name}: {why}" for one in batch.scored for why in one.results.failed)]
+    if failed:
+        raise InputError(f"not everything could be scored: {'; '.join(failed)}")
+    if not any(one.results.figures for one in batch.scored):
+        raise InputError(NOTHING_THERE)
+
+
+if __name__ == "__main__":
+    with clear_errors():
+        main()

@@ -1,0 +1,56 @@
+"""The evaluation sets that a script works on: opened once, and decoded once where memory was set aside for it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from eval.embeddings import KeptImages
+from utils.distributed import on_all_ranks, rank
+from utils.errors import InputError
+from utils.images import SIZE
+
+
+class Sets:
+    """Opened sets by protocol and target, from one checkpoint to the next.
+
+    cache_gb: how many 10^9 bytes of decoded images are kept, by all ranks of a machine together: each keeps its share.
+    """
+
+    def __init__(self, cache_gb: float = 0.0) -> None:
+        self._room = int(cache_gb * 1e9)
+        self._opened: dict[tuple[str, str], Any] = {}
+        self._kept: dict[tuple[str, str], Any] = {}
+
+    def open(self, name: str, target: str, opener: Callable[[Path], Any], path: Path) -> Any:
+        """The set, opened by `opener` on all ranks at the first call. Raises the error of one that is broken."""
+        key = name, target
+        if key not in self._opened:
+            try:
+                self._opened[key] = on_all_ranks(lambda: opener(path))
+            except (InputError, OSError) as error:
+                self._opened[key] = error
+        if isinstance(self._opened[key], Exception):
+            raise self._opened[key]
+        return self._opened[key]
+
+    def pixels(self, name: str, target: str, batch_size: int, num_workers: int) -> tuple[Any, int]:
+        """What `embed` takes for an opened set: its images, and the processes that it needs to decode them.
+
+        The first call decodes a set that the memory has room for, on all ranks, and raises what it finds broken.
+        """
+        key = name, target
+        images = self._opened[key]
+        if key not in self._kept:
+            size = len(images) * SIZE * SIZE * 3
+            fits = size <= self._room
+            if fits:
+                self._kept[key] = on_all_ranks(lambda: KeptImages(images, batch_size, num_workers, target))
+                self._room -= size
+            else:
+                self._kept[key] = None
+                if self._room and rank() == 0:
+                    tqdm.write(f"{target}: {size / 1e9:.1f} GB decoded, more than is left of --cache-gb; decoded anew")
+        kept = self._kept[key]
+        return (images, num_workers) if kept is None else (kept, 0)
