@@ -54,9 +54,9 @@ class Batch:
 
         Gives what there is to say of it.
         """
-        if not force and on_rank_0(lambda: self._reuse(path)):
-            return "has a complete report, skipped"
         try:
+            if not force and on_rank_0(lambda: self._reuse(path)):
+                return "has a complete report, skipped"
             network = on_all_ranks(lambda: build_backbone(EasyDict(self.cfg, init_from=str(path))))
             network = network.to(device, memory_format=torch.channels_last)
             folder = self.embeddings and Path(self.embeddings, path.stem)
@@ -101,7 +101,9 @@ class Batch:
         there = [(name, target) for name, target in sets if find(self.cfg, name, target) is not None]
         if not all(target in results.figures.get(name, {}) for name, target in there):
             return False
-        self._add(path, results)
+        absent = [f"{name}.{target}" for name, target in sets if (name, target) not in there]
+        figures, arrays = (_only(part, there) for part in (results.figures, results.arrays))
+        self._add(path, Results(figures, arrays, absent, []))
         return True
 
     def _keep(self, path: Path, results: Results) -> None:
@@ -124,3 +126,12 @@ class Batch:
         rows = [[one.name, one.step, *(figures[one.name].get(metric) for metric in metrics)] for one in self.scored]
         top = ["best", None, *(best(metric, values) for metric, values in columns.items())]
         return [["checkpoint", "step", *metrics], *rows, top]
+
+
+def _only(parts: dict[str, dict], sets: list[tuple[str, str]]) -> dict[str, dict]:
+    """Of protocol -> target -> ..., the sets (protocol, target) alone."""
+    kept: dict[str, dict] = {}
+    for name, target in sets:
+        if target in parts.get(name, {}):
+            kept.setdefault(name, {})[target] = parts[name][target]
+    return kept

@@ -83,7 +83,8 @@ def read_json(path: str | os.PathLike) -> tuple[Results, dict[str, str]]:
 
 def arrays_beside(path: str | os.PathLike) -> Path:
     """Where the arrays of the results in `path` lie."""
-    return Path(path).with_suffix(".npz")
+    path = Path(path)
+    return path.with_name(path.name.removesuffix(".json") + ".npz")
 
 
 def write_arrays(path: str | os.PathLike, results: Results) -> None:

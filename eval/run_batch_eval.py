@@ -31,14 +31,14 @@ def main() -> None:
     from eval.protocols import enabled
     from eval.results import write_collected_json
     from eval.tables import latex, markdown
-    from utils.distributed import process_group, rank
+    from utils.distributed import on_rank_0, process_group, rank
     from utils.files import write_text
     from utils.run_log import describe_run
 
-    checkpoints = find_checkpoints(args.checkpoint_dir, args.checkpoint_suffix)
     reports = Path(args.report_dir or Path(args.checkpoint_dir, "reports"))
     batch = Batch(cfg, enabled(cfg, named), reports, args.save_json, args.save_embeddings, args.cache_gb)
     with process_group(args.device) as device:
+        checkpoints = on_rank_0(lambda: find_checkpoints(args.checkpoint_dir, args.checkpoint_suffix))
         for number, path in enumerate(checkpoints, 1):
             said = batch.score(path, device, args.force)
             if rank() == 0:

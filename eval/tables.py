@@ -93,8 +93,10 @@ def latex(table: Table) -> str:
 
 
 def _escaped(text: str) -> str:
+    """Also a `[` or `*` at the start: after a line's end LaTeX would take it for an option."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return re.sub(r"[\\~^&%$#_{}]", lambda match: special.get(match[0], "\\" + match[0]), text)
+    escaped = re.sub(r"[\\~^&%$#_{}]", lambda match: special.get(match[0], "\\" + match[0]), text)
+    return "{}" + escaped if escaped.startswith(("[", "*")) else escaped
 
 
 def _short(target: str) -> str:

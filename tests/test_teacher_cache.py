@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -162,8 +163,9 @@ def interrupt(settings: list[str], path: Path, number: int, ranks: int) -> tuple
     """Start making the file and send the signal to all processes once a part is marked: return code, errors."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
     command = [sys.executable, *launcher, str(ROOT / CACHE), *settings, f"teacher_embeddings={path}"]
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where the tests run in the background
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heard
     )
     marks = path.with_name(path.name + ".done")
     deadline = time.monotonic() + 120
@@ -171,9 +173,7 @@ def interrupt(settings: list[str], path: Path, number: int, ranks: int) -> tuple
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()
         time.sleep(0.02)
     if number == signal.SIGINT:
-        while process.poll() is None:  # Python ignores one that comes within a finaliser
-            os.killpg(process.pid, number)  # as a terminal does
-            time.sleep(3)
+        os.killpg(process.pid, number)  # as a terminal does
     else:  # torchrun's processes are in groups of their own
         subprocess.run(["pkill", f"-{number}", "-f", str(path)], check=True)
     _, errors = process.communicate(timeout=60)
