@@ -209,7 +209,14 @@ def _score_set(
     if folder is not None:
         with written_whole(Path(folder, f"{name}.{target}.npy")) as file:
             np.save(file, embeddings.features)
-    return PROTOCOLS[name].score(images, embeddings)
+    try:
+        return PROTOCOLS[name].score(images, embeddings)
+    except InputError:
+        raise
+    except (ValueError, TypeError, AttributeError) as error:  # metadata of another kind or shape
+        raise InputError(
+            f"{images.path}: its metadata do not fit the protocol ({type(error).__name__}: {error}); fetch it again"
+        ) from error
 
 
 def flat(figures: dict[str, dict[str, Figures]]) -> Figures:

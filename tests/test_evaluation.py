@@ -138,6 +138,16 @@ def test_a_broken_set_fails_alone(root, checkpoints, tmp_path):
     assert content[0]["tinyface"] == content[2]["tinyface"]
 
 
+@pytest.mark.parametrize("wrong", [{"templates": ["a"] * COUNT}, {"faceness_scores": ["a"] * COUNT}, {"label": None}])
+def test_metadata_of_another_kind_fail_their_set_alone(root, checkpoints, tmp_path, wrong):
+    write_set(tmp_path / "templates", range(COUNT), None, {**IJB, **wrong})
+    shutil.copy(root / "pairs.bin", tmp_path)
+    arguments = [*flags(tmp_path), "--results-json", tmp_path / "r.json"]
+    done = score(FULL, "--checkpoint", checkpoints / "5backbone.pth", *arguments, code=2)
+    assert "ijb.templates: " in done.stderr and "metadata do not fit the protocol" in done.stderr
+    assert json.loads((tmp_path / "r.json").read_text())["verification"].keys() == {"pairs"}
+
+
 def test_an_image_that_one_rank_alone_finds_broken_fails_the_set_on_all(root, checkpoints, tmp_path):
     faces = [encoded_face((0, label, image, 0.3)) for label in range(8) for image in range(5)]
     write_bin(tmp_path / "torn.bin", [*faces[:12], b"torn", *faces[13:]], [True, False] * 10)  # in the second batch
