@@ -1,18 +1,18 @@
 """The checkpoints of a folder, one after another: a report each, and what puts them side by side."""
 
 import os
-import re
 from pathlib import Path
 
 import torch
 from easydict import EasyDict
 
 from backbones import build_backbone
-from eval.protocols import Results, evaluate, find, flat, open_set, wanted
-from eval.report import Scored, write_report
+from eval.protocols import Results, absence, evaluate, find, flat, open_set, wanted
+from eval.report import Scored, left_out, write_report
 from eval.results import read_csv, read_json, screen, write_csv, write_json, write_rows
 from eval.sets import Sets
 from eval.tables import Table, best, markdown, methods_table
+from utils.checkpoint import step_in_name
 from utils.distributed import on_all_ranks, on_rank_0
 from utils.errors import InputError
 from utils.files import write_text
@@ -29,8 +29,8 @@ def find_checkpoints(folder: str | os.PathLike, suffix: str) -> list[Path]:
         raise InputError(f"{folder}: no file's name ends in {suffix!r}; --checkpoint-suffix names another ending")
 
     def order(path: Path) -> tuple[bool, int, str]:
-        step = re.match(r"\d+", path.name)
-        return step is None, int(step[0]) if step else 0, path.name
+        step = step_in_name(path.name)
+        return step is None, step or 0, path.name
 
     return sorted(paths, key=order)
 
@@ -71,15 +71,15 @@ class Batch:
     def finish(self, plots: Path, about: dict[str, str]) -> Table:
         """Write summary.csv, summary.md, report.html and the plots; gives the summary."""
         table = methods_table("Summary [%]", {one.name: one.results.figures for one in self.scored}, "checkpoint")
-        left_out = [f"failed: {why}" for why in self.failed]
+        failed = [f"failed: {why}" for why in self.failed]
         write_rows(self.reports / "summary.csv", self._summary_rows())
-        notes = "".join(f"- {note}\n" for note in left_out)
+        notes = "".join(f"- {note}\n" for note in [*failed, *left_out(self.scored)])
         write_text(self.reports / "summary.md", f"{markdown(table)}\n\n{notes}")
 
         def open_pairs(target: str) -> object:
             return open_set(self.cfg, "verification", target, self.sets)
 
-        write_report(self.reports / "report.html", plots, self.scored, about, open_pairs, left_out)
+        write_report(self.reports / "report.html", plots, self.scored, about, open_pairs, failed)
         return table
 
     def _report(self, path: Path, suffix: str) -> Path:
@@ -87,21 +87,22 @@ class Batch:
 
     def _reuse(self, path: Path) -> bool:
         """Take the checkpoint's report where it is newer than it and has every set that is there."""
-        written = [self._report(path, ".csv")]
-        if self.save_json:
-            written += [self._report(path, ".json"), self._report(path, ".npz")]
+        sets = wanted(self.cfg, self.names)
+        there = [(name, target) for name, target in sets if find(self.cfg, name, target) is not None]
+        as_csv, as_json, arrays = (self._report(path, suffix) for suffix in (".csv", ".json", ".npz"))
+        written = [as_csv, as_json, arrays] if self.save_json else [as_csv]
+        if self.embeddings:
+            written += [Path(self.embeddings, path.stem, f"{name}.{target}.npy") for name, target in there]
         since = path.stat().st_mtime_ns
         if not all(file.is_file() and file.stat().st_mtime_ns > since for file in written):
             return False
-        sets = wanted(self.cfg, self.names)
         try:
-            results = read_json(written[1])[0] if self.save_json else read_csv(written[0], sets)
+            results = read_json(as_json) if self.save_json else read_csv(as_csv, sets)
         except InputError:
             return False
-        there = [(name, target) for name, target in sets if find(self.cfg, name, target) is not None]
         if not all(target in results.figures.get(name, {}) for name, target in there):
             return False
-        absent = [f"{name}.{target}" for name, target in sets if (name, target) not in there]
+        absent = [absence(self.cfg, name, target) for name, target in sets if (name, target) not in there]
         figures, arrays = (_only(part, there) for part in (results.figures, results.arrays))
         self._add(path, Results(figures, arrays, absent, []))
         return True
@@ -121,10 +122,17 @@ class Batch:
     def _summary_rows(self) -> list[list]:
         """A row a checkpoint, a column a figure, and the best of each column in the last row."""
         figures = {one.name: flat(one.results.figures) for one in self.scored}
-        metrics = list(dict.fromkeys(metric for values in figures.values() for metric in values))
+        names = {
+            f"{protocol}.{target}.{name}": name
+            for one in self.scored
+            for protocol, targets in one.results.figures.items()
+            for target, values in targets.items()
+            for name in values
+        }
+        metrics = list(names)
         columns = {metric: [values.get(metric) for values in figures.values()] for metric in metrics}
         rows = [[one.name, one.step, *(figures[one.name].get(metric) for metric in metrics)] for one in self.scored]
-        top = ["best", None, *(best(metric, values) for metric, values in columns.items())]
+        top = ["best", None, *(best(names[metric], values) for metric, values in columns.items())]
         return [["checkpoint", "step", *metrics], *rows, top]
 
 

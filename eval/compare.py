@@ -42,17 +42,24 @@ def main() -> None:
     parser.add_argument("--latex", action="store_true", help="print tables for a paper (booktabs)")
     args = parser.parse_args()
 
+    from eval.figures import reading
     from eval.results import read_json
     from eval.tables import Table, headlines, latex, markdown, methods_table
 
-    results = {name: read_json(path)[0] for name, path in zip(names(args.results), args.results, strict=True)}
+    results = {
+        name: read_json(path, ["verification"]) for name, path in zip(names(args.results), args.results, strict=True)
+    }
     figures = {name: one.figures for name, one in results.items()}
     first, *others = results
-    columns = list(headlines(figures).values())
+    columns = headlines(figures)
 
     def differences(name: str) -> list[str]:
-        pairs = [(column.values[first], column.values[name]) for column in columns]
-        return ["-" if None in pair else f"{pair[1] - pair[0]:+.2f}" for pair in pairs]
+        cells = []
+        for column in columns:
+            values, factor = column.values(), reading(column.column.figure).factor
+            absent = values[first] is None or values[name] is None
+            cells.append("-" if absent else f"{factor * (values[name] - values[first]):+.2f}")
+        return cells
 
     def chance(name: str, target: str) -> list[str]:
         sides = [results[method].arrays.get("verification", {}).get(target) for method in (first, name)]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from eval.tables import Table
 from utils.files import written_whole
 
 _LABELS = {"the same person, rejected": True, "different people, accepted": False}  # wrong decision: is_same
@@ -69,15 +70,6 @@ _FRAMES = {  # what stands around the parts of a section
     "Plots": '<div class="plots">{}</div>',
     "Errors": "<p>The errors farthest from the decision first; pairs are numbered from 0.</p>{}",
 }
-
-
-class Table(NamedTuple):
-    """best: (row, column) of the cells in bold, counted from 0, the header apart."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    best: set[tuple[int, int]]
 
 
 class PairError(NamedTuple):

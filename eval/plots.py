@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eval.figures import reading
 from eval.ijb import VARIANTS
 from eval.tinyface import RANKS
 
@@ -41,7 +42,7 @@ def set_plots(protocol: str, target: str, figures: Figures, arrays: Arrays) -> "
 def step_plots(rows: Sequence[tuple[int, Figures]]) -> "dict[str, Figure]":
     """File stem -> plot over steps, from (step, numbers by "protocol.target.name"); only plots that have a number."""
     plots = {}
-    for stem, (pattern, percent, y) in _STEP_PLOTS.items():
+    for stem, (pattern, y) in _STEP_PLOTS.items():
         lines: dict[str, list[tuple[int, float]]] = {}
         for step, figures in sorted(rows, key=itemgetter(0)):
             for name, value in figures.items():
@@ -49,7 +50,7 @@ def step_plots(rows: Sequence[tuple[int, Figures]]) -> "dict[str, Figure]":
                 if match and value is not None:
                     target, *fars = match.groups()
                     label = target + "".join(f", FAR {_power(float(far))}" for far in fars)
-                    lines.setdefault(label, []).append((step, percent * value))
+                    lines.setdefault(label, []).append((step, reading(name.rpartition(f"{target}.")[2]).factor * value))
         if lines:
             plots[stem] = _over_steps(lines, y)
     return plots
@@ -149,11 +150,11 @@ _SET_PLOTS: dict[str, "dict[str, Callable[[Figures, Arrays], Figure]]"] = {
     "ijb": {"roc": _template_roc, "scores": _template_scores},
     "tinyface": {"cmc": _cmc, "norm": _probe_norms},
 }
-# File stem: (names of the numbers: the target and, where there are several, the FAR; factor to percent; y axis).
+# File stem: (names of the numbers: the target and, where there are several, the FAR; y axis).
 _STEP_PLOTS = {
-    "accuracy": (r"verification\.(.+)\.Accuracy-Flip", 100, "accuracy [%]"),
-    "tar": (rf"ijb\.(.+)\.{FULL_VARIANT}_tpr_at_fpr_(0\.0001|1e-05)", 1, f"TAR [%] ({FULL_VARIANT})"),
-    "rank": (r"tinyface\.(.+)\.rank-1", 1, "rank-1 identification rate [%]"),
+    "accuracy": (r"verification\.(.+)\.Accuracy-Flip", "accuracy [%]"),
+    "tar": (rf"ijb\.(.+)\.{FULL_VARIANT}_tpr_at_fpr_(0\.0001|1e-05)", f"TAR [%] ({FULL_VARIANT})"),
+    "rank": (r"tinyface\.(.+)\.rank-1", "rank-1 identification rate [%]"),
 }
 
 

@@ -21,7 +21,7 @@ from utils.distributed import on_all_ranks, on_rank_0, rank
 from utils.errors import InputError
 from utils.files import written_whole
 from utils.nist_set import NistSet, is_nist
-from utils.template_set import ArrowVerificationSet, TemplateSet
+from utils.template_set import INTEGERS, NUMBERS, TEXTS, ArrowVerificationSet, TemplateSet
 
 # Of a figure; None: there is no such number (a threshold above every score).
 Figures = dict[str, float | None]
@@ -29,12 +29,11 @@ Arrays = dict[str, np.ndarray]
 
 
 class Column(NamedTuple):
-    """A figure of tables that set methods side by side: `label` over it, after the set's name; times `factor`, it is
-    in percent. The figure `spread` follows in brackets."""
+    """A figure of tables that set methods side by side: `label` over it, after the set's name; the figure `spread`
+    follows in brackets."""
 
     figure: str
     label: str = ""
-    factor: float = 1.0
     spread: str = ""
 
 
@@ -70,8 +69,9 @@ def _score_pairs(pairs: VerificationSet, embeddings: Embeddings) -> tuple[Figure
 
 
 _TPR = "Norm:True_Det:True_tpr_at_fpr_"
-_IMAGES, _PAIRS = ("faceness_scores", "templates", "medias"), ("label", "p1", "p2")
-_LISTS = ("probe_paths", "gallery_paths", "distractor_paths")
+_IMAGES = {"faceness_scores": NUMBERS, "templates": INTEGERS, "medias": INTEGERS}
+_PAIRS = {"label": INTEGERS, "p1": INTEGERS, "p2": INTEGERS}
+_LISTS = dict.fromkeys(["probe_paths", "gallery_paths", "distractor_paths"], TEXTS)
 
 
 def _open_templates(path: Path) -> TemplateSet | NistSet:
@@ -83,7 +83,7 @@ def _score_templates(images: TemplateSet | NistSet, embeddings: Embeddings) -> t
 
 
 def _open_tinyface(path: Path) -> TemplateSet:
-    return TemplateSet(path, per_image=("image_paths",), others=_LISTS)
+    return TemplateSet(path, per_image={"image_paths": TEXTS}, others=_LISTS)
 
 
 def _score_identification(images: TemplateSet, embeddings: Embeddings) -> tuple[Figures, Arrays]:
@@ -96,7 +96,7 @@ def _score_identification(images: TemplateSet, embeddings: Embeddings) -> tuple[
 PROTOCOLS: dict[str, Protocol] = {
     "verification": Protocol(
         "val", "val_rec", "val_eval_every_n_epoch", ("{}.bin", "{}"), _open_pairs, _score_pairs,
-        (Column("Accuracy-Flip", factor=100, spread="Accuracy-Std"),),
+        (Column("Accuracy-Flip", spread="Accuracy-Std"),),
     ),
     "ijb": Protocol(
         "ijb", "ijb_root", "eval_every_n_epoch", ("{}",), _open_templates, _score_templates,
@@ -148,6 +148,12 @@ def find(cfg: EasyDict, name: str, target: str) -> Path | None:
     return next((place for place in places if os.path.exists(place)), None)
 
 
+def absence(cfg: EasyDict, name: str, target: str) -> str:
+    """How results call a set that is absent: with the place where it was looked for first."""
+    protocol = PROTOCOLS[name]
+    return f"{name}.{target}: {Path(cfg[protocol.root], protocol.files[0].format(target))}"
+
+
 def open_set(cfg: EasyDict, name: str, target: str, sets: Sets) -> Any:
     """The images of a set that is there. Every rank must call it."""
     return sets.open(name, target, PROTOCOLS[name].open, find(cfg, name, target))
@@ -171,21 +177,21 @@ def evaluate(
     sets = sets or Sets()
     results = Results({}, {}, [], [])
     for name, target in wanted(cfg, names):
-        protocol = PROTOCOLS[name]
         path = on_rank_0(partial(find, cfg, name, target))
         if path is None:
-            results.absent.append(f"{name}.{target}: {Path(cfg[protocol.root], protocol.files[0].format(target))}")
+            results.absent.append(absence(cfg, name, target))
             continue
         try:
-            images = open_set(cfg, name, target, sets)
+            images = sets.open(name, target, PROTOCOLS[name].open, path)
             embeddings = _embed_set(network, cfg, name, target, sets, device, dtype)
             scored = on_all_ranks(partial(_score_set, name, target, images, embeddings, embeddings_folder))
         except (InputError, OSError) as error:
             results.failed.append(f"{name}.{target}: {error}")
             continue
         if scored is not None:
-            for collected, part in zip(results, scored, strict=False):
-                collected.setdefault(name, {})[target] = part
+            figures, arrays = scored
+            results.figures.setdefault(name, {})[target] = figures
+            results.arrays.setdefault(name, {})[target] = arrays
     return results
 
 
@@ -209,14 +215,7 @@ def _score_set(
     if folder is not None:
         with written_whole(Path(folder, f"{name}.{target}.npy")) as file:
             np.save(file, embeddings.features)
-    try:
-        return PROTOCOLS[name].score(images, embeddings)
-    except InputError:
-        raise
-    except (ValueError, TypeError, AttributeError) as error:  # metadata of another kind or shape
-        raise InputError(
-            f"{images.path}: its metadata do not fit the protocol ({type(error).__name__}: {error}); fetch it again"
-        ) from error
+    return PROTOCOLS[name].score(images, embeddings)
 
 
 def flat(figures: dict[str, dict[str, Figures]]) -> Figures:

@@ -1,16 +1,16 @@
 """What people look at: plots as PNG, and report.html with the tables, the plots and the worst errors as images."""
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eval.page import PairError, Table, pair_thresholds, worst_errors, write_page
+from eval.page import PairError, pair_thresholds, worst_errors, write_page
 from eval.plots import png, set_plots, step_plots
 from eval.protocols import Arrays, Figures, Results, flat
 from eval.results import listed
-from eval.tables import methods_table
+from eval.tables import Table, methods_table
+from utils.checkpoint import step_in_name
 from utils.files import written_whole
 
 
@@ -22,9 +22,8 @@ class Scored(NamedTuple):
 
     @property
     def step(self) -> int | None:
-        """The step in a name such as 15163backbone; None where the name begins with none."""
-        digits = re.match(r"\d+", self.name)
-        return int(digits[0]) if digits else None
+        """The step in the name, None where it has none."""
+        return step_in_name(self.name)
 
 
 def write_report(
@@ -33,7 +32,7 @@ def write_report(
     checkpoints: Sequence[Scored],
     about: dict[str, str],
     open_pairs: Callable[[str], Any],
-    notes: Sequence[str] = (),
+    notes: Sequence[str],
 ) -> None:
     """Write the page, and its plots as PNG into the folder.
 
@@ -44,8 +43,11 @@ def write_report(
     stepped = [(one.step, flat(one.results.figures)) for one in checkpoints if one.step is not None]
     plots = step_plots(stepped) if len(stepped) > 1 else {}
     errors: dict[str, list[PairError]] = {}
+    notes = [*notes, *left_out(checkpoints)]
     detailed = next((one for one in reversed(checkpoints) if one.results.arrays), None)
-    if detailed is not None:
+    if detailed is None:
+        notes.append("plots and errors of the sets: none, no checkpoint's arrays are kept (--save-json keeps them)")
+    else:
         about = {**about, "plots and errors of": detailed.name}
         for protocol, targets in detailed.results.arrays.items():
             for target, arrays in targets.items():
@@ -58,13 +60,14 @@ def write_report(
     for stem, data in drawn.items():
         with written_whole(Path(plots_folder, f"{stem}.png")) as file:
             file.write(data)
-    for one in checkpoints:
-        notes = [*notes, *(f"{one.name}: {word}: {what}" for word, what in _left_out(one.results))]
-    write_page(page, "Face recognition scores", about, tables, drawn, errors, list(dict.fromkeys(notes)))
+    write_page(page, "Face recognition scores", about, tables, drawn, errors, notes)
 
 
-def _left_out(results: Results) -> list[tuple[str, str]]:
-    return [("absent", where) for where in results.absent] + [("failed", why) for why in results.failed]
+def left_out(checkpoints: Sequence[Scored]) -> list[str]:
+    """What was not scored: absent sets once, failed ones with their checkpoint."""
+    absent = dict.fromkeys(where for one in checkpoints for where in one.results.absent)
+    failed = [f"failed: {one.name}: {why}" for one in checkpoints for why in one.results.failed]
+    return [f"absent: {where}" for where in absent] + failed
 
 
 def _figures_table(title: str, figures: Figures) -> Table:

@@ -4,18 +4,16 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eval.protocols import Arrays, Figures, Results, flat
+from eval.figures import label, text
+from eval.protocols import PROTOCOLS, Arrays, Figures, Results, flat
 from utils.errors import InputError
 from utils.files import write_text, written_whole
-
-_FRACTIONS = ("Accuracy", "TAR", "AUC", "EER")  # figures that people read in percent; those of IJB and TinyFace are
-_IN_WORDS = {"Accuracy-Flip": "accuracy [%] (std over folds)", "XNorm": "mean norm of embeddings"}
 
 
 def screen(results: Results) -> str:
@@ -35,19 +33,14 @@ def listed(figures: Figures) -> list[tuple[str, str, str]]:
     for name, value in figures.items():
         if name == "Accuracy-Std" or "_thresh_at_" in name:
             continue
-        factor = 100 if name.startswith(_FRACTIONS) else 1
         beside = ""
         if name == "Accuracy-Flip":
-            beside = f" ({_number(figures['Accuracy-Std'], factor)})"
+            beside = f" ({text('Accuracy-Std', figures['Accuracy-Std'])})"
         elif "_tpr_at_" in name:
-            beside = f" (threshold {_number(figures[name.replace('_tpr_', '_thresh_')], digits=4)})"
-        label = _IN_WORDS.get(name, f"{name} [%]")
-        lines.append((label, _number(value, factor, 4 if name == "XNorm" else 2), beside))
+            threshold = name.replace("_tpr_", "_thresh_")
+            beside = f" (threshold {text(threshold, figures[threshold])})"
+        lines.append((label(name), text(name, value), beside))
     return lines
-
-
-def _number(value: float | None, factor: float = 1, digits: int = 2) -> str:
-    return "-" if value is None else f"{factor * value:.{digits}f}"
 
 
 def write_json(path: str | os.PathLike, results: Results, about: dict[str, str]) -> None:
@@ -70,15 +63,16 @@ def _write(path: str | os.PathLike, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: str | os.PathLike) -> tuple[Results, dict[str, str]]:
-    """What `write_json` wrote, and `about`; no arrays where the .npz is not there. Raises InputError."""
+def read_json(path: str | os.PathLike, protocols: Container[str] = tuple(PROTOCOLS)) -> Results:
+    """What `write_json` wrote, with the arrays of `protocols`, if the .npz is there. Raises InputError."""
     try:
         content: dict[str, Any] = json.loads(Path(path).read_text())
-        about, absent, failed = content.pop("about"), content.pop("absent"), content.pop("failed", [])
+        del content["about"]
+        absent, failed = content.pop("absent"), content.pop("failed")
         flat(content)
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError):
         raise InputError(f"{path}: holds no results of run_full_eval.py --results-json") from None
-    return Results(content, read_arrays(arrays_beside(path)), absent, failed), about
+    return Results(content, read_arrays(arrays_beside(path), protocols), absent, failed)
 
 
 def arrays_beside(path: str | os.PathLike) -> Path:
@@ -99,8 +93,8 @@ def write_arrays(path: str | os.PathLike, results: Results) -> None:
         np.savez(file, **arrays)
 
 
-def read_arrays(path: str | os.PathLike) -> dict[str, dict[str, Arrays]]:
-    """Protocol -> target -> name -> array, empty where there is no such file. Raises InputError."""
+def read_arrays(path: str | os.PathLike, protocols: Container[str]) -> dict[str, dict[str, Arrays]]:
+    """Protocol -> target -> name -> array, of `protocols`; empty where there is no such file. Raises InputError."""
     arrays: dict[str, dict[str, Arrays]] = {}
     if not os.path.exists(path):
         return arrays
@@ -109,6 +103,8 @@ def read_arrays(path: str | os.PathLike) -> dict[str, dict[str, Arrays]]:
             for key in file.files:
                 protocol, rest = key.split("/", 1)
                 target, name = rest.rsplit("/", 1)
+                if protocol not in protocols:
+                    continue
                 arrays.setdefault(protocol, {}).setdefault(target, {})[name] = file[key]
     except Exception as error:  # a broken archive raises nearly any exception
         raise InputError(f"{path}: broken, or not written by run_full_eval.py; remove it and score again") from error
@@ -122,25 +118,26 @@ def write_csv(path: str | os.PathLike, results: Results) -> None:
 
 def write_rows(path: str | os.PathLike, rows: Iterable[Iterable[Any]]) -> None:
     """A CSV file; None is an empty field."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_text(path, text.getvalue())
+    written = io.StringIO()
+    csv.writer(written, lineterminator="\n").writerows(rows)
+    write_text(path, written.getvalue())
 
 
 def read_csv(path: str | os.PathLike, sets: Iterable[tuple[str, str]]) -> Results:
     """The figures that `write_csv` wrote of the sets (protocol, target). Raises InputError."""
     figures: dict[str, dict[str, Figures]] = {}
+    starts = {f"{protocol}.{target}.": (protocol, target) for protocol, target in sets}
     try:
         with open(path, newline="") as file:
             header, *lines = csv.reader(file)
-        values = {metric: float(value) if value else None for metric, value in lines}
         if header != ["metric", "value"]:
             raise ValueError
-    except ValueError:
+        for metric, value in lines:
+            start = max((one for one in starts if metric.startswith(one)), key=len, default=None)  # x.1 before x
+            if start is not None:
+                protocol, target = starts[start]
+                of_set = figures.setdefault(protocol, {}).setdefault(target, {})
+                of_set[metric.removeprefix(start)] = float(value) if value else None
+    except (ValueError, csv.Error):
         raise InputError(f"{path}: is no metrics file of run_batch_eval.py; remove it and score again") from None
-    for protocol, target in sets:
-        start = f"{protocol}.{target}."
-        named = {metric.removeprefix(start): value for metric, value in values.items() if metric.startswith(start)}
-        if named:
-            figures.setdefault(protocol, {})[target] = named
     return Results(figures, {}, [], [])

@@ -45,7 +45,7 @@ def main() -> None:
         print(f"written: {args.results_json}, and each pair's score beside it (.npz)")
     if args.plots:
         scored, page = Scored(Path(args.checkpoint).stem, results), Path(args.plots, "report.html")
-        write_report(page, args.plots, [scored], about, lambda target: open_set(cfg, "verification", target, sets))
+        write_report(page, args.plots, [scored], about, lambda target: open_set(cfg, "verification", target, sets), [])
         print(f"written: {page}, and the plots beside it (.png)")
     if not results.figures and not results.failed:
         raise InputError(NOTHING_THERE)

@@ -25,32 +25,35 @@ class Sets:
 
     def open(self, name: str, target: str, opener: Callable[[Path], Any], path: Path) -> Any:
         """The set, opened by `opener` on all ranks at the first call. Raises the error of one that is broken."""
-        key = name, target
-        if key not in self._opened:
-            try:
-                self._opened[key] = on_all_ranks(lambda: opener(path))
-            except (InputError, OSError) as error:
-                self._opened[key] = error
-        if isinstance(self._opened[key], Exception):
-            raise self._opened[key]
-        return self._opened[key]
+        return _once(self._opened, (name, target), lambda: opener(path))
 
     def pixels(self, name: str, target: str, batch_size: int, num_workers: int) -> tuple[Any, int]:
         """What `embed` takes for an opened set: its images, and the processes that it needs to decode them.
 
         The first call decodes a set that the memory has room for, on all ranks, and raises what it finds broken.
         """
-        key = name, target
-        images = self._opened[key]
-        if key not in self._kept:
+        images = self._opened[name, target]
+
+        def keep() -> KeptImages | None:
             size = len(images) * SIZE * SIZE * 3
-            fits = size <= self._room
-            if fits:
-                self._kept[key] = on_all_ranks(lambda: KeptImages(images, batch_size, num_workers, target))
+            if size <= self._room:
                 self._room -= size
-            else:
-                self._kept[key] = None
-                if self._room and rank() == 0:
-                    tqdm.write(f"{target}: {size / 1e9:.1f} GB decoded, more than is left of --cache-gb; decoded anew")
-        kept = self._kept[key]
+                return KeptImages(images, batch_size, num_workers, target)
+            if self._room and rank() == 0:
+                tqdm.write(f"{target}: {size / 1e9:.1f} GB decoded, more than is left of --cache-gb; decoded anew")
+            return None
+
+        kept = _once(self._kept, (name, target), keep)
         return (images, num_workers) if kept is None else (kept, 0)
+
+
+def _once(known: dict[tuple[str, str], Any], key: tuple[str, str], make: Callable[[], Any]) -> Any:
+    """What `make` gave on all ranks at the first call; the error that it raised then is raised again."""
+    if key not in known:
+        try:
+            known[key] = on_all_ranks(make)
+        except (InputError, OSError) as error:
+            known[key] = error
+    if isinstance(known[key], Exception):
+        raise known[key]
+    return known[key]

@@ -4,57 +4,64 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from eval.page import Table
-from eval.protocols import PROTOCOLS, Figures
+from eval.figures import reading, text
+from eval.protocols import PROTOCOLS, Column, Figures
 
-_LOWER_IS_BETTER = ("EER",)
-_NO_BEST = ("Accuracy-Std", "XNorm")  # and thresholds
+
+class Table(NamedTuple):
+    """best: (row, column) of the cells in bold, counted from 0, the header apart."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    best: set[tuple[int, int]]
 
 
 class Headline(NamedTuple):
-    """A column of a table of methods: its label, its value in percent and its spread by method."""
+    """A column of a table of methods: its label, the figure that it shows, and the figures of its set by method."""
 
     label: str
-    values: dict[str, float | None]
-    spreads: dict[str, float | None]
+    column: Column
+    found: dict[str, Figures]
+
+    def values(self) -> dict[str, float | None]:
+        """The figure by method."""
+        return {name: figures.get(self.column.figure) for name, figures in self.found.items()}
+
+    def cell(self, name: str) -> str:
+        """The figure of a method, and its spread in brackets; a dash for what is not there."""
+        figure, spread = self.column.figure, self.column.spread
+        figures = self.found[name]
+        beside = f" ({text(spread, figures[spread])})" if spread in figures else ""
+        return text(figure, figures.get(figure)) + beside
 
 
-def headlines(methods: Mapping[str, Mapping[str, Mapping[str, Figures]]]) -> dict[tuple[str, str, str], Headline]:
-    """(protocol, target, figure) -> column, from method -> protocol -> target -> figures."""
-    columns: dict[tuple[str, str, str], Headline] = {}
+def headlines(methods: Mapping[str, Mapping[str, Mapping[str, Figures]]]) -> list[Headline]:
+    """The columns of a table of methods, from method -> protocol -> target -> figures."""
+    columns = []
     for protocol, entry in PROTOCOLS.items():
         for target in dict.fromkeys(target for figures in methods.values() for target in figures.get(protocol, {})):
-            for column in entry.columns:
-                found = {name: figures.get(protocol, {}).get(target, {}) for name, figures in methods.items()}
-                values = {name: figures.get(column.figure) for name, figures in found.items()}
-                spreads = {name: figures.get(column.spread) for name, figures in found.items()}
-                columns[protocol, target, column.figure] = Headline(
-                    _short(target) + column.label, *(_times(part, column.factor) for part in (values, spreads))
-                )
+            found = {name: figures.get(protocol, {}).get(target, {}) for name, figures in methods.items()}
+            columns += [Headline(_short(target) + column.label, column, found) for column in entry.columns]
     return columns
 
 
 def methods_table(title: str, methods: Mapping[str, Mapping[str, Mapping[str, Figures]]], corner: str) -> Table:
-    """A row a method, a column a headline figure in percent; a dash for what is not there. `corner` heads the names."""
+    """A row a method, a column a headline figure in percent. `corner` heads the names."""
     columns = headlines(methods)
-    rows = [
-        [name, *(_cell(column.values[name], column.spreads[name]) for column in columns.values())] for name in methods
-    ]
+    rows = [[name, *(column.cell(name) for column in columns)] for name in methods]
     marked = set()
-    for number, ((_, _, figure), column) in enumerate(columns.items(), 1):
-        values = list(column.values.values())
-        top = best(figure, values)
+    for number, column in enumerate(columns, 1):
+        values = list(column.values().values())
+        top = best(column.column.figure, values)
         marked |= {(row, number) for row, value in enumerate(values) if value is not None and value == top}
-    header = [corner, *(column.label for column in columns.values())]
-    return Table(title, header, rows, marked if len(methods) > 1 else set())
+    return Table(title, [corner, *(column.label for column in columns)], rows, marked if len(methods) > 1 else set())
 
 
 def best(figure: str, values: list[float | None]) -> float | None:
-    """The best of a figure's values, by its name; None where none is better than another."""
-    there = [value for value in values if value is not None]
-    if not there or "_thresh_at_" in figure or figure.endswith(_NO_BEST):
-        return None
-    return (min if figure.endswith(_LOWER_IS_BETTER) else max)(there)
+    """The best of a figure's values, by its name within a set; None where none is better than another."""
+    better, there = reading(figure).better, [value for value in values if value is not None]
+    return better(there) if better and there else None
 
 
 def markdown(table: Table) -> str:
@@ -102,13 +109,3 @@ def _escaped(text: str) -> str:
 def _short(target: str) -> str:
     """IJBC for IJBC_gt_aligned, tinyface for tinyface_aligned_pad_0.1: how tables call the set."""
     return re.sub(r"_(gt_)?aligned.*", "", target)
-
-
-def _times(values: dict[str, float | None], factor: float) -> dict[str, float | None]:
-    return {name: None if value is None else factor * value for name, value in values.items()}
-
-
-def _cell(value: float | None, spread: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.2f}" + ("" if spread is None else f" ({spread:.2f})")

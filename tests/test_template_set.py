@@ -20,7 +20,15 @@ from eval.tinyface import evaluate_identification
 from utils.bin_file import fit
 from utils.errors import InputError
 from utils.loader import unchanged
-from utils.template_set import ArrowVerificationSet, TemplateSet, TemplateSetError, read_metadata
+from utils.template_set import (
+    INTEGERS,
+    NUMBERS,
+    TEXTS,
+    ArrowVerificationSet,
+    TemplateSet,
+    TemplateSetError,
+    read_metadata,
+)
 
 datasets = pytest.importorskip("datasets")
 COUNT = 12
@@ -126,6 +134,67 @@ def test_metadata_executes_nothing(tmp_path, monkeypatch, zipped):
     assert not Path("executed").exists()
 
 
+class ForgedType:
+    """A dtype whose state says something else than NumPy would write of it."""
+
+    def __init__(self, name, state):
+        self.name, self.state = name, state
+
+    def __reduce__(self):
+        return np.dtype, (self.name, False, True), self.state
+
+
+class ForgedArray:
+    def __init__(self, dtype, data):
+        self.dtype, self.data = dtype, data
+
+    def __reduce__(self):
+        return np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), (1, (1,), self.dtype, False, self.data)
+
+
+class ForgedScalar:
+    def __reduce__(self):
+        return np._core.multiarray.scalar, (np.dtype("O"), b"AAAAAAAA")
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        ForgedArray(ForgedType("O8", (3, "|", None, None, None, -1, -1, 0)), b"AAAAAAAA"),  # addresses as plain bytes
+        ForgedArray(ForgedType("i8", (3, "<", None, None, None, -1, -1, 63)), b"AAAAAAAA"),  # numbers as addresses
+        ForgedArray(ForgedType("i8", (3, "<", None, None, None, 1000, 1, 0)), b"A" * 8),  # longer than its data
+        ForgedArray(ForgedType("i8", (3, "<", None, ("a",), {"a": (np.dtype("i8"), 900)}, 8, 1, 16)), b"A" * 8),
+        ForgedScalar(),
+    ],
+    ids=["pointers", "objects", "size", "fields", "scalar"],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_metadata_choose_no_addresses_in_memory(tmp_path, zipped, forged):
+    torch.save({"templates": forged}, tmp_path / "metadata.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(TemplateSetError, match=r"metadata.pt: (refused: it asks for numpy|broken)"):
+        read_metadata(tmp_path / "metadata.pt")
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "abc", ["a"] * COUNT, np.zeros((COUNT, 1)), [[1], [2, 3]], [None] * COUNT])
+def test_metadata_of_another_kind_are_named(tmp_path, wrong):
+    folder = write_set(tmp_path / "set", metadata={"templates": wrong})
+    with pytest.raises(TemplateSetError, match=r"metadata.pt: templates must be a list of numbers, but is"):
+        TemplateSet(folder, others={"templates": NUMBERS})
+
+
+@pytest.mark.parametrize(
+    ("entries", "kinds"),
+    [
+        (np.arange(COUNT), INTEGERS), (list(range(COUNT)), INTEGERS), (torch.arange(COUNT), INTEGERS),
+        (np.ones(COUNT, bool), INTEGERS), (np.ones(COUNT, np.float32), NUMBERS), (["a", "bc"] * (COUNT // 2), TEXTS),
+        (np.array(["a", "bc"] * (COUNT // 2), dtype=object), TEXTS),
+    ],
+)  # fmt: skip
+def test_metadata_of_the_right_kind_are_taken_in_any_form(tmp_path, entries, kinds):
+    folder = write_set(tmp_path / "set", metadata={"templates": entries})
+    assert len(TemplateSet(folder, per_image={"templates": kinds}).metadata["templates"]) == COUNT
+
+
 VALUES = {
     "faceness_scores": np.linspace(0, 1, 5),
     "single": np.linspace(0, 1, 5, dtype=np.float32),
@@ -191,7 +260,7 @@ def test_metadata_of_either_numpy_and_of_older_torch_is_read(tmp_path, package, 
 def test_a_set_that_does_not_fit_is_refused(tmp_path, change, message):
     folder = write_set(tmp_path / "set", **change)
     with pytest.raises(TemplateSetError, match=message):
-        TemplateSet(folder, per_image=("templates",))
+        TemplateSet(folder, per_image={"templates": INTEGERS})
 
 
 @pytest.mark.parametrize(

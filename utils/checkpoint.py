@@ -60,6 +60,12 @@ def complete_steps(folder: str | os.PathLike) -> list[int]:
     return sorted(step for step in steps if all(f"{step}{part}" in names for part in PARTS))
 
 
+def step_in_name(name: str) -> int | None:
+    """The step that a file name such as 15163backbone.pth begins with; None where it begins with none."""
+    digits = re.match(r"\d+", name)
+    return int(digits[0]) if digits else None
+
+
 def prune(folder: str | os.PathLike, keep: int) -> None:
     """Remove all but the `keep` newest complete checkpoints, the state first; 0 keeps all."""
     for step in complete_steps(folder)[:-keep] if keep else []:

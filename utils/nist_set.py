@@ -55,7 +55,8 @@ class NistSet(torch.utils.data.Dataset):
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = str(path)
-        of_faces, of_points, of_pairs = paths = _find_lists(self.path)
+        paths = _find_lists(self.path)
+        of_faces, of_points, of_pairs = paths
         faces, scored, pairs = (_read(path, *LISTS[name]) for path, name in zip(paths, LISTS, strict=True))
         transforms = similarity_to_arcface(scored["points"])
         usable = np.isfinite(transforms).all((1, 2)) & np.isfinite(scored["score"])

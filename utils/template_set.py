@@ -2,8 +2,9 @@
 and verification sets, with a flag to each image."""
 
 import os
+import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from torch import Tensor
 from utils.bin_file import fit
 from utils.errors import InputError
 from utils.images import decode_aligned, decode_rgb
+
+# Kinds of entries, as NumPy's dtype.kind calls them.
+INTEGERS, NUMBERS, TEXTS = "biu", "biuf", "U"
+_IN_WORDS = {INTEGERS: "whole numbers", NUMBERS: "numbers", TEXTS: "texts"}
+_NOTHING: Mapping[str, str] = {}
 
 
 class TemplateSetError(InputError):
@@ -52,10 +58,13 @@ class TemplateSet(_ArrowImages):
     """N encoded images in the order of their index; set[positions] decodes to uint8 [n, 112, 112, 3] RGB.
 
     metadata: what metadata.pt holds, by key. `per_image` names keys that must be there with one entry an image (row i
-    is image i), `others` keys that must be there with any length. Raises TemplateSetError.
+    is image i), `others` keys that must be there with any length, each with the kind of its entries (INTEGERS, NUMBERS
+    or TEXTS). Raises TemplateSetError.
     """
 
-    def __init__(self, path: str | os.PathLike, per_image: Sequence[str] = (), others: Sequence[str] = ()) -> None:
+    def __init__(
+        self, path: str | os.PathLike, per_image: Mapping[str, str] = _NOTHING, others: Mapping[str, str] = _NOTHING
+    ) -> None:
         super().__init__(path)
         self.metadata = read_metadata(Path(self.path, "metadata.pt"))
         _check_metadata(self, per_image, others)
@@ -95,7 +104,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
         raise TemplateSetError(f"{path}: {problem}") from error
     if not isinstance(metadata, dict):
         raise TemplateSetError(f"{path}: holds no dict of arrays by name, but {type(metadata).__name__}")
-    return metadata
+    return {key: value.view(np.ndarray) if isinstance(value, _Array) else value for key, value in metadata.items()}
 
 
 def _open(path: str, wanted: list[str]) -> Any:
@@ -142,7 +151,7 @@ def _flags_of_pairs(path: str, flags: np.ndarray) -> np.ndarray:
     return first.astype(bool)
 
 
-def _check_metadata(images: TemplateSet, per_image: Sequence[str], others: Sequence[str]) -> None:
+def _check_metadata(images: TemplateSet, per_image: Mapping[str, str], others: Mapping[str, str]) -> None:
     path = Path(images.path, "metadata.pt")
     missing = [name for name in (*per_image, *others) if name not in images.metadata]
     if missing:
@@ -150,6 +159,13 @@ def _check_metadata(images: TemplateSet, per_image: Sequence[str], others: Seque
             f"{path}: has no {', '.join(missing)}, but {', '.join(map(str, images.metadata))}; "
             "is it another protocol's set?"
         )
+    for name, kinds in {**per_image, **others}.items():
+        array = _as_array(images.metadata[name])
+        if array.ndim != 1 or array.dtype.kind not in kinds:
+            raise TemplateSetError(
+                f"{path}: {name} must be a list of {_IN_WORDS[kinds]}, but is {type(images.metadata[name]).__name__} "
+                f"({array.dtype}, shape {list(array.shape)}); fetch it again"
+            )
     for name in per_image:
         if len(images.metadata[name]) != len(images):
             raise TemplateSetError(
@@ -157,12 +173,51 @@ def _check_metadata(images: TemplateSet, per_image: Sequence[str], others: Seque
             )
 
 
+def _as_array(entries: Any) -> np.ndarray:
+    """Entries as an array, one of no dimension where they are no list; texts also from an array of objects."""
+    try:
+        array = np.asarray(entries)
+    except ValueError:  # lists of different lengths
+        array = np.array(None)
+    is_text = array.dtype == object and array.ndim == 1 and all(isinstance(entry, str) for entry in array)
+    return array.astype(str) if is_text else array
+
+
+# Stand-ins for what a pickled array names. NumPy itself trusts a dtype's state: one that calls pointers plain numbers
+# would let a file choose addresses in memory. So no state reaches NumPy but the one that it writes for such a dtype.
+
+
+class _Dtype:
+    def __init__(self, name: str, align: bool, copy: bool) -> None:
+        self.plain = np.dtype(name)
+
+    def __setstate__(self, state: tuple) -> None:
+        self.plain = self.plain.newbyteorder(state[1])
+        if state != self.plain.__reduce__()[2]:
+            raise pickle.UnpicklingError(f"GLOBAL numpy.dtype with the state {state}")
+
+
+class _Array(np.ndarray):
+    def __setstate__(self, state: tuple) -> None:
+        version, shape, dtype, is_fortran, data = state
+        super().__setstate__((version, shape, dtype.plain, is_fortran, data))
+
+
+def _scalar(dtype: _Dtype, data: bytes) -> np.generic:
+    if dtype.plain.hasobject:
+        raise pickle.UnpicklingError("GLOBAL numpy.scalar of an object")
+    return np._core.multiarray.scalar(dtype.plain, data)
+
+
 def _array_constructors() -> list:
     """What a pickled array or scalar names, under the package names of NumPy 1 and NumPy 2."""
-    multiarray = np._core.multiarray
-    constructors = [
-        (getattr(multiarray, name), f"numpy.{package}.multiarray.{name}")
-        for package in ("core", "_core")
-        for name in ("_reconstruct", "scalar")
+    constructors = {"_reconstruct": np._core.multiarray._reconstruct, "scalar": _scalar}
+    return [
+        (_Array, "numpy.ndarray"),
+        (_Dtype, "numpy.dtype"),
+        *(
+            (made, f"numpy.{package}.multiarray.{name}")
+            for package in ("core", "_core")
+            for name, made in constructors.items()
+        ),
     ]
-    return [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in np.typecodes["All"]}, *constructors]
