@@ -81,7 +81,7 @@ config.checkpoint_every = 5000  # steps between checkpoints within an epoch; 0: 
 config.keep_checkpoints = 0  # newest checkpoints to keep; 0: all
 
 # --- evaluation during training --------------------------------------------------------------------------------
-config.val_rec = "dataset/faces_emore"  # folder with the .bin verification sets
+config.val_rec = "dataset/faces_emore"  # folder with the verification sets
 config.val_targets = ["lfw", "cfp_fp", "agedb_30", "calfw", "cplfw", "vgg2_fp"]  # names of .bin files
 config.val_batch_size = 128  # images a forward pass; >= 1
 config.val_eval_every_n_epoch = 1  # epochs between .bin evaluations; 0: never

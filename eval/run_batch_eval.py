@@ -9,6 +9,14 @@ from eval.arguments import NOTHING_THERE, parser, read_config
 from utils.errors import InputError, clear_errors
 
 
+def gigabytes(text: str) -> float:
+    """A number of at least 0."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError
+    return value
+
+
 def main() -> None:
     arguments = parser(__doc__)
     add = arguments.add_argument
@@ -20,8 +28,8 @@ def main() -> None:
     add("--results-json", metavar="FILE", help="write the figures of all checkpoints there")
     add("--plots", metavar="DIR", help="where the plots go as PNG (default: plots in the report folder)")
     add("--latex", action="store_true", help="print the table for a paper, and write it to summary.tex")
-    add("--cache-gb", type=float, default=8.0, metavar="GB", help="10^9 bytes of decoded images to keep, so that sets "
-        "are decoded once and not for each checkpoint (default: %(default)s; all public sets: 36)")  # fmt: skip
+    add("--cache-gb", type=gigabytes, default=8.0, metavar="GB", help="10^9 bytes of decoded images to keep, so that "
+        "sets are decoded once and not for each checkpoint (default: %(default)s; all public sets: 36)")  # fmt: skip
     add("--force", action="store_true", help="score also what has a complete report that is newer than it")
     args = arguments.parse_args()
     cfg, named = read_config(args)

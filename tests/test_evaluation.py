@@ -252,6 +252,12 @@ def test_a_set_is_decoded_once_for_all_checkpoints(root, checkpoints, tmp_path, 
         assert len(decoded) == 40 * times
 
 
+@pytest.mark.parametrize("size", ["-1", "inf", "nan", "much"])
+def test_a_cache_of_no_size_is_refused(tmp_path, size):
+    with pytest.raises(AssertionError, match=rf"--cache-gb: invalid gigabytes value: '{size}'"):
+        score(BATCH, "--checkpoint-dir", tmp_path, "--cache-gb", size)
+
+
 def test_an_empty_folder_is_named(root, tmp_path):
     done = score(BATCH, "--checkpoint-dir", tmp_path, *flags(root), code=2)
     assert f"{tmp_path}: no file's name ends in 'backbone.pth'" in done.stderr

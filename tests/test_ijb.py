@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_curve
 
+from benchmarks import protocols
 from eval import ijb
 from eval.ijb import FPRS, TemplateError, evaluate_templates, pair_scores, roc_points, score_templates, tpr_at_fpr
 from utils.template_set import read_metadata
@@ -285,6 +286,12 @@ def with_first(value):
 def test_what_cannot_be_scored_is_named(position, change, message):
     with pytest.raises(TemplateError, match=message):
         evaluate_templates(*changed(position, change))
+
+
+def test_the_benchmark_gives_the_figures_of_plain_arithmetic():
+    result = protocols.measure("ijb", 0.002, plain=True)  # raises where they differ
+    assert result["size"] == "IJB-C: 939 images, 46 templates, 31,317 pairs"
+    assert result["seconds"] > 0 and result["plain"] > 0
 
 
 def test_a_pair_is_accepted_from_the_threshold_at_a_ten_thousandth_on():
