@@ -6,4 +6,5 @@ source ./environment.sh
 make_environment requirements/requirement.txt requirements/test.txt
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
-exec "$VENV/bin/python" -m pytest "$@"
+# Two files of tests at a time.
+exec "$VENV/bin/python" -m pytest -n 2 --dist loadfile "$@"

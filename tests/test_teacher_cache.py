@@ -126,8 +126,8 @@ def test_200_steps_from_the_file_follow_200_steps_with_the_live_teacher(face_dat
         "num_epoch=20", "log_every=1", "val_eval_every_n_epoch=0", "lr_schedule=step", "dtype=float32",
     ]  # fmt: skip
     from_file = f"teacher_embeddings={tmp_path / 'teacher.npy'}"
-    train(TRAIN, shared, tmp_path / "before", from_file, "lr=1.6")
-    start = [f"init_from={tmp_path / 'before' / '200backbone.pth'}", "lr=0.02", "warmup_epoch=0"]
+    train(TRAIN, shared, tmp_path / "before", from_file, "lr=1.6", "max_steps=100")
+    start = [f"init_from={tmp_path / 'before' / '100backbone.pth'}", "lr=0.02", "warmup_epoch=0"]
     train(TRAIN, shared, tmp_path / "live", *start)
     train(TRAIN, shared, tmp_path / "cached", *start, from_file)
     live, cached = (metrics(tmp_path / name) for name in ("live", "cached"))
