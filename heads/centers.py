@@ -7,6 +7,7 @@ from torch import Tensor
 from utils.distributed import all_gather
 
 FLOOR = 1e-6
+_ROWS = 65536  # centers normalised at a time: no second float32 copy of them all
 
 
 def confidences(centers: Tensor, student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,11 +22,12 @@ def update_weight(conf_t: Tensor, cos_st: Tensor, adaptive: bool) -> Tensor:
 
 
 @torch.no_grad()
-def move_centers(centers: Tensor, teacher: Tensor, labels: Tensor, alpha: Tensor) -> None:
+def move_centers(centers: Tensor, teacher: Tensor, labels: Tensor, alpha: Tensor) -> Tensor:
     """In place, for each class c of the global batch: w_c <- mean(alpha_i) w_c + mean((1 - alpha_i) hat f_t,i).
 
     centers [C, D]; teacher [B, D] raw, labels [B], alpha [B]: this rank's part of the batch. Every rank gathers the
     whole batch and does the same arithmetic on it in the same order, so the centers stay bit-equal everywhere.
+    Returns the labels of the global batch: which centers were touched.
     """
     target = (1 - alpha)[:, None] * F.normalize(teacher, eps=1e-12)
     labels, alpha, target = all_gather(labels), all_gather(alpha), all_gather(target)
@@ -44,3 +46,32 @@ def move_centers(centers: Tensor, teacher: Tensor, labels: Tensor, alpha: Tensor
     first = torch.where(same, positions, len(labels)).amin(1)
     means = means[first]
     centers[labels] = means[:, :1] * centers[labels] + means[:, 1:]
+    return labels
+
+
+class UnitCenters:
+    """The centers at unit length in the type that products run in, kept beside them: derived, and in no file.
+
+    Made anew whenever the centers are another tensor, or were changed otherwise than by a step, or another type is
+    asked for; after a step only the touched rows are.
+    """
+
+    def __init__(self) -> None:
+        self._unit: Tensor | None = None
+        self._centers: Tensor | None = None
+        self._version = -1
+
+    def of(self, centers: Tensor) -> Tensor:
+        """[C, D] in autocast's type where that is on, else in that of `centers` [C, D]."""
+        kind = centers.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else centers.dtype
+        if self._centers is not centers or self._version != centers._version or self._unit.dtype != dtype:
+            self._unit, self._centers, self._version = torch.empty_like(centers, dtype=dtype), centers, centers._version
+            for rows, unit in zip(centers.split(_ROWS), self._unit.split(_ROWS), strict=True):
+                unit.copy_(F.normalize(rows, eps=1e-12))
+        return self._unit
+
+    def renew(self, labels: Tensor) -> None:
+        """The centers of `labels` were moved, and no other."""
+        self._unit[labels] = F.normalize(self._centers[labels], eps=1e-12).to(self._unit.dtype)
+        self._version = self._centers._version

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from easydict import EasyDict
 from torch import Tensor, nn
 
-from heads.centers import confidences, move_centers, update_weight
+from heads.centers import UnitCenters, confidences, move_centers, update_weight
+from heads.cross_entropy import block_cross_entropy
 from heads.feature_kd import FEATURE_KD
 from heads.geometry import GEOMETRY, ramp
 from heads.margins import Margin
@@ -36,15 +37,29 @@ class MarginSoftmax(nn.Module):
         bound = self.margin.bound
         unit, unit_centers = F.normalize(student, eps=1e-12), F.normalize(centers, eps=1e-12)
         cosines = F.linear(unit, unit_centers).to(centers.dtype).clamp(-bound, bound)  # [B, C]
-        cos_y = (unit * unit_centers[labels]).sum(1).clamp(-bound, bound)  # [B]
-        norm = student.detach().norm(dim=1)
-        target, margin = self.margin(cos_y, norm, all_gather(norm), geo)
+        target, margin = self.target(student, unit, unit_centers[labels], geo)
         return self.s * cosines.scatter(1, labels[:, None], target[:, None]), margin
 
+    def target(self, student: Tensor, unit: Tensor, own_centers: Tensor, geo: Tensor) -> tuple[Tensor, Tensor]:
+        """student [B, D] raw and unit, the unit centers [B, D] of their classes, geo [B] -> target and margin, [B]."""
+        bound = self.margin.bound
+        norm = student.detach().norm(dim=1)
+        cos_y = (unit * own_centers).sum(1).clamp(-bound, bound)
+        return self.margin(cos_y, norm, all_gather(norm), geo)
+
     def forward(self, student: Tensor, centers: Tensor, labels: Tensor, geo: Tensor) -> tuple[Tensor, Tensor]:
-        """As `logits`, but the mean cross-entropy in place of the logits."""
+        """As `logits`, but the mean cross-entropy in place of the logits: the plain way, with trained centers."""
         logits, margin = self.logits(student, centers, labels, geo)
         return F.cross_entropy(logits, labels), margin
+
+    def over_constants(
+        self, student: Tensor, centers: Tensor, unit_centers: Tensor, labels: Tensor, geo: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `forward`, but by blocks of classes; no gradient for the centers, whose unit ones [C, D] are given."""
+        unit = F.normalize(student, eps=1e-12)
+        target, margin = self.target(student, unit, F.normalize(centers[labels], eps=1e-12), geo)
+        losses = block_cross_entropy(unit, target, unit_centers, labels, self.s, self.margin.bound)
+        return losses.mean(), margin
 
 
 class Head(nn.Module):
@@ -90,6 +105,7 @@ class AdaDistillHead(Head):
         self.cfg, self.moving = cfg, moving
         self.geometry = GEOMETRY[cfg.geom_margin] if cfg.use_geom_margin and softmax.margin.takes_geometry else None
         self.register_buffer("centers", centers)
+        self.unit_centers = UnitCenters()
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> HeadOutput:
         """student, teacher: raw embeddings [B, D] of this rank; labels: int64 [B]. Loss of this rank's part."""
@@ -97,11 +113,13 @@ class AdaDistillHead(Head):
         with torch.no_grad():
             conf_t, cos_st = confidences(self.centers, student, teacher, labels)
             alpha = update_weight(conf_t, cos_st, self.cfg.adaptive_alpha)
+            unit_centers = self.unit_centers.of(self.centers)
             if self.training and self.moving:
-                move_centers(self.centers, teacher, labels, alpha)
+                touched = move_centers(self.centers, teacher, labels, alpha)
+                self.unit_centers.renew(touched)
             penalty = self.geometry(conf_t, cos_st, self.cfg) if self.geometry else torch.zeros_like(cos_st)
             geo = self.cfg.geom_margin_w * ramp(self.epoch, self.cfg.geom_margin_warmup_epoch) * penalty
-        loss, margin = self.softmax(student, self.centers, labels, geo)
+        loss, margin = self.softmax.over_constants(student, self.centers, unit_centers, labels, geo)
         loss = loss + self.cfg.feature_kd_weight * FEATURE_KD[self.cfg.feature_kd](student, teacher)
         stats = {
             "alpha": alpha, "conf_t": conf_t, "cos_st": cos_st, "margin": margin,
