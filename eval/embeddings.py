@@ -13,7 +13,7 @@ from tqdm import tqdm
 from utils.distributed import on_all_ranks, rank, world_size
 from utils.errors import InputError
 from utils.images import SIZE, to_input
-from utils.loader import Loader, start_worker, unchanged
+from utils.loader import raised, start_worker, unchanged
 
 
 class Embeddings(NamedTuple):
@@ -77,7 +77,7 @@ def decoded_batches(
         pin_memory=pin_memory,
         worker_init_fn=start_worker,
     )
-    yield from Loader(loader)
+    yield from raised(loader)
 
 
 @torch.inference_mode()

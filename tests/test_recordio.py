@@ -113,6 +113,49 @@ def test_what_is_written_is_read(tmp_path, label):
             assert header.label == label
 
 
+@pytest.mark.parametrize("label", LABELS, ids=str)
+def test_a_batch_of_records_is_read_as_one_by_one(tmp_path, label):
+    with RecordWriter(tmp_path / "train") as writer:
+        for key, payload in enumerate(PAYLOADS):
+            writer.write(3 * key, label, payload)
+    reader = reader_of(tmp_path / "train")
+    keys = reader.keys[np.random.default_rng(0).permutation(len(PAYLOADS) * 2) % len(PAYLOADS)]
+    labels, found = reader.read_batch(keys)
+    assert [image.tobytes() for image in found] == [bytes(reader.read(int(key))[1]) for key in keys]
+    assert labels.tolist() == [float(np.float32(np.ravel(label)[0]))] * len(keys)
+
+
+def test_a_batch_of_the_records_that_mxnet_wrote_is_read_as_they_were():
+    expected = json.loads((GOLDEN / "multipart.json").read_text())
+    reader = reader_of(GOLDEN / "multipart")
+    labels, found = reader.read_batch(reader.keys[::-1])
+    for key, label, image in zip(reader.keys[::-1], labels, found, strict=True):
+        record = expected[str(key)]
+        assert label == np.float32(record["label"][0])
+        assert hashlib.sha256(image).hexdigest() == record["payload_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "message"),
+    [(0, 0, "no record at byte"), (4, 2 << 29 | 40, "part flag 2"), (8, 9, "claims 9 labels"), (4, 20, "too few")],
+)
+def test_a_broken_record_in_a_batch_is_named(tmp_path, at, value, message):
+    stem = write_payloads(tmp_path / "train", [b"payload of 16 B."] * 3)
+    data = bytearray((tmp_path / "train.rec").read_bytes())
+    struct.pack_into("<I", data, len(data) // 3 + at, value)
+    (tmp_path / "train.rec").write_bytes(data)
+    reader = reader_of(stem)
+    reader.read_batch(np.array([0, 2]))
+    with pytest.raises(RecordError, match=rf"train\.rec: .*{message}"):
+        reader.read_batch(np.array([0, 1, 2]))
+
+
+def test_a_key_that_is_not_there_is_named_in_a_batch_too(tmp_path):
+    reader = reader_of(write_payloads(tmp_path / "train", [b"one", b"two"]))
+    with pytest.raises(RecordError, match="no key 2"):
+        reader.read_batch(np.array([0, 2]))
+
+
 def test_random_payloads_full_of_the_magic_are_read_as_they_were_written(tmp_path):
     rng = np.random.default_rng(5)
     pieces = [WORD, WORD, b"a", b"bc", b"def", b"ghij", WORD[:2], WORD[1:]]

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.errors import InputError
-from utils.images import SIZE, decode_aligned
+from utils.images import SIZE, decode_aligned, decode_into
 from utils.recordio import IndexedRecordReader
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -61,6 +61,13 @@ class FaceDataset(torch.utils.data.Dataset):
         encoded = self.read(position)
         return decode_aligned(encoded.data, encoded.name), encoded.label
 
+    def read_batch(self, positions: np.ndarray, images: np.ndarray) -> np.ndarray:
+        """Decode the images at `positions` [N] into `images`, uint8 [N, 112, 112, 3]; their labels, int64 [N]."""
+        labels = np.empty(len(positions), dtype=np.int64)
+        for row, position in enumerate(positions):
+            images[row], labels[row] = self.read_image(int(position))
+        return labels
+
     def fingerprint(self) -> str:
         """SHA-256 over the layout and the bytes of up to 1,024 images spread evenly: quick at any size."""
         digest = hashlib.sha256(self.layout())
@@ -70,9 +77,7 @@ class FaceDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, positions: np.ndarray) -> Batch:
         images = np.empty((len(positions), SIZE, SIZE, 3), dtype=np.uint8)
-        labels = np.empty(len(positions), dtype=np.int64)
-        for row, position in enumerate(positions):
-            images[row], labels[row] = self.read_image(int(position))
+        labels = self.read_batch(positions, images)
         return Batch(torch.from_numpy(images), torch.from_numpy(labels))
 
 
@@ -114,7 +119,19 @@ class RecordDataset(FaceDataset):
         label = float(header.label if header.flag == 0 else header.label[0])
         if not (label.is_integer() and 0 <= label < self.num_classes):
             raise DataError(f"{self.source}: record {key} has label {label:g}, outside 0..{self.num_classes - 1}")
-        return Encoded(data, int(label), f"{self.source}: record {key}")
+        return Encoded(data, int(label), self._name(key))
+
+    def read_batch(self, positions: np.ndarray, images: np.ndarray) -> np.ndarray:
+        keys = self._keys.numpy()[positions]
+        labels, encoded = self.reader.read_batch(keys)
+        wrong = ~((labels >= 0) & (labels < self.num_classes) & (labels == np.floor(labels)))
+        for position in positions[wrong]:
+            self.read(int(position))  # says what is wrong
+        decode_into(images, encoded, lambda row: self._name(keys[row]))
+        return labels.astype(np.int64)
+
+    def _name(self, key: int) -> str:
+        return f"{self.source}: record {key}"
 
     def _count_classes(self, keys: np.ndarray) -> int:
         """One more than the largest label, for a set that states its number of identities nowhere."""

@@ -1,5 +1,7 @@
 """Encoded images to RGB arrays, and batches of them to network input."""
 
+from collections.abc import Callable, Sequence
+
 import cv2
 import numpy as np
 import torch
@@ -34,6 +36,18 @@ def decode_aligned(encoded: bytes | memoryview | np.ndarray, name: str) -> np.nd
     if image.shape != (SIZE, SIZE, 3):
         raise ImageError(f"{name}: {image.shape[1]}x{image.shape[0]} pixels; faces must be aligned to {SIZE}x{SIZE}")
     return image
+
+
+def decode_into(images: np.ndarray, encoded: Sequence[np.ndarray], name: Callable[[int], str]) -> None:
+    """Decode N aligned faces into `images`, uint8 [N, 112, 112, 3]. `name(row)` is what an error calls an image."""
+    for row, data in enumerate(encoded):
+        try:
+            image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+        except cv2.error:
+            image = None
+        if image is None or image.shape != images.shape[1:]:
+            image = decode_aligned(data, name(row))  # says what is wrong
+        images[row] = image
 
 
 def to_input(images: Tensor, flips: Tensor | None, device: torch.device) -> Tensor:

@@ -3,7 +3,8 @@
 import atexit
 import multiprocessing
 import signal
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import cv2
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from utils.dataset import Batch, FaceDataset
+from utils.dataset import FaceDataset
 from utils.distributed import rank, world_size
 from utils.embedding_file import EmbeddingFile
 from utils.errors import InputError
+from utils.images import SIZE
 
 
 class Places(NamedTuple):
@@ -73,19 +75,65 @@ class GlobalOrder:
         return np.minimum(numbers.astype(np.float32), np.nextafter(np.float32(1), np.float32(0)))
 
 
+class _Slots:
+    """Memory of batches of images, shared with the workers, and the order of what they are to read into it.
+
+    A slot is used again once nothing holds the tensor of its batch: fresh pages would take as long as the decoding.
+    Where all are held, a batch gets memory of its own.
+    """
+
+    def __init__(self, order: GlobalOrder, num_workers: int) -> None:
+        self.order = order
+        count = 2 * num_workers + 3  # two on the way to each worker; one received, one in use, one about to be let go
+        self.memory = torch.empty(count, order.batch_size, SIZE, SIZE, 3, dtype=torch.uint8)
+        if num_workers:
+            try:
+                self.memory.share_memory_()
+            except RuntimeError as error:
+                raise InputError(
+                    f"no shared memory for {self.memory.nbytes / 1e6:.0f} MB of batches: lower num_workers or "
+                    f"batch_size, or give this container more (docker run --shm-size=8g) ({error})"
+                ) from error
+        self._free, self._sent = list(range(count)), set[int]()
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[tuple[int | None, Places]]:
+        self._free.extend(self._sent)  # to workers, in an iteration that was given up
+        self._sent.clear()
+        for places in self.order:
+            slot = self._free.pop() if self._free else None
+            if slot is not None:
+                self._sent.add(slot)
+            yield slot, places
+
+    def images(self, slot: int) -> Tensor:
+        """The images of the batch that a worker has read into `slot`."""
+        self._sent.remove(slot)
+        images = self.memory[slot].numpy()
+        weakref.finalize(images, self._free.append, slot).atexit = False
+        return torch.from_numpy(images)  # it, and all views of it, hold the array
+
+
 class _Source(Dataset):
-    """Reads whole batches in the workers; an error of the input comes back as a value, to be raised as it was."""
+    """Reads whole batches in the workers; an error of the input comes back as a value, to be raised as it was.
 
-    def __init__(self, dataset: FaceDataset, embeddings: EmbeddingFile | None) -> None:
-        self.dataset, self.embeddings = dataset, embeddings
+    What goes with the images are arrays: a tensor would cost a file descriptor each.
+    """
 
-    def __getitem__(self, places: Places) -> TrainingBatch | InputError:
+    def __init__(self, dataset: FaceDataset, embeddings: EmbeddingFile | None, memory: Tensor) -> None:
+        self.dataset, self.embeddings, self.memory = dataset, embeddings, memory
+
+    def __getitem__(self, item: tuple[int | None, Places]) -> tuple | InputError:
+        slot, (positions, flips, draws) = item
+        images = torch.empty_like(self.memory[0]) if slot is None else self.memory[slot]
         try:
-            batch: Batch = self.dataset[places.positions]
+            labels = self.dataset.read_batch(positions, images.numpy())
         except InputError as error:
             return error
-        teacher = None if self.embeddings is None else self.embeddings.rows(places.positions, places.flips)
-        return TrainingBatch(*batch, torch.from_numpy(places.flips), torch.from_numpy(places.draws), teacher)
+        teacher = None if self.embeddings is None else self.embeddings.rows(positions, flips).numpy()
+        return images if slot is None else slot, labels, flips, draws, teacher
 
 
 def batches(
@@ -94,20 +142,71 @@ def batches(
     num_workers: int,
     device: torch.device,
     embeddings: EmbeddingFile | None = None,
-) -> "Loader":
-    """An iterable over the TrainingBatches of one epoch of `order`, decoded by `num_workers` processes."""
-    return Loader(
-        DataLoader(
-            _Source(dataset, embeddings),
+) -> "Batches":
+    """An iterable over the TrainingBatches of one epoch of `order`, decoded by `num_workers` processes.
+
+    On a GPU they are there, the next one's copy under way while one is used; else in memory.
+    """
+    return Batches(dataset, order, num_workers, device, embeddings)
+
+
+class Batches:
+    """See `batches`."""
+
+    def __init__(
+        self,
+        dataset: FaceDataset,
+        order: GlobalOrder,
+        num_workers: int,
+        device: torch.device,
+        embeddings: EmbeddingFile | None,
+    ) -> None:
+        self._device = device
+        self._slots = _Slots(order, num_workers)
+        self._loader = DataLoader(
+            _Source(dataset, embeddings, self._slots.memory),
             batch_size=None,
-            sampler=order,
+            sampler=self._slots,
             collate_fn=unchanged,
             num_workers=num_workers,
-            pin_memory=device.type == "cuda",
+            prefetch_factor=2 if num_workers else None,
             persistent_workers=num_workers > 0,
             worker_init_fn=start_worker,
         )
-    )
+
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        received = map(self._batch, raised(self._loader))
+        return _copied_ahead(received, self._device) if self._device.type == "cuda" else received
+
+    def _batch(self, message: tuple) -> TrainingBatch:
+        images, *rest = message
+        images = self._slots.images(images) if isinstance(images, int) else images
+        return TrainingBatch(images, *(None if part is None else torch.from_numpy(part) for part in rest))
+
+
+def _copied_ahead(batches: Iterator[TrainingBatch], device: torch.device) -> Iterator[TrainingBatch]:
+    """The batches on the GPU, through pinned memory by a stream of its own; while one is used the next is copied."""
+    stream = torch.cuda.Stream(device)
+    ahead = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            copies = (None if part is None else part.pin_memory().to(device, non_blocking=True) for part in batch)
+            copied = TrainingBatch(*copies), stream.record_event()
+        if ahead is not None:
+            yield _arrived(*ahead)
+        ahead = copied
+    if ahead is not None:
+        yield _arrived(*ahead)
+
+
+def _arrived(batch: TrainingBatch, copied: torch.cuda.Event) -> TrainingBatch:
+    """The batch, for the current stream, which waits for its copy; its memory is not reused before that is done."""
+    current = torch.cuda.current_stream()
+    current.wait_event(copied)
+    for part in batch:
+        if part is not None:
+            part.record_stream(current)
+    return batch
 
 
 @atexit.register
@@ -119,17 +218,12 @@ def _end_workers() -> None:
             child.kill()
 
 
-class Loader:
-    """Iterates a DataLoader and raises the input errors that come through it."""
-
-    def __init__(self, loader: DataLoader) -> None:
-        self._loader = loader
-
-    def __iter__(self) -> Iterator:
-        for batch in self._loader:
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
+def raised(items: Iterable) -> Iterator:
+    """The items; an InputError that a worker sent among them is raised."""
+    for item in items:
+        if isinstance(item, InputError):
+            raise item
+        yield item
 
 
 def unchanged(item: object) -> object:
