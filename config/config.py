@@ -70,6 +70,7 @@ config.momentum = 0.9  # of SGD; [0, 1)
 config.weight_decay = 5e-4  # of SGD; >= 0
 config.clip_grad_norm = 5.0  # largest norm of the gradient; > 0
 config.dtype = "auto"  # "float32", "bfloat16", "float16" (loss scaling); "auto": float32 on CPUs, bfloat16 on GPUs
+config.compile = "auto"  # torch.compile of the student: "on", "off"; "auto": on for GPUs, off for CPUs
 config.seed = 2048  # of weights, centers, order and flips
 
 # --- output ----------------------------------------------------------------------------------------------------
@@ -79,6 +80,7 @@ config.resume = "none"  # "auto": from the newest complete checkpoint, if there 
 config.log_every = 50  # steps between log lines; >= 1
 config.checkpoint_every = 5000  # steps between checkpoints within an epoch; 0: only at the ends of epochs
 config.keep_checkpoints = 0  # newest checkpoints to keep; 0: all
+config.profile = 0  # steps to trace, a few after the start: where the time goes; 0: none
 
 # --- evaluation during training --------------------------------------------------------------------------------
 config.val_rec = "dataset/faces_emore"  # folder with the verification sets

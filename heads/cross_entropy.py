@@ -29,12 +29,12 @@ class _BlockCrossEntropy(torch.autograd.Function):
         ctx: FunctionCtx, unit: Tensor, target: Tensor, unit_centers: Tensor, labels: Tensor, s: float, bound: float
     ) -> Tensor:
         with torch.autocast(unit.device.type, enabled=False):
-            product_type = _product_type(unit_centers)
-            embeddings = unit.to(product_type)
+            dtype = product_type(unit_centers)
+            embeddings = unit.to(dtype)
             highest = s * target  # running maximum of the logits; sums are relative to it
             total, pull = torch.ones_like(target), torch.zeros_like(unit)
             for start in range(0, len(unit_centers), BLOCK):
-                block = unit_centers[start : start + BLOCK].to(product_type)
+                block = unit_centers[start : start + BLOCK].to(dtype)
                 cosines = (embeddings @ block.t()).to(unit.dtype)  # [B, block]
                 logits = s * cosines.clamp(-bound, bound)
                 _leave_out(logits, labels - start)
@@ -44,7 +44,7 @@ class _BlockCrossEntropy(torch.autograd.Function):
                 if ctx.needs_input_grad[0]:
                     # The clamp passes no gradient outside its bounds.
                     powers = torch.ops.aten.hardtanh_backward(powers, cosines, -bound, bound)
-                    pull = pull * fade[:, None] + (powers.to(product_type) @ block).to(unit.dtype)
+                    pull = pull * fade[:, None] + (powers.to(dtype) @ block).to(unit.dtype)
                 highest = raised
             own = (s * target - highest).exp() / total  # [B], the target's probability
             ctx.save_for_backward(s * pull / total[:, None], s * (own - 1))
@@ -64,7 +64,7 @@ def _leave_out(logits: Tensor, columns: Tensor) -> None:
     logits.scatter_(1, columns, logits.gather(1, columns).masked_fill(inside[:, None], -torch.inf))
 
 
-def _product_type(unit_centers: Tensor) -> torch.dtype:
+def product_type(unit_centers: Tensor) -> torch.dtype:
     """Theirs; float32 for narrower ones on CPUs that cannot multiply them, where torch's products crawl."""
     narrow = unit_centers.dtype.itemsize < 4
     if narrow and unit_centers.device.type == "cpu" and not _multiplies(unit_centers.dtype):

@@ -4,18 +4,21 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from easydict import EasyDict
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from config import dump_config
 from eval.protocols import due, evaluate, flat
 from eval.results import screen
 from heads import HeadOutput
 from train.schedules import learning_rate
+from train.step_profile import StepProfile
 from train.tasks import Task, step_input
 from utils import checkpoint
 from utils.augment import DRAWS, Augmentation, probabilities
@@ -33,7 +36,7 @@ from utils.distributed import (
 )
 from utils.errors import InputError
 from utils.files import make_writable_folder, written_whole
-from utils.loader import GlobalOrder, batches
+from utils.loader import GlobalOrder, TrainingBatch, batches
 from utils.plots import save_curves, save_preview
 from utils.precision import compute_type
 from utils.run_log import Rate, RunLog, describe_run
@@ -60,11 +63,13 @@ class Trainer:
             raise InputError(f"a batch of {self.total_batch} from {len(dataset)} images: lower batch_size")
         self.total_steps = min(cfg.num_epoch * self.steps_per_epoch, cfg.max_steps or sys.maxsize)
         self.parameters = [p for module in (task.student, task.head) for p in module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.SGD(
-            self.parameters, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay
-        )
         # A margin softmax of scale 64 has large gradients: torch's own first scale, 65536, overflows for many steps.
         self.scaler = torch.amp.GradScaler(device.type, init_scale=1024.0, enabled=self.dtype == torch.float16)
+        # torch's fused SGD starts from momentum that nobody has set where the first step overflows, as in float16 it does.
+        fused = not self.scaler.is_enabled()
+        self.optimizer = torch.optim.SGD(
+            self.parameters, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, fused=fused
+        )
         self.augment = Augmentation(cfg, device) if any(probabilities(cfg)) else None
         self.order = GlobalOrder(len(dataset), cfg.batch_size, cfg.seed, DRAWS if self.augment else 0)
         self.step = 0
@@ -83,7 +88,8 @@ class Trainer:
             missed = self._at_epoch_end() and not from_rank_0(self.step in self.log.evaluated)
             if missed or (self.step == 0 and self.cfg.run_eval_at_start):
                 self._evaluate()
-            stopped = self._train()
+            with StepProfile(self.cfg.profile, self.output, self.device, self.log.line) as profile:
+                stopped = self._train(profile)
             if rank() == 0:
                 save_curves(self.output / "metrics.jsonl", self.output / "curves.png")
             self.log.line(f"{'stopped' if stopped else 'done'} at step {self.step}: {self._path()}")
@@ -97,7 +103,7 @@ class Trainer:
             failed = "; ".join(f"{why} (step {step})" for why, step in self._failed.items())
             raise InputError(f"trained to the end, but not all evaluations succeeded: {failed}")
 
-    def _train(self) -> bool:
+    def _train(self, profile: StepProfile) -> bool:
         """Train to the last step; True where a signal ended it before."""
         loader = batches(self.dataset, self.order, self.cfg.num_workers, self.device, self.task.embeddings)
         agreement, rate = Agreement(), Rate()
@@ -109,7 +115,7 @@ class Trainer:
             micro_batches = iter(loader)
             for _ in range(min(self.steps_per_epoch - done, self.total_steps - self.step)):
                 agreement.post(self._stop_signal != 0)
-                output, lr, norm = self._optimise(micro_batches)
+                output, lr, norm = self.optimise(micro_batches)
                 self.step += 1
                 rate.add(self.total_batch)
                 self.log.advance()
@@ -119,6 +125,7 @@ class Trainer:
                 every = self.cfg.checkpoint_every
                 if stop or self.step == self.total_steps or self._at_epoch_end() or (every and self.step % every == 0):
                     self._save(output.stats["loss"])
+                profile.step()
                 if stop:
                     barrier()  # nobody leaves before rank 0 has saved
                     return True
@@ -127,7 +134,7 @@ class Trainer:
                 rate.read()
         return False
 
-    def _optimise(self, micro_batches) -> tuple[HeadOutput, float, Tensor]:
+    def optimise(self, micro_batches: Iterator[TrainingBatch]) -> tuple[HeadOutput, float, Tensor]:
         """One optimiser step over accumulate_steps forward passes: the last output, the rate, the gradient's norm."""
         epoch = self.step / self.steps_per_epoch
         lr = learning_rate(epoch, self.total_batch, self.cfg)
@@ -137,19 +144,22 @@ class Trainer:
         # What is random in a network (dropout) follows from seed, step and rank, so that a resumed run repeats it.
         torch.manual_seed(hash((self.cfg.seed, self.step, rank())) & (2**63 - 1))
         for number in range(self.cfg.accumulate_steps):
-            batch = step_input(next(micro_batches), self.augment, self.device)
+            with record_function("input"):
+                batch = step_input(next(micro_batches), self.augment, self.device)
             if self.step == 0 and number == 0 and rank() == 0:
                 save_preview(self.output / "first_batch.png", batch.images, batch.labels)
             last = number == self.cfg.accumulate_steps - 1
             with nullcontext() if last else self.task.no_sync():
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                     output = self.task.step(batch)
-                self.scaler.scale(output.loss / self.cfg.accumulate_steps).backward()
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.cfg.clip_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+                with record_function("backward"):
+                    self.scaler.scale(output.loss / self.cfg.accumulate_steps).backward()
+        with record_function("optimiser"):
+            self.scaler.unscale_(self.optimizer)
+            norm = nn.utils.clip_grad_norm_(self.parameters, self.cfg.clip_grad_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
         return output, lr, norm
 
     def _report(self, stats: dict[str, Tensor], lr: float, norm: Tensor, images_per_second: float) -> None:

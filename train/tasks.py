@@ -7,6 +7,7 @@ import torch
 from easydict import EasyDict
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
 
 from backbones import build_backbone, find_teacher
 from heads import HeadOutput, build_head, build_standalone_head
@@ -46,7 +47,7 @@ def step_input(batch: TrainingBatch, augment: Augmentation | None, device: torch
 
 
 class Task:
-    """A bare student and head (what checkpoints hold) and, over several ranks, their DDP wrappers (what steps use)."""
+    """A bare student and head (what checkpoints hold), and those in DDP wrappers and compiled (what steps use)."""
 
     notes: tuple[str, ...] = ()  # what the log says at start: of the teacher, of settings that have no effect
     embeddings: EmbeddingFile | None = None  # of the training images, to come with each batch
@@ -57,7 +58,10 @@ class Task:
         student = synchronise(student, device) if cfg.sync_bn else student
         self.student = student.to(device, memory_format=torch.channels_last)
         self.head = head.to(device)
-        self._student, self._head = _shared(self.student, device), _shared(self.head, device)
+        self._wrappers = _shared(self.student, device), _shared(self.head, device)
+        self._student, self._head = self._wrappers
+        if compiles(cfg.compile, device):
+            self._student = torch.compile(self._student, dynamic=False)
 
     def step(self, batch: StepInput) -> HeadOutput:
         """Loss and statistics of this rank's part of a batch."""
@@ -66,7 +70,7 @@ class Task:
     def no_sync(self) -> AbstractContextManager:
         """A context in which gradients are summed up but not yet shared over ranks."""
         stack = ExitStack()
-        for module in (self._student, self._head):
+        for module in self._wrappers:
             if isinstance(module, DistributedDataParallel):
                 stack.enter_context(module.no_sync())
         return stack
@@ -95,7 +99,12 @@ class Distillation(Task):
             self.notes += ("pretrained_teacher_header_path is ignored: centers = 'ema' start at random",)
 
     def step(self, batch: StepInput) -> HeadOutput:
-        return self._head(self._student(batch.images), self._target(batch), batch.labels)
+        with record_function("student"):
+            student = self._student(batch.images)
+        with record_function("teacher"):
+            teacher = self._target(batch)
+        with record_function("head"):
+            return self._head(student, teacher, batch.labels)
 
     @torch.no_grad()
     def _target(self, batch: StepInput) -> Tensor:
@@ -116,7 +125,10 @@ class Standalone(Task):
         super().__init__(cfg, build_standalone_head(cfg), device)
 
     def step(self, batch: StepInput) -> HeadOutput:
-        return self._head(self._student(batch.images), batch.labels)
+        with record_function("student"):
+            student = self._student(batch.images)
+        with record_function("head"):
+            return self._head(student, batch.labels)
 
 
 def _shared(module: nn.Module, device: torch.device) -> nn.Module:
@@ -124,4 +136,15 @@ def _shared(module: nn.Module, device: torch.device) -> nn.Module:
     if world_size() == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
         return module
     devices = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+    # Some eight buckets, so that gradients are on their way while backward goes on, in small networks too.
+    size = max(1, sum(parameter.nbytes for parameter in module.parameters()) / 8 / 2**20)
+    return DistributedDataParallel(
+        module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=size
+    )
+
+
+def compiles(setting: str, device: torch.device) -> bool:
+    """Whether to compile: "on", "off", or "auto", which is on GPUs that Triton has (compute capability 7.0 and up)."""
+    if setting == "auto":
+        return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
+    return setting == "on"

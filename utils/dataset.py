@@ -110,8 +110,13 @@ class RecordDataset(FaceDataset):
     def __len__(self) -> int:
         return len(self._keys)
 
+    @property
+    def keys(self) -> np.ndarray:
+        """The keys of the images, int64, by position."""
+        return self._keys.numpy()
+
     def layout(self) -> bytes:
-        return self._keys.numpy().tobytes() + self.reader.layout()
+        return self.keys.tobytes() + self.reader.layout()
 
     def read(self, position: int) -> Encoded:
         key = int(self._keys[position])
@@ -122,7 +127,7 @@ class RecordDataset(FaceDataset):
         return Encoded(data, int(label), self._name(key))
 
     def read_batch(self, positions: np.ndarray, images: np.ndarray) -> np.ndarray:
-        keys = self._keys.numpy()[positions]
+        keys = self.keys[positions]
         labels, encoded = self.reader.read_batch(keys)
         wrong = ~((labels >= 0) & (labels < self.num_classes) & (labels == np.floor(labels)))
         for position in positions[wrong]:

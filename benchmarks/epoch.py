@@ -1,0 +1,123 @@
+"""Images a second of training from a record file, the whole loop, and the hours that 26 epochs of MS1MV2 take by them.
+
+    env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/epoch.py    # 2 minutes on 2 CPU cores
+    python benchmarks/epoch.py batch_size=384 num_workers=12 --images 61440 --steps 300    # on a GPU
+
+A plain implementation with the live teacher (benchmarks/plain.py), then the training script with the live teacher, and
+from its embeddings in a file, which is how a long run is made. Drawn faces in a record set that claims MS1MV2's number
+of identities, and a teacher of random weights: neither changes the arithmetic. A figure is all images over all time
+after the first quarter of the steps, so steps that waited for input count. On a GPU take many more images than the
+workers read ahead.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import cv2
+import torch
+from torch.utils.data import DataLoader
+
+from backbones import build_teacher, find_teacher
+from benchmarks.plain import PlainImages, PlainStep
+from benchmarks.training_inputs import IDENTITIES, MS1MV2, make_inputs
+from config import load_config
+from utils.dataset import build_dataset
+from utils.loader import start_worker
+from utils.run_log import describe_run
+
+EPOCHS = 26
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=64, help="in the record set, embedded once (default: 64)")
+    parser.add_argument("--classes", type=int, default=IDENTITIES, help=f"default: {IDENTITIES}, those of MS1MV2")
+    parser.add_argument("--steps", type=int, default=4, help="of each run; a quarter does not count (default: 4)")
+    parser.add_argument("--rounds", type=int, default=1, help="runs of each kind, in turns (default: 1)")
+    parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="keys of the config, as teacher=cvlface_ir101"
+    )
+    args = parser.parse_args()
+    if args.plain:
+        print(plain_rate(args.overrides, args.steps))
+        return
+    given = ["dataset=custom", "batch_size=32", "num_workers=1", *args.overrides]
+    rates: dict[str, list[float]] = {"plain, live teacher": [], "ours, live teacher": [], "ours, cached teacher": []}
+    with tempfile.TemporaryDirectory() as folder:
+        settings = [*given, *make_inputs(Path(folder), args.images, args.classes, load_config(overrides=given))]
+        cached = f"teacher_embeddings={folder}/teacher.npy"
+        _run(ROOT / "train" / "cache_teacher.py", *settings, cached)
+        for number in range(args.rounds):
+            plain = _run(Path(__file__), "--plain", f"--steps={args.steps}", *settings).splitlines()[-1]
+            rates["plain, live teacher"].append(float(plain))
+            for kind, more in (("ours, live teacher", []), ("ours, cached teacher", [cached])):
+                output = Path(folder, f"{kind} {number}")
+                rates[kind].append(_rate(output, args.steps, *settings, *more))
+        cfg = load_config(output / "config.py")
+    print(f"\n{describe_run()}, {torch.get_num_threads()} CPU thread(s)")
+    print(
+        f"teacher {cfg.teacher}, student {cfg.network}, batch {cfg.batch_size}, {args.classes:,} identities, "
+        f"{cfg.dtype}, {cfg.num_workers} worker(s)\n"
+    )
+    print(f"| training | images/s | ratio | hours for {EPOCHS} epochs of MS1MV2 |\n|---|---|---|---|")
+    means = {kind: statistics.harmonic_mean(found) for kind, found in rates.items()}
+    for kind, rate in means.items():
+        hours = EPOCHS * MS1MV2 / rate / 3600
+        print(f"| {kind} | {rate:,.1f} | {rate / means['plain, live teacher']:.2f} | {hours:,.1f} |")
+
+
+def plain_rate(settings: list[str], steps: int) -> float:
+    """Images a second of the plain implementation after the first quarter of its steps, its input included."""
+    cfg = load_config(overrides=settings)
+    dataset = build_dataset(cfg)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loader = DataLoader(
+        PlainImages(dataset), cfg.batch_size, shuffle=True, drop_last=True, num_workers=cfg.num_workers,
+        pin_memory=device.type == "cuda", worker_init_fn=start_worker, persistent_workers=cfg.num_workers > 0,
+    )  # fmt: skip
+    cv2.setNumThreads(0)
+    step = PlainStep(cfg, device, build_teacher(cfg, find_teacher(cfg)).to(device))
+    done, start = 0, time.perf_counter()
+    while True:
+        for images, labels in loader:
+            if done == _not_counted(steps):
+                start = time.perf_counter()
+            if done == steps:
+                return (steps - _not_counted(steps)) * cfg.batch_size / (time.perf_counter() - start)
+            step(images.to(device), labels.to(device), None)  # it reads the loss, and so waits for the device
+            done += 1
+
+
+def _not_counted(steps: int) -> int:
+    return max(1, steps // 4)
+
+
+def _rate(output: Path, steps: int, *settings: str) -> float:
+    """Images a second of the training script, by its own log."""
+    every = _not_counted(steps)
+    log = [f"log_every={every}", f"max_steps={steps}", f"output={output}"]
+    _run(ROOT / "train" / "train_AdaDistill.py", *settings, *log)
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return statistics.harmonic_mean([line["images_per_second"] for line in lines[1:]])
+
+
+def _run(script: Path, *settings: str) -> str:
+    """What the script prints. Its progress is shown."""
+    done = subprocess.run([sys.executable, str(script), *settings], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(done.stdout + f"{script} failed")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What the benchmarks compare with: the same training as one writes it first, and as public code of the field has it.
+
+Networks in float32 and NCHW. A head that normalises all centers at every step, holds the logits of the whole batch, and
+computes a gradient for centers that nobody trains. Images are decoded one a call, flipped and scaled on the CPU, and
+collated. The loss is read at every step.
+"""
+
+import cv2
+import torch
+from easydict import EasyDict
+from torch import Tensor, nn
+
+from backbones import build_backbone
+from heads import build_head
+from heads.head import AdaDistillHead, MarginSoftmax
+from utils.dataset import RecordDataset
+
+
+def plain_head(cfg: EasyDict) -> AdaDistillHead:
+    """The head of the method with the plain softmax; equal to build_head(cfg) in loss and gradient (held by tests)."""
+    head = build_head(cfg)
+    head.softmax, head.unit_centers = _PlainSoftmax(head.softmax.margin, head.softmax.s), _NoUnitCenters()
+    return head
+
+
+class _PlainSoftmax(MarginSoftmax):
+    def over_constants(
+        self, student: Tensor, centers: Tensor, unit_centers: None, labels: Tensor, geo: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return self(student, centers.detach().requires_grad_(), labels, geo)
+
+
+class _NoUnitCenters:
+    def of(self, centers: Tensor) -> None:
+        return None
+
+    def renew(self, labels: Tensor) -> None:
+        pass
+
+
+class PlainImages(torch.utils.data.Dataset):
+    """image and label at a position: float32 [3, 112, 112] in [-1, 1], flipped half of the time, and an integer."""
+
+    def __init__(self, dataset: RecordDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        image, label = self.dataset.read_image(position)
+        if torch.rand(1) < 0.5:
+            image = cv2.flip(image, 1)
+        return (torch.from_numpy(image).permute(2, 0, 1).float() - 127.5) / 127.5, label
+
+
+class PlainStep:
+    """A step of training: step(images [B, 3, 112, 112], labels, the teacher's embeddings or None) -> the loss.
+
+    teacher: the live network on the device, or None.
+    """
+
+    def __init__(self, cfg: EasyDict, device: torch.device, teacher: nn.Module | None) -> None:
+        self.cfg, self.teacher = cfg, teacher
+        self.student, self.head = build_backbone(cfg).to(device), plain_head(cfg).to(device)
+        self.optimizer = torch.optim.SGD(
+            self.student.parameters(), lr=1e-3, momentum=cfg.momentum, weight_decay=cfg.weight_decay
+        )
+
+    def __call__(self, images: Tensor, labels: Tensor, embeddings: Tensor | None) -> float:
+        if self.teacher is not None:
+            with torch.no_grad():
+                embeddings = self.teacher(images)
+        loss = self.head(self.student(images), embeddings, labels).loss
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.student.parameters(), self.cfg.clip_grad_norm)
+        self.optimizer.step()
+        return loss.item()

@@ -1,0 +1,112 @@
+"""A step of training on images in memory, against the student's forward and backward alone and a plain implementation.
+
+    env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/step.py    # 2 minutes on 2 CPU cores
+    python benchmarks/step.py --batch 384 1536 --classes 85742 1000000 --teacher cached live --steps 20    # on a GPU
+
+A step is all that the training loop does: bytes to network input, student, teacher or its embeddings, head, backward,
+clipping, SGD. Only reading and decoding are left out (benchmarks/input.py). The plain step is benchmarks/plain.py's. A
+figure is the median of rounds, taken in turns; arguments key=value are of the config.
+"""
+
+import argparse
+import itertools
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch
+
+from backbones import build_teacher, find_teacher
+from benchmarks.plain import PlainStep
+from benchmarks.training_inputs import IDENTITIES, make_inputs
+from config import load_config
+from train.loop import Trainer
+from train.tasks import Distillation, compiles
+from utils.dataset import build_dataset
+from utils.images import to_input
+from utils.loader import batches
+from utils.run_log import describe_run
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, nargs="+", default=[64], help="images a step (default: 64)")
+    parser.add_argument("--classes", type=int, nargs="+", default=[IDENTITIES], help=f"default: {IDENTITIES}, MS1MV2's")
+    parser.add_argument(
+        "--teacher", choices=["cached", "live"], nargs="+", default=["cached"], help="(default: cached)"
+    )
+    parser.add_argument("--steps", type=int, default=1, help="of each kind in a round (default: 1)")
+    parser.add_argument("--rounds", type=int, default=3, help="(default: 3)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the config, as dtype=bfloat16")
+    args = parser.parse_args()
+    print(f"{describe_run()}, {torch.get_num_threads()} CPU thread(s)\n")
+    print("| batch | classes | teacher | step | ms | images/s | x student |\n|---|---|---|---|---|---|---|", flush=True)
+    for classes, batch, teacher in itertools.product(args.classes, args.batch, args.teacher):
+        given = [*args.overrides, f"batch_size={batch}", "num_workers=0"]
+        with tempfile.TemporaryDirectory() as folder:
+            given += make_inputs(Path(folder), batch, classes, load_config(overrides=["dataset=custom", *given]))
+            steps = make_steps(given + [f"teacher_embeddings={folder}/teacher.npy"] * (teacher == "cached"))
+            times = in_turns(steps, args.steps, args.rounds)
+        for name, seconds in times.items():
+            print(
+                f"| {batch} | {classes:,} | {teacher} | {name} | {1000 * seconds:.1f} | {batch / seconds:,.1f} "
+                f"| {seconds / times['student alone']:.2f} |",
+                flush=True,
+            )
+
+
+def make_steps(settings: list[str]) -> dict[str, Callable[[], object]]:
+    """The steps by name, all on the same batch."""
+    cfg = load_config(overrides=settings)
+    dataset = build_dataset(cfg)
+    task = Distillation(cfg, dataset, DEVICE)
+    trainer = Trainer(cfg, task, dataset, DEVICE)
+    trainer.step = 1  # step 0 draws its batch
+    task.student.train()
+    batch = next(iter(batches(dataset, trainer.order, 0, DEVICE, task.embeddings)))
+    feed = itertools.repeat(batch)
+
+    images, labels = to_input(batch.images, None, DEVICE), batch.labels.to(DEVICE)
+    embeddings = None if batch.teacher is None else batch.teacher.to(DEVICE).float()
+    network = torch.compile(task.student, dynamic=False) if compiles(cfg.compile, DEVICE) else task.student
+
+    def student_alone() -> None:
+        with torch.autocast(DEVICE.type, trainer.dtype, enabled=trainer.dtype != torch.float32):
+            output = network(images)
+        output.sum().backward()
+        task.student.zero_grad()
+
+    release = find_teacher(cfg)
+    plain = PlainStep(cfg, DEVICE, build_teacher(cfg, release).to(DEVICE) if embeddings is None else None)
+    plain_images = images.contiguous()
+    return {
+        "student alone": student_alone,
+        "ours": lambda: trainer.optimise(feed),
+        "plain": lambda: plain(plain_images, labels, embeddings),
+    }
+
+
+def in_turns(steps: dict[str, Callable[[], object]], number: int, rounds: int) -> dict[str, float]:
+    """Median seconds of a step of each kind; a first round does not count."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            for _ in range(number):
+                step()
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
+            times[name].append((time.perf_counter() - start) / number)
+    return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
+
+
+if __name__ == "__main__":
+    main()

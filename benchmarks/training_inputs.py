@@ -1,0 +1,30 @@
+"""What the benchmarks train on: drawn faces, and a teacher of random weights; neither changes the arithmetic."""
+
+from pathlib import Path
+
+import numpy as np
+from easydict import EasyDict
+from safetensors.torch import save_file
+
+from backbones import NETWORKS
+from utils.make_demo_data import encoded_face
+from utils.make_rec import write_record_set
+
+MS1MV2 = 5_822_653  # images
+IDENTITIES = 85_742  # of MS1MV2
+
+
+def make_inputs(folder: Path, images: int, classes: int, cfg: EasyDict) -> list[str]:
+    """A record set that claims `classes` identities, cfg's teacher in a CVLFace release's layout; the overrides."""
+    faces = [encoded_face((0, number, 0, 0.3)) for number in range(min(images, 512))]
+    labels = np.arange(images) * classes // images
+    write_record_set(folder, (faces[number % len(faces)] for number in range(images)), labels, classes)
+    network = NETWORKS[cfg.teacher](cfg)
+    (folder / "pretrained_model").mkdir()
+    name = cfg.teacher.removeprefix("cvlface_")
+    (folder / "pretrained_model" / "model.yaml").write_text(f"name: {name}\ncolor_space: RGB\n")
+    save_file({f"model.net.{key}": value for key, value in network.state_dict().items()}, folder / "model.safetensors")
+    return [
+        "dataset=custom", f"rec={folder}", f"pretrained_teacher_path={folder}", "num_epoch=1000000",
+        "val_eval_every_n_epoch=0", "eval_every_n_epoch=0", "checkpoint_every=0", "keep_checkpoints=1",
+    ]  # fmt: skip

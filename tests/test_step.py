@@ -1,0 +1,116 @@
+"""What a step is made of: the compiled student, gradient buckets, the profile of a run."""
+
+import gzip
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import run_script
+from torch.autograd import DeviceType
+from torch.profiler import record_function
+
+from config import load_config
+from train.step_profile import PHASES, WARM_UP, StepProfile, table
+from train.tasks import Standalone, StepInput
+
+CPU = torch.device("cpu")
+
+
+def losses_and_weights(setting: str) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Of three steps on noise; evaluation of the bare student in between, as in training."""
+    cfg = load_config(
+        overrides=["dataset=custom", "num_classes=10", "embedding_size=16", "width=0.125", f"compile={setting}"]
+    )
+    task = Standalone(cfg, CPU)
+    optimizer = torch.optim.SGD([*task.student.parameters(), *task.head.parameters()], lr=0.01, fused=True)
+    losses = []
+    for step in range(3):
+        images = torch.randn(6, 3, 112, 112, generator=torch.Generator().manual_seed(step))
+        task.student.train()
+        output = task.step(StepInput(images, images, torch.arange(6), None))
+        output.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(output.loss.item())
+        task.student.eval()
+        losses.append(task.student(images).detach().norm().item())
+    return losses, task.student.state_dict()
+
+
+def test_a_compiled_student_takes_the_same_steps(monkeypatch):
+    """By the compiler without its code generator, which takes a minute."""
+    compiled, compile = [], torch.compile
+
+    def without_code(module, **options):
+        compiled.append(module)
+        return compile(module, backend="aot_eager", **options)
+
+    monkeypatch.setattr(torch, "compile", without_code)
+    losses, weights = losses_and_weights("on")
+    assert len(compiled) == 1
+    plain_losses, plain_weights = losses_and_weights("off")
+    assert losses_and_weights("auto")[0] == plain_losses and len(compiled) == 1
+    assert losses == pytest.approx(plain_losses, rel=1e-4)
+    assert weights.keys() == plain_weights.keys()
+    for name, weight in weights.items():
+        assert torch.allclose(weight, plain_weights[name], rtol=1e-3, atol=1e-4), name
+
+
+def test_a_profile_leaves_a_trace_and_says_where_the_time_went(small_run, tmp_path):
+    done = run_script(
+        "train/train_AdaDistill.py", *small_run, f"output={tmp_path}", "profile=3", f"max_steps={WARM_UP + 4}",
+        "val_eval_every_n_epoch=0",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    trace = json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))["traceEvents"]
+    names = [event["name"] for event in trace if event.get("cat") == "user_annotation"]
+    assert {name: names.count(name) for name in PHASES} == dict.fromkeys(PHASES, 3)
+    log = (tmp_path / "training.log").read_text()
+    lines = log[log.index("trace.json.gz") :].splitlines()[1:]
+    assert lines[0].startswith("3 steps ")
+    shares = {line.split()[0]: float(line.split()[2]) for line in lines[1:8]}
+    assert list(shares) == [*PHASES, "other"]
+    assert sum(shares.values()) == pytest.approx(100, abs=0.5)
+    assert shares["student"] > 1 and shares["backward"] > 1
+    assert lines[8] == "of it in" and "aten::" in lines[9]
+
+
+@pytest.mark.parametrize(("steps", "said"), [(WARM_UP, "no profile"), (WARM_UP + 1, "1 steps"), (20, "3 steps")])
+def test_a_run_that_ends_before_its_profile_has_what_was_done(tmp_path, steps, said):
+    told = []
+    with StepProfile(3, tmp_path, CPU, told.append) as profile:
+        for _ in range(steps):
+            for phase in PHASES:
+                with record_function(phase):
+                    torch.ones(10).sum()
+            profile.step()
+    assert len(told) == 1 and said in told[0]
+    assert [path.name for path in tmp_path.iterdir()] == (["trace.json.gz"] if steps > WARM_UP else [])
+
+
+def event(name: str, start: int, end: int, kernels: tuple[int, ...] = (), device: DeviceType = DeviceType.CPU):
+    """A profiler's event: its span on the host in us, and the times of the GPU kernels that it launched."""
+    span = SimpleNamespace(start=start, end=end, elapsed_us=lambda: end - start)
+    return SimpleNamespace(
+        name=name, time_range=span, kernels=[SimpleNamespace(duration=time) for time in kernels], device_type=device
+    )
+
+
+def test_on_a_gpu_a_kernel_counts_for_the_phase_that_launched_it():
+    events = [
+        event("ProfilerStep#5", 0, 10_000), event("ProfilerStep#6", 10_000, 11_000),
+        event("student", 1_000, 2_000), event("backward", 2_000, 3_000), event("optimiser", 3_000, 3_000),
+        event("aten::conv2d", 1_100, 1_200, (3_000,)), event("aten::add", 1_300, 1_400, (500, 400)),
+        event("aten::conv2d_backward", 2_500, 2_600, (2_000,)), event("aten::add", 5_000, 5_100, (1_000,)),
+        event("student", 1_500, 5_500, device=DeviceType.CUDA), event("kernel", 1_500, 4_500, device=DeviceType.CUDA),
+    ]  # fmt: skip
+    rows = [line.split() for line in table(events, on_gpu=True).splitlines()]
+    figures = {row[0]: row[1:] for row in rows[1:9]}
+    assert figures["student"] == ["3.90", "39.0", "%", "1.00"]
+    assert figures["backward"] == ["2.00", "20.0", "%", "1.00"]
+    assert figures["other"] == ["1.00", "10.0", "%", "8.00"]
+    assert figures["idle"] == ["3.10", "31.0", "%"]
+    assert [row[:2] for row in rows[10:]] == [
+        ["aten::conv2d", "3.00"], ["aten::conv2d_backward", "2.00"], ["aten::add", "1.90"]
+    ]  # fmt: skip

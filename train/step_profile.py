@@ -1,0 +1,105 @@
+"""Where the time of a step goes: a trace of some steps by torch's profiler, and a table of it."""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile, schedule
+
+from utils.distributed import rank
+
+WARM_UP = 5  # steps before the first profiled one: they compile, choose convolutions and fill the loader
+PHASES = ("input", "student", "teacher", "head", "backward", "optimiser")  # record_function names in the loop and tasks
+OPERATORS = 8  # in the table
+_STEP = "ProfilerStep"  # what the profiler calls a step
+
+
+class StepProfile:
+    """Profiles `steps` steps on rank 0, after WARM_UP: writes `folder`/trace.json.gz and hands `line` a table.
+
+    Call `step` after every step of the block. A block that ends before leaves the trace of the steps that it had.
+    """
+
+    def __init__(self, steps: int, folder: Path, device: torch.device, line: Callable[[str], None]) -> None:
+        self._path, self._line = folder / "trace.json.gz", line
+        self._on_gpu = device.type == "cuda"
+        self._profile = None
+        if steps and rank() == 0:
+            self._profile = profile(
+                activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_gpu else [])],
+                schedule=schedule(wait=WARM_UP - 1, warmup=1, active=steps, repeat=1),
+                on_trace_ready=self._report,
+            )
+
+    def __enter__(self) -> "StepProfile":
+        if self._profile:
+            self._profile.start()
+        return self
+
+    def step(self) -> None:
+        """A step is done."""
+        if self._profile:
+            self._profile.step()
+
+    def __exit__(self, *error: object) -> None:
+        if self._profile:
+            self._profile.stop()
+            if self._profile.step_num <= WARM_UP:
+                self._line(f"no profile: it begins after {WARM_UP} steps, and the run had no more")
+
+    def _report(self, profiled: profile) -> None:
+        if profiled.step_num <= WARM_UP:
+            return
+        temporary = self._path.with_name(f".{os.getpid()}.{self._path.name}")  # .gz stays at the end: it is obeyed
+        profiled.export_chrome_trace(str(temporary))
+        os.replace(temporary, self._path)
+        self._line(f"profile: {self._path}, to look at in ui.perfetto.dev\n{table(profiled.events(), self._on_gpu)}")
+
+
+def table(events: list[FunctionEvent], on_gpu: bool) -> str:
+    """Milliseconds a step of each phase and of the operators that take most, from a profiler's events.
+
+    On a GPU those of the kernels, by the phase in which they were launched (backward runs in a thread of its own, so
+    phases are told apart by time), beside what the process took to launch them; "idle" is when none ran.
+    """
+    events = [event for event in events if event.device_type == DeviceType.CPU]
+    spans = [event for event in events if event.name in PHASES]
+    ends = [span.time_range.end for span in spans if span.name == PHASES[-1]]
+    steps = [event for event in events if event.name.startswith(_STEP) and any(_holds(event, end) for end in ends)]
+    wall = sum(step.time_range.elapsed_us() for step in steps)
+    host, device = dict.fromkeys(PHASES, 0.0), dict.fromkeys((*PHASES, "other"), 0.0)
+    operators: dict[str, float] = defaultdict(float)
+    for span in spans:
+        host[span.name] += span.time_range.elapsed_us()
+    for event in events:
+        kernels = sum(kernel.duration for kernel in event.kernels)
+        if kernels:
+            launchers = (span.name for span in spans if _holds(span, event.time_range.start))
+            device[next(launchers, "other")] += kernels
+        if event.name not in PHASES and not event.name.startswith(_STEP):
+            operators[event.name] += kernels if on_gpu else event.self_cpu_time_total
+    host["other"] = wall - sum(host.values())
+    phases = {**device, "idle": wall - sum(device.values())} if on_gpu else host
+    largest = sorted(operators, key=operators.get, reverse=True)[:OPERATORS]
+
+    def row(name: str, time: float, launched: float | None = None) -> str:
+        more = "" if launched is None else f"{launched / len(steps) / 1000:>15.2f}"
+        return f"{name:<40.40}{time / len(steps) / 1000:>12.2f}{100 * time / wall:>10.1f} %{more}"
+
+    title = f"{len(steps)} steps, GPU" if on_gpu else f"{len(steps)} steps"
+    return "\n".join(
+        [
+            f"{title:<40}{'ms a step':>12}{'share':>12}{'launched in ms' if on_gpu else '':>15}".rstrip(),
+            *(row(name, time, host.get(name) if on_gpu else None) for name, time in phases.items()),
+            "of it in",
+            *(row(name, operators[name]) for name in largest),
+        ]
+    )
+
+
+def _holds(event: FunctionEvent, time: float) -> bool:
+    return event.time_range.start <= time <= event.time_range.end
