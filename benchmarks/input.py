@@ -1,23 +1,25 @@
 """Images a second from a record file to batches in memory, against OpenCV decoding the same bytes and nothing else.
 
-    env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/input.py --rec FOLDER    # half a minute
+    env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/input.py --rec FOLDER    # 1 minute on 2 CPU cores
     python benchmarks/input.py    # on drawn faces
     python benchmarks/input.py --rec FOLDER --mxnet PYTHON    # an interpreter that has requirements/mxnet.txt
 
 OpenCV alone goes through the images in the same random order, one core. Ours reads the record, checks it, decodes into
 a batch, and with workers hands it to the training process. "plain" is one image a call, float32 on the CPU, collated
-(benchmarks/plain.py); MXNet is its own reader and decoder. A figure is the median of rounds, taken in turns.
+(benchmarks/plain.py); MXNet is its own reader and decoder. All take turns, and a ratio is the median of those to OpenCV
+in the same round: machines that others share are not equally fast for long.
 """
 
 import argparse
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from subprocess import PIPE
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -36,44 +38,46 @@ from utils.run_log import describe_run
 
 MS1MV2 = 5_822_653  # images
 MXNET = """
-import sys, time
+import sys
 import mxnet as mx, numpy as np
 folder, keys = sys.argv[1], np.load(sys.argv[2]).tolist()
 reader = mx.recordio.MXIndexedRecordIO(folder + "/train.idx", folder + "/train.rec", "r")
-for timed in (keys[:100], keys):
-    start = time.perf_counter()
-    for key in timed:
+for _ in sys.stdin:  # a line asks for a round
+    for key in keys:
         mx.image.imdecode(mx.recordio.unpack(reader.read_idx(key))[1]).asnumpy()
-print(time.perf_counter() - start)
+    print(flush=True)
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rec", type=Path, help="folder with train.rec and train.idx (default: drawn faces)")
-    parser.add_argument("--images", type=int, default=4096, help="read in a round (default: 4096)")
-    parser.add_argument("--batch", type=int, default=128, help="images a batch (default: 128)")
+    parser.add_argument("--images", type=int, default=3072, help="read in a round (default: 3072)")
+    parser.add_argument("--batch", type=int, default=384, help="images a batch (default: 384)")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2], help="numbers of workers (default: 1 2)")
-    parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
+    parser.add_argument("--rounds", type=int, default=15, help="(default: 15)")
     parser.add_argument("--mxnet", metavar="PYTHON", help="interpreter of an environment with MXNet")
     args = parser.parse_args()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         dataset = RecordDataset(args.rec or _draw(Path(scratch), args.images))
-        sizes, rates = measure(dataset, args, Path(scratch))
+        sizes, times = measure(dataset, args, Path(scratch))
     print(describe_run())
     print(f"{len(sizes)} images a round, {sizes.mean():,.0f} bytes in the mean, in batches of {args.batch}\n")
     print("| input | images/s | x OpenCV |\n|---|---|---|")
-    for name, rate in rates.items():
-        print(f"| {name} | {rate:,.0f} | {rate / rates['OpenCV alone']:.2f} |")
+    for name, seconds in times.items():
+        ratio = np.median(times["OpenCV alone"] / seconds)
+        print(f"| {name} | {len(sizes) / np.median(seconds):,.0f} | {ratio:.2f} |")
     start = time.perf_counter()
     next(iter(GlobalOrder(MS1MV2, 384, seed=0)))
     print(f"\nstart of an epoch of {MS1MV2:,} images: {time.perf_counter() - start:.2f} s")
 
 
-def measure(dataset: RecordDataset, args: argparse.Namespace, scratch: Path) -> tuple[np.ndarray, dict[str, float]]:
-    """The bytes of each image of a round, and images a second by name."""
+def measure(
+    dataset: RecordDataset, args: argparse.Namespace, scratch: Path
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The bytes of each image of a round, and the seconds of each round by name."""
     order = GlobalOrder(len(dataset), min(args.batch, len(dataset)), seed=0)
     order.start_at(0, max(0, len(order) - args.images // order.batch_size))
     positions = np.concatenate([places.positions for places in order])
@@ -90,25 +94,32 @@ def measure(dataset: RecordDataset, args: argparse.Namespace, scratch: Path) -> 
     cases = {"OpenCV alone": opencv, "plain, 1 worker": partial(_exhaust, plain)}
     for count in (0, *args.workers):
         cases[f"ours, {count} workers"] = partial(_exhaust, batches(dataset, order, count, torch.device("cpu")))
+    if args.mxnet:
+        keys, folder = scratch / "keys.npy", Path(dataset.source).parent
+        np.save(keys, dataset.keys[positions])
+        process = subprocess.Popen([args.mxnet, "-c", MXNET, folder, keys], stdin=PIPE, stdout=PIPE, text=True)
+        cases["MXNet, no worker"] = partial(_ask, process)
     times: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(args.rounds + 1):  # the first one fetches pages and starts workers
         for name, run in cases.items():
             start = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - start)
-    seconds = {name: statistics.median(found[1:]) for name, found in times.items()}
     if args.mxnet:
-        keys, folder = scratch / "keys.npy", Path(dataset.source).parent
-        np.save(keys, dataset.keys[positions])
-        done = subprocess.run([args.mxnet, "-c", MXNET, folder, keys], stdout=subprocess.PIPE, text=True, check=True)
-        seconds["MXNet, no worker"] = float(done.stdout)
+        process.kill()  # no end of its input tells it: the workers have that pipe too
     sizes = np.array([len(encoded[position]) for position in positions])
-    return sizes, {name: len(positions) / spent for name, spent in seconds.items()}
+    return sizes, {name: np.array(found[1:]) for name, found in times.items()}
+
+
+def _ask(process: subprocess.Popen) -> None:
+    """Have the process do its round, and wait for it."""
+    print(file=process.stdin, flush=True)
+    process.stdout.readline()
 
 
 def _exhaust(source: Iterable) -> None:
-    for _ in source:
-        pass
+    """Take every batch and let go of it, as training does once it has made network input of the bytes."""
+    deque(source, maxlen=0)
 
 
 def _draw(folder: Path, images: int) -> Path:

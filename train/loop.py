@@ -65,7 +65,7 @@ class Trainer:
         self.parameters = [p for module in (task.student, task.head) for p in module.parameters() if p.requires_grad]
         # A margin softmax of scale 64 has large gradients: torch's own first scale, 65536, overflows for many steps.
         self.scaler = torch.amp.GradScaler(device.type, init_scale=1024.0, enabled=self.dtype == torch.float16)
-        # torch's fused SGD starts from momentum that nobody has set where the first step overflows, as in float16 it does.
+        # A first step that overflows, as one in float16 may, leaves the momentum of torch's fused SGD uninitialised.
         fused = not self.scaler.is_enabled()
         self.optimizer = torch.optim.SGD(
             self.parameters, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, fused=fused
