@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from benchmarks.plain import plain_head
+from benchmarks.plain import made_plain
 from config import load_config
 from heads import build_head
 from heads.cross_entropy import product_type
@@ -93,7 +93,9 @@ def head_step(kind: str, batch: int, classes: int, dtype: torch.dtype) -> Callab
     """A step of the head in training, from the student's embeddings to their gradient; unit centers are there."""
     dtype = dtype if kind == "ours" else torch.float32
     cfg = load_config(overrides=["dataset=custom", f"num_classes={classes}", f"embedding_size={DIMENSIONS}"])
-    head = (build_head if kind == "ours" else plain_head)(cfg).to(DEVICE)
+    head = build_head(cfg).to(DEVICE)
+    if kind == "plain":
+        made_plain(head)
     student, teacher = torch.randn(2, batch, DIMENSIONS, device=DEVICE)
     labels = torch.randint(0, classes, (batch,), device=DEVICE)
     autocast = {"device_type": DEVICE.type, "dtype": dtype, "enabled": dtype != torch.float32}

@@ -50,10 +50,10 @@ def main() -> None:
     print(f"{describe_run()}, {torch.get_num_threads()} CPU thread(s)\n")
     print("| batch | classes | teacher | step | ms | images/s | x student |\n|---|---|---|---|---|---|---|", flush=True)
     for classes, batch, teacher in itertools.product(args.classes, args.batch, args.teacher):
-        given = [*args.overrides, f"batch_size={batch}", "num_workers=0"]
+        given = [f"batch_size={batch}", "num_workers=0", *args.overrides]
         with tempfile.TemporaryDirectory() as folder:
-            given += make_inputs(Path(folder), batch, classes, load_config(overrides=["dataset=custom", *given]))
-            steps = make_steps(given + [f"teacher_embeddings={folder}/teacher.npy"] * (teacher == "cached"))
+            settings, cached = make_inputs(Path(folder), batch, classes, given)
+            steps = make_steps([*settings, cached] if teacher == "cached" else settings)
             times = in_turns(steps, args.steps, args.rounds)
         for name, seconds in times.items():
             print(

@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import numpy as np
-from easydict import EasyDict
+import torch
 from safetensors.torch import save_file
 
 from backbones import NETWORKS
+from config import load_config
+from train.teachers import describe
+from utils.dataset import build_dataset
+from utils.embedding_writer import EmbeddingWriter
 from utils.make_demo_data import encoded_face
 from utils.make_rec import write_record_set
 
@@ -14,8 +18,12 @@ MS1MV2 = 5_822_653  # images
 IDENTITIES = 85_742  # of MS1MV2
 
 
-def make_inputs(folder: Path, images: int, classes: int, cfg: EasyDict) -> list[str]:
-    """A record set that claims `classes` identities, cfg's teacher in a CVLFace release's layout; the overrides."""
+def make_inputs(folder: Path, images: int, classes: int, given: list[str]) -> tuple[list[str], str]:
+    """A record set that claims `classes` identities, the teacher that the overrides `given` name, and its embeddings.
+
+    Gives all overrides of a run, and one more to take the embeddings from their file. They are random, too.
+    """
+    cfg = load_config(overrides=["dataset=custom", *given])
     faces = [encoded_face((0, number, 0, 0.3)) for number in range(min(images, 512))]
     labels = np.arange(images) * classes // images
     write_record_set(folder, (faces[number % len(faces)] for number in range(images)), labels, classes)
@@ -24,7 +32,13 @@ def make_inputs(folder: Path, images: int, classes: int, cfg: EasyDict) -> list[
     name = cfg.teacher.removeprefix("cvlface_")
     (folder / "pretrained_model" / "model.yaml").write_text(f"name: {name}\ncolor_space: RGB\n")
     save_file({f"model.net.{key}": value for key, value in network.state_dict().items()}, folder / "model.safetensors")
-    return [
-        "dataset=custom", f"rec={folder}", f"pretrained_teacher_path={folder}", "num_epoch=1000000",
+    settings = [
+        "dataset=custom", *given, f"rec={folder}", f"pretrained_teacher_path={folder}", "num_epoch=1000000",
         "val_eval_every_n_epoch=0", "eval_every_n_epoch=0", "checkpoint_every=0", "keep_checkpoints=1",
     ]  # fmt: skip
+    path = folder / "teacher.npy"
+    cfg = load_config(overrides=settings)
+    with EmbeddingWriter(path, describe(cfg, build_dataset(cfg))) as writer:
+        for positions in np.array_split(np.arange(images), -(-images // 4096)):
+            writer.write(positions, torch.randn(len(positions), 2, cfg.embedding_size))
+    return settings, f"teacher_embeddings={path}"

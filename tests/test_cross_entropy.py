@@ -11,6 +11,7 @@ from conftest import ROOT
 from easydict import EasyDict
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from benchmarks.plain import made_plain
 from config import load_config
 from heads import MARGINS, build_head, cross_entropy
 
@@ -28,13 +29,6 @@ def trained_head(*overrides: str) -> torch.nn.Module:
     centers[500:510] = centers[:10]
     head.set_centers(centers)
     head.set_epoch(1.0)
-    return head
-
-
-def plain(head: torch.nn.Module) -> torch.nn.Module:
-    """The same head, with logits [B, C], F.cross_entropy and autograd."""
-    softmax = head.softmax
-    softmax.over_constants = lambda student, centers, _, labels, geo: softmax(student, centers, labels, geo)
     return head
 
 
@@ -65,7 +59,7 @@ def step(head: torch.nn.Module, seed: int, dtype: torch.dtype, autocast: torch.d
 def test_loss_and_gradient_equal_the_plain_head(loss, block, monkeypatch):
     monkeypatch.setattr(cross_entropy, "BLOCK", block)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
-        head, reference = trained_head(f"loss={loss}").to(dtype), plain(trained_head(f"loss={loss}").to(dtype))
+        head, reference = trained_head(f"loss={loss}").to(dtype), made_plain(trained_head(f"loss={loss}").to(dtype))
         for seed in range(2):
             found, gradient = step(head, seed, dtype)
             wanted, reference_gradient = step(reference, seed, dtype)
@@ -81,8 +75,8 @@ def test_loss_and_gradient_equal_the_plain_head(loss, block, monkeypatch):
 def test_narrow_types_err_no_more_than_the_plain_head_in_them(loss, dtype, capability, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(cross_entropy, "BLOCK", 100)
-    exact = plain(trained_head(f"loss={loss}").double())
-    narrow, reference = trained_head(f"loss={loss}"), plain(trained_head(f"loss={loss}"))
+    exact = made_plain(trained_head(f"loss={loss}").double())
+    narrow, reference = trained_head(f"loss={loss}"), made_plain(trained_head(f"loss={loss}"))
     for seed in range(2):
         wanted, wanted_gradient = step(exact, seed, torch.float64)
         errors = []

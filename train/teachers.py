@@ -35,7 +35,7 @@ def cached_teacher(cfg: EasyDict, dataset: FaceDataset, device: torch.device) ->
     and the commit, that the config names.
     """
     there = on_rank_0(lambda: os.path.exists(cfg.teacher_embeddings))
-    wanted = on_rank_0(lambda: _describe(cfg, dataset, lenient=there))
+    wanted = on_rank_0(lambda: describe(cfg, dataset, lenient=there))
     if not there:
         _embed(cfg, dataset, device, wanted)
     embeddings = EmbeddingFile(cfg.teacher_embeddings, wanted)
@@ -52,7 +52,7 @@ def cached_teacher(cfg: EasyDict, dataset: FaceDataset, device: torch.device) ->
     return embeddings, notes
 
 
-def _describe(cfg: EasyDict, dataset: FaceDataset, lenient: bool = False) -> Description:
+def describe(cfg: EasyDict, dataset: FaceDataset, lenient: bool = False) -> Description:
     """What the embeddings by this teacher of this set are of; `lenient` allows that its weights are missing."""
     about = {"data": dataset.source}
     try:
