@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=160, help="in the record set (default: 160)")
     parser.add_argument("--classes", type=int, default=IDENTITIES, help=f"default: {IDENTITIES}, those of MS1MV2")
-    parser.add_argument("--steps", type=int, default=4, help="of each run; a quarter does not count (default: 4)")
+    parser.add_argument("--steps", type=int, default=4, help="of each run, at least 2 (default: 4)")
     parser.add_argument("--rounds", type=int, default=1, help="runs of each kind, in turns (default: 1)")
     parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
@@ -106,7 +106,9 @@ def _rate(output: Path, steps: int, *settings: str) -> float:
     log = [f"log_every={every}", f"max_steps={steps}", f"output={output}"]
     _run(ROOT / "train" / "train_AdaDistill.py", *settings, *log)
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return statistics.harmonic_mean([line["images_per_second"] for line in lines[1:]])
+    first, last = lines[0], lines[-1]
+    batch_size = load_config(output / "config.py").batch_size
+    return (last["step"] - first["step"]) * batch_size / (last["time"] - first["time"])
 
 
 def _run(script: Path, *settings: str) -> str:

@@ -1,7 +1,7 @@
 """Time and memory of a step of the head, forward and backward: cosines, margin, cross-entropy, movement of centers.
 
     env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/head.py    # 1 minute on 2 CPU cores
-    python benchmarks/head.py --batch 512 --classes 2000000 --dtype bfloat16 --no-plain --rounds 1    # 7 GB of memory
+    python benchmarks/head.py --batch 512 --classes 2000000 --dtype bfloat16 --no-plain --rounds 1    # 15 GB of memory
     python benchmarks/head.py --batch 384 1536 --classes 85742 1000000    # on a GPU
 
 The floor is the two matrix products that no head can do without, embeddings by centers and probabilities by centers, in
@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
+from benchmarks.memory import forget_peak, peak
 from benchmarks.plain import made_plain
 from config import load_config
 from heads import build_head
@@ -52,10 +53,12 @@ def main() -> None:
     kinds = ["ours"] if args.no_plain else ["ours", "plain"]
     for classes in args.classes:
         for batch in args.batch:
+            used = {kind: f"{_child(kind, batch, classes, args.dtype) / 1e9:.2f}" for kind in kinds}
             steps = {"the two products": products(batch, classes, dtype)}
             steps |= {kind: head_step(kind, batch, classes, dtype) for kind in kinds}
             times = in_turns(steps, args.rounds)
-            used = {kind: f"{_child(kind, batch, classes, args.dtype) / 1e9:.2f}" for kind in kinds}
+            del steps
+            torch.cuda.empty_cache()
             for kind, seconds in times.items():
                 ratio = seconds / times["the two products"]
                 print(f"| {batch} | {classes:,} | {kind} | {1000 * seconds:.1f} | {ratio:.2f} | {used.get(kind, '')} |")
@@ -112,18 +115,11 @@ def head_step(kind: str, batch: int, classes: int, dtype: torch.dtype) -> Callab
 def memory(kind: str, batch: int, classes: int, dtype: torch.dtype) -> float:
     """The most bytes that steps hold beyond what is kept between them."""
     step = head_step(kind, batch, classes, dtype)
-    before = _most()
+    forget_peak()
+    before = peak()
     step()
     step()
-    return _most() - before
-
-
-def _most() -> int:
-    """The most bytes that this process, or the GPU, held so far."""
-    if DEVICE.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status").read_text()  # not getrusage: that begins with what the parent process held
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+    return peak() - before
 
 
 def _child(kind: str, batch: int, classes: int, dtype: str) -> float:

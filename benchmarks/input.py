@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.plain import PlainImages
 from utils.dataset import RecordDataset
-from utils.loader import GlobalOrder, batches, start_worker
+from utils.loader import Batches, GlobalOrder, start_worker
 from utils.make_demo_data import encoded_face
 from utils.make_rec import write_record_set
 from utils.run_log import describe_run
@@ -78,10 +78,10 @@ def measure(
     dataset: RecordDataset, args: argparse.Namespace, scratch: Path
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The bytes of each image of a round, and the seconds of each round by name."""
-    order = GlobalOrder(len(dataset), min(args.batch, len(dataset)), seed=0)
+    order = GlobalOrder(len(dataset), min(args.batch, args.images, len(dataset)), seed=0)
     order.start_at(0, max(0, len(order) - args.images // order.batch_size))
     positions = np.concatenate([places.positions for places in order])
-    encoded = [np.frombuffer(bytes(dataset.read(position).data), np.uint8) for position in range(len(dataset))]
+    encoded = {position: np.frombuffer(bytes(dataset.read(position).data), np.uint8) for position in sorted(positions)}
 
     def opencv() -> None:
         for position in positions:
@@ -93,7 +93,7 @@ def measure(
     )  # fmt: skip
     cases = {"OpenCV alone": opencv, "plain, 1 worker": partial(_exhaust, plain)}
     for count in (0, *args.workers):
-        cases[f"ours, {count} workers"] = partial(_exhaust, batches(dataset, order, count, torch.device("cpu")))
+        cases[f"ours, {count} workers"] = partial(_exhaust, Batches(dataset, order, count, torch.device("cpu")))
     if args.mxnet:
         keys, folder = scratch / "keys.npy", Path(dataset.source).parent
         np.save(keys, dataset.keys[positions])

@@ -4,7 +4,8 @@
     python benchmarks/step.py --batch 384 1536 --classes 85742 1000000 --teacher cached live --steps 20    # on a GPU
 
 A step is all that the training loop does: bytes to network input, student, teacher or its embeddings, head, backward,
-clipping, SGD. Only reading and decoding are left out (benchmarks/input.py). The plain step is benchmarks/plain.py's. A
+clipping, SGD. Left out are reading and decoding (benchmarks/input.py) and, on a GPU, the copy of the bytes to it, which
+the training loop has under way beside the step before. The plain step is benchmarks/plain.py's. A
 figure is the median of rounds, taken in turns; arguments key=value are of the config.
 """
 
@@ -30,7 +31,7 @@ from train.loop import Trainer
 from train.tasks import Distillation, compiles
 from utils.dataset import build_dataset
 from utils.images import to_input
-from utils.loader import batches
+from utils.loader import Batches
 from utils.run_log import describe_run
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -45,6 +46,9 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=1, help="of each kind in a round (default: 1)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: 3)")
+    parser.add_argument(
+        "--no-plain", action="store_true", help="leave the plain step out: at a million classes it is big"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the config, as dtype=bfloat16")
     args = parser.parse_args()
     print(f"{describe_run()}, {torch.get_num_threads()} CPU thread(s)\n")
@@ -54,7 +58,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             settings, cached = make_inputs(Path(folder), batch, classes, given)
             steps = make_steps([*settings, cached] if teacher == "cached" else settings)
+            if args.no_plain:
+                del steps["plain"]
             times = in_turns(steps, args.steps, args.rounds)
+        del steps
+        torch.cuda.empty_cache()
         for name, seconds in times.items():
             print(
                 f"| {batch} | {classes:,} | {teacher} | {name} | {1000 * seconds:.1f} | {batch / seconds:,.1f} "
@@ -71,7 +79,7 @@ def make_steps(settings: list[str]) -> dict[str, Callable[[], object]]:
     trainer = Trainer(cfg, task, dataset, DEVICE)
     trainer.step = 1  # step 0 draws its batch
     task.student.train()
-    batch = next(iter(batches(dataset, trainer.order, 0, DEVICE, task.embeddings)))
+    batch = next(iter(Batches(dataset, trainer.order, 0, DEVICE, task.embeddings)))
     feed = itertools.repeat(batch)
 
     images, labels = to_input(batch.images, None, DEVICE), batch.labels.to(DEVICE)

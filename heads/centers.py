@@ -66,9 +66,11 @@ class UnitCenters:
         kind = centers.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else centers.dtype
         if self._centers is not centers or self._version != centers._version or self._unit.dtype != dtype:
-            self._unit, self._centers, self._version = torch.empty_like(centers, dtype=dtype), centers, centers._version
-            for rows, unit in zip(centers.split(_ROWS), self._unit.split(_ROWS), strict=True):
-                unit.copy_(F.normalize(rows, eps=1e-12))
+            with torch.inference_mode(False), torch.no_grad():  # later steps write to it
+                self._unit = torch.empty_like(centers, dtype=dtype)
+                for rows, unit in zip(centers.split(_ROWS), self._unit.split(_ROWS), strict=True):
+                    unit.copy_(F.normalize(rows, eps=1e-12))
+            self._centers, self._version = centers, centers._version
         return self._unit
 
     def renew(self, labels: Tensor) -> None:

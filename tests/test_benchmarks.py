@@ -41,7 +41,7 @@ def test_step(table):
     rows = table(step, *SMALL, "--batch=4", "--classes=50", "--rounds=1", "--teacher", "cached", "live")
     kinds = ["student alone", "ours", "plain"]
     assert [row[2:4] for row in rows] == [[teacher, kind] for teacher in ("cached", "live") for kind in kinds]
-    assert all(float(row[6]) >= 1 for row in rows[:2])
+    assert all(float(row[6]) > 0 for row in rows)
 
 
 def test_epoch(table):

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from benchmarks.plain import made_plain
 from config import load_config
-from heads import MARGINS, build_head, cross_entropy
+from heads import MARGINS, build_head, build_standalone_head, cross_entropy
 
 CLASSES, SIZE, BATCH = 1000, 24, 16
 
@@ -100,8 +100,6 @@ def test_a_row_far_below_the_others_keeps_its_digits(monkeypatch):
 
 def test_the_standalone_head_gives_the_loss_of_the_head_under_a_teacher():
     """One softmax, by blocks and plainly: the same centers, fixed here and trained there."""
-    from heads import build_standalone_head
-
     under_teacher, alone = trained_head("use_geom_margin=False").eval(), build_standalone_head(settings()).eval()
     alone.set_centers(under_teacher.centers)
     student, teacher, labels = batch(0)
@@ -167,7 +165,8 @@ def test_they_are_in_autocasts_type_and_in_no_file():
 # --- memory and synchronisation --------------------------------------------------------------------------------
 
 PEAK = """
-import resource, sys, torch
+import torch
+from benchmarks.memory import forget_peak, peak
 from config import load_config
 from heads import build_head
 classes = 400_000
@@ -175,9 +174,10 @@ head = build_head(load_config(overrides=["dataset=custom", f"num_classes={classe
 student, teacher = torch.randn(2, 256, 32)
 labels = torch.arange(256)
 head(student[:1], teacher[:1], labels[:1])  # the unit centers are there
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+forget_peak()
+before = peak()
 head(student.requires_grad_(), teacher, labels).loss.backward()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print((peak() - before) / 2**20)
 """
 
 
@@ -186,6 +186,14 @@ def test_a_step_takes_the_memory_of_a_few_blocks():
     done = subprocess.run([sys.executable, "-c", PEAK], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 100
+
+
+def test_a_head_that_was_called_in_inference_mode_trains_on():
+    head = trained_head()
+    with torch.inference_mode():
+        head.eval()(*batch(0))
+    head.train()(*batch(1))
+    assert_unit_centers(head)
 
 
 @pytest.mark.parametrize("loss", MARGINS)

@@ -2,7 +2,10 @@
 
 import gzip
 import json
+from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -13,12 +16,13 @@ from torch.profiler import record_function
 from config import load_config
 from train.step_profile import PHASES, WARM_UP, StepProfile, table
 from train.tasks import Standalone, StepInput
+from utils.distributed import all_gather, process_group, rank, world_size
 
 CPU = torch.device("cpu")
 
 
 def losses_and_weights(setting: str) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Of three steps on noise; evaluation of the bare student in between, as in training."""
+    """Of three steps of two passes on noise, each rank its own; evaluation of the bare student in between."""
     cfg = load_config(
         overrides=["dataset=custom", "num_classes=10", "embedding_size=16", "width=0.125", f"compile={setting}"]
     )
@@ -26,35 +30,47 @@ def losses_and_weights(setting: str) -> tuple[list[float], dict[str, torch.Tenso
     optimizer = torch.optim.SGD([*task.student.parameters(), *task.head.parameters()], lr=0.01, fused=True)
     losses = []
     for step in range(3):
-        images = torch.randn(6, 3, 112, 112, generator=torch.Generator().manual_seed(step))
         task.student.train()
-        output = task.step(StepInput(images, images, torch.arange(6), None))
-        output.loss.backward()
+        for last in (False, True):
+            seed = 100 * step + 10 * last + rank()
+            images = torch.randn(6, 3, 112, 112, generator=torch.Generator().manual_seed(seed))
+            with nullcontext() if last else task.no_sync():
+                output = task.step(StepInput(images, images, torch.arange(6), None))
+                output.loss.backward()
+            losses.append(output.loss.item())
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(output.loss.item())
         task.student.eval()
         losses.append(task.student(images).detach().norm().item())
     return losses, task.student.state_dict()
 
 
-def test_a_compiled_student_takes_the_same_steps(monkeypatch):
-    """By the compiler without its code generator, which takes a minute."""
-    compiled, compile = [], torch.compile
-
-    def without_code(module, **options):
-        compiled.append(module)
-        return compile(module, backend="aot_eager", **options)
-
-    monkeypatch.setattr(torch, "compile", without_code)
-    losses, weights = losses_and_weights("on")
-    assert len(compiled) == 1
+def compare_compiled_with_plain() -> dict[str, torch.Tensor]:
+    """The compiled student's weights. By the compiler without its code generator, which takes a minute."""
+    with mock.patch("torch.compile", partial(torch.compile, backend="aot_eager")):
+        losses, weights = losses_and_weights("on")
     plain_losses, plain_weights = losses_and_weights("off")
-    assert losses_and_weights("auto")[0] == plain_losses and len(compiled) == 1
     assert losses == pytest.approx(plain_losses, rel=1e-4)
     assert weights.keys() == plain_weights.keys()
     for name, weight in weights.items():
         assert torch.allclose(weight, plain_weights[name], rtol=1e-3, atol=1e-4), name
+    return weights
+
+
+def test_a_compiled_student_takes_the_same_steps():
+    compare_compiled_with_plain()
+
+
+def test_two_ranks_with_a_compiled_student_share_the_same_gradients():
+    """In several passes a step, of which the last alone shares them. This file is the script that they run."""
+    done = run_script("tests/test_step.py", ranks=2)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("setting", ["auto", "off"])
+def test_on_a_cpu_nothing_is_compiled_unless_asked(setting):
+    with mock.patch("torch.compile", side_effect=AssertionError):
+        losses_and_weights(setting)
 
 
 def test_a_profile_leaves_a_trace_and_says_where_the_time_went(small_run, tmp_path):
@@ -93,8 +109,9 @@ def event(name: str, start: int, end: int, kernels: tuple[int, ...] = (), device
     """A profiler's event: its span on the host in us, and the times of the GPU kernels that it launched."""
     span = SimpleNamespace(start=start, end=end, elapsed_us=lambda: end - start)
     return SimpleNamespace(
-        name=name, time_range=span, kernels=[SimpleNamespace(duration=time) for time in kernels], device_type=device
-    )
+        name=name, time_range=span, kernels=[SimpleNamespace(duration=time) for time in kernels], device_type=device,
+        is_user_annotation=name in PHASES, self_cpu_time_total=0,
+    )  # fmt: skip
 
 
 def test_on_a_gpu_a_kernel_counts_for_the_phase_that_launched_it():
@@ -103,7 +120,9 @@ def test_on_a_gpu_a_kernel_counts_for_the_phase_that_launched_it():
         event("student", 1_000, 2_000), event("backward", 2_000, 3_000), event("optimiser", 3_000, 3_000),
         event("aten::conv2d", 1_100, 1_200, (3_000,)), event("aten::add", 1_300, 1_400, (500, 400)),
         event("aten::conv2d_backward", 2_500, 2_600, (2_000,)), event("aten::add", 5_000, 5_100, (1_000,)),
-        event("student", 1_500, 5_500, device=DeviceType.CUDA), event("kernel", 1_500, 4_500, device=DeviceType.CUDA),
+        event("student", 1_500, 9_500, device=DeviceType.CUDA), event("kernel", 1_500, 4_500, device=DeviceType.CUDA),
+        event("copy", 2_000, 3_000, device=DeviceType.CUDA), event("kernel", 4_400, 8_400, device=DeviceType.CUDA),
+        event("student", 10_500, 10_600),  # of a step that was not finished
     ]  # fmt: skip
     rows = [line.split() for line in table(events, on_gpu=True).splitlines()]
     figures = {row[0]: row[1:] for row in rows[1:9]}
@@ -114,3 +133,10 @@ def test_on_a_gpu_a_kernel_counts_for_the_phase_that_launched_it():
     assert [row[:2] for row in rows[10:]] == [
         ["aten::conv2d", "3.00"], ["aten::conv2d_backward", "2.00"], ["aten::add", "1.90"]
     ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    with process_group("cpu"):
+        weights = compare_compiled_with_plain()
+        own = torch.cat([weight.flatten() for weight in weights.values() if weight.ndim > 1])
+        assert torch.equal(own, all_gather(own).view(world_size(), -1)[0])

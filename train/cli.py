@@ -21,8 +21,11 @@ def main(description: str, run: Callable[..., None]) -> None:
         cfg = load_config(args.config, args.overrides)
 
         # After the config: --help and a wrong key answer at once, without torch.
+        import torch
+
         from utils.dataset import build_dataset
         from utils.distributed import process_group
 
         with process_group() as device:
+            torch.backends.cudnn.benchmark = True  # the shapes of training are always the same
             run(cfg, build_dataset(cfg), device)

@@ -36,7 +36,7 @@ from utils.distributed import (
 )
 from utils.errors import InputError
 from utils.files import make_writable_folder, written_whole
-from utils.loader import GlobalOrder, TrainingBatch, batches
+from utils.loader import Batches, GlobalOrder, TrainingBatch
 from utils.plots import save_curves, save_preview
 from utils.precision import compute_type
 from utils.run_log import Rate, RunLog, describe_run
@@ -66,9 +66,9 @@ class Trainer:
         # A margin softmax of scale 64 has large gradients: torch's own first scale, 65536, overflows for many steps.
         self.scaler = torch.amp.GradScaler(device.type, init_scale=1024.0, enabled=self.dtype == torch.float16)
         # A first step that overflows, as one in float16 may, leaves the momentum of torch's fused SGD uninitialised.
-        fused = not self.scaler.is_enabled()
+        self._fused = not self.scaler.is_enabled()
         self.optimizer = torch.optim.SGD(
-            self.parameters, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, fused=fused
+            self.parameters, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, fused=self._fused
         )
         self.augment = Augmentation(cfg, device) if any(probabilities(cfg)) else None
         self.order = GlobalOrder(len(dataset), cfg.batch_size, cfg.seed, DRAWS if self.augment else 0)
@@ -105,7 +105,7 @@ class Trainer:
 
     def _train(self, profile: StepProfile) -> bool:
         """Train to the last step; True where a signal ended it before."""
-        loader = batches(self.dataset, self.order, self.cfg.num_workers, self.device, self.task.embeddings)
+        loader = Batches(self.dataset, self.order, self.cfg.num_workers, self.device, self.task.embeddings)
         agreement, rate = Agreement(), Rate()
         while self.step < self.total_steps:
             epoch, done = divmod(self.step, self.steps_per_epoch)
@@ -241,6 +241,8 @@ class Trainer:
         self.task.student.load_state_dict(saved.backbone)
         self.task.head.load_header(saved.header)
         self.optimizer.load_state_dict(saved.state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["fused"] = self._fused
         self.scaler.load_state_dict(saved.state["scaler"])
         self.step = step
         on_rank_0(lambda: checkpoint.remove_after(self.output, step))

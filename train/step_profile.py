@@ -1,6 +1,7 @@
 """Where the time of a step goes: a trace of some steps by torch's profiler, and a table of it."""
 
 import os
+from bisect import bisect
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from utils.distributed import rank
 
-WARM_UP = 5  # steps before the first profiled one: they compile, choose convolutions and fill the loader
+WARM_UP = 5  # steps before the first profiled one: they compile, choose among convolutions and fill the loader
 PHASES = ("input", "student", "teacher", "head", "backward", "optimiser")  # record_function names in the loop and tasks
 OPERATORS = 8  # in the table
 _STEP = "ProfilerStep"  # what the profiler calls a step
@@ -64,26 +65,33 @@ def table(events: list[FunctionEvent], on_gpu: bool) -> str:
     """Milliseconds a step of each phase and of the operators that take most, from a profiler's events.
 
     On a GPU those of the kernels, by the phase in which they were launched (backward runs in a thread of its own, so
-    phases are told apart by time), beside what the process took to launch them; "idle" is when none ran.
+    phases are told apart by time), beside what the process took to launch them; "idle" is when no stream was at work.
     """
+    on_device = [event for event in events if event.device_type != DeviceType.CPU and not event.is_user_annotation]
     events = [event for event in events if event.device_type == DeviceType.CPU]
-    spans = [event for event in events if event.name in PHASES]
-    ends = [span.time_range.end for span in spans if span.name == PHASES[-1]]
+    ends = [event.time_range.end for event in events if event.name == PHASES[-1]]
     steps = [event for event in events if event.name.startswith(_STEP) and any(_holds(event, end) for end in ends)]
+    phases = [
+        event
+        for event in events
+        if event.name in PHASES and any(_holds(step, event.time_range.start) for step in steps)
+    ]
+    phases.sort(key=_start)
     wall = sum(step.time_range.elapsed_us() for step in steps)
     host, device = dict.fromkeys(PHASES, 0.0), dict.fromkeys((*PHASES, "other"), 0.0)
     operators: dict[str, float] = defaultdict(float)
-    for span in spans:
-        host[span.name] += span.time_range.elapsed_us()
+    for phase in phases:
+        host[phase.name] += phase.time_range.elapsed_us()
     for event in events:
         kernels = sum(kernel.duration for kernel in event.kernels)
         if kernels:
-            launchers = (span.name for span in spans if _holds(span, event.time_range.start))
-            device[next(launchers, "other")] += kernels
+            last = bisect(phases, _start(event), key=_start) - 1
+            inside = last >= 0 and _holds(phases[last], _start(event))
+            device[phases[last].name if inside else "other"] += kernels
         if event.name not in PHASES and not event.name.startswith(_STEP):
             operators[event.name] += kernels if on_gpu else event.self_cpu_time_total
     host["other"] = wall - sum(host.values())
-    phases = {**device, "idle": wall - sum(device.values())} if on_gpu else host
+    shares = {**device, "idle": wall - _covered(on_device)} if on_gpu else host
     largest = sorted(operators, key=operators.get, reverse=True)[:OPERATORS]
 
     def row(name: str, time: float, launched: float | None = None) -> str:
@@ -94,7 +102,7 @@ def table(events: list[FunctionEvent], on_gpu: bool) -> str:
     return "\n".join(
         [
             f"{title:<40}{'ms a step':>12}{'share':>12}{'launched in ms' if on_gpu else '':>15}".rstrip(),
-            *(row(name, time, host.get(name) if on_gpu else None) for name, time in phases.items()),
+            *(row(name, time, host.get(name) if on_gpu else None) for name, time in shares.items()),
             "of it in",
             *(row(name, operators[name]) for name in largest),
         ]
@@ -103,3 +111,16 @@ def table(events: list[FunctionEvent], on_gpu: bool) -> str:
 
 def _holds(event: FunctionEvent, time: float) -> bool:
     return event.time_range.start <= time <= event.time_range.end
+
+
+def _start(event: FunctionEvent) -> float:
+    return event.time_range.start
+
+
+def _covered(events: list[FunctionEvent]) -> float:
+    """The time in which at least one of them goes on."""
+    total = until = 0.0
+    for event in sorted(events, key=_start):
+        total += max(0.0, event.time_range.end - max(until, _start(event)))
+        until = max(until, event.time_range.end)
+    return total

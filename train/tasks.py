@@ -1,6 +1,11 @@
 """The two tasks that the loop can train: a student under a teacher, and a network by itself."""
 
+import importlib.util
+import os
+import shutil
+import sysconfig
 from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -62,6 +67,8 @@ class Task:
         self._student, self._head = self._wrappers
         if compiles(cfg.compile, device):
             self._student = torch.compile(self._student, dynamic=False)
+        elif cfg.compile == "auto" and device.type == "cuda":
+            self.notes += (f"the student is not compiled: it needs {', '.join(_missing_compiler(device))}",)
 
     def step(self, batch: StepInput) -> HeadOutput:
         """Loss and statistics of this rank's part of a batch."""
@@ -144,7 +151,19 @@ def _shared(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def compiles(setting: str, device: torch.device) -> bool:
-    """Whether to compile: "on", "off", or "auto", which is on GPUs that Triton has (compute capability 7.0 and up)."""
-    if setting == "auto":
-        return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
-    return setting == "on"
+    """Whether to compile: "on", "off", or "auto": on GPUs, where all that the compiler needs is there."""
+    if setting != "auto":
+        return setting == "on"
+    return device.type == "cuda" and not _missing_compiler(device)
+
+
+def _missing_compiler(device: torch.device) -> list[str]:
+    """What torch.compile needs for this GPU and does not find."""
+    compilers = (os.environ.get("CC"), "gcc", "clang", "cc")
+    found = {
+        "a GPU of compute capability 7.0 or higher": torch.cuda.get_device_capability(device) >= (7, 0),
+        "Triton": importlib.util.find_spec("triton") is not None,
+        "a C compiler": any(shutil.which(name) for name in compilers if name),
+        "Python's headers": Path(sysconfig.get_path("include"), "Python.h").is_file(),
+    }
+    return [name for name, there in found.items() if not there]

@@ -136,22 +136,11 @@ class _Source(Dataset):
         return images if slot is None else slot, labels, flips, draws, teacher
 
 
-def batches(
-    dataset: FaceDataset,
-    order: GlobalOrder,
-    num_workers: int,
-    device: torch.device,
-    embeddings: EmbeddingFile | None = None,
-) -> "Batches":
+class Batches:
     """An iterable over the TrainingBatches of one epoch of `order`, decoded by `num_workers` processes.
 
     On a GPU they are there, the next one's copy under way while one is used; else in memory.
     """
-    return Batches(dataset, order, num_workers, device, embeddings)
-
-
-class Batches:
-    """See `batches`."""
 
     def __init__(
         self,
@@ -159,9 +148,9 @@ class Batches:
         order: GlobalOrder,
         num_workers: int,
         device: torch.device,
-        embeddings: EmbeddingFile | None,
+        embeddings: EmbeddingFile | None = None,
     ) -> None:
-        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._slots = _Slots(order, num_workers)
         self._loader = DataLoader(
             _Source(dataset, embeddings, self._slots.memory),
@@ -176,7 +165,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[TrainingBatch]:
         received = map(self._batch, raised(self._loader))
-        return _copied_ahead(received, self._device) if self._device.type == "cuda" else received
+        return _copied_ahead(received, self._stream) if self._stream else received
 
     def _batch(self, message: tuple) -> TrainingBatch:
         images, *rest = message
@@ -184,13 +173,14 @@ class Batches:
         return TrainingBatch(images, *(None if part is None else torch.from_numpy(part) for part in rest))
 
 
-def _copied_ahead(batches: Iterator[TrainingBatch], device: torch.device) -> Iterator[TrainingBatch]:
-    """The batches on the GPU, through pinned memory by a stream of its own; while one is used the next is copied."""
-    stream = torch.cuda.Stream(device)
+def _copied_ahead(batches: Iterator[TrainingBatch], stream: torch.cuda.Stream) -> Iterator[TrainingBatch]:
+    """The batches on the GPU, through pinned memory by a stream of their own; while one is used the next is copied."""
     ahead = None
     for batch in batches:
         with torch.cuda.stream(stream):
-            copies = (None if part is None else part.pin_memory().to(device, non_blocking=True) for part in batch)
+            copies = (
+                None if part is None else part.pin_memory().to(stream.device, non_blocking=True) for part in batch
+            )
             copied = TrainingBatch(*copies), stream.record_event()
         if ahead is not None:
             yield _arrived(*ahead)

@@ -103,7 +103,7 @@ class IndexedRecordReader:
         return Header(flag, label, id_, id2), body[start:]
 
     def read_batch(self, keys: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """First labels, float32 [N], and image bytes, N views of the file, of the records `keys` [N].
+        """First labels, float32 [N], and N images' bytes, views of the file as in `read`, of the records `keys` [N].
 
         The starts of the records are read all at once; those that are split, or wrong, go through `read`.
         """
