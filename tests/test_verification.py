@@ -256,10 +256,6 @@ def test_batches_come_through_torchs_pinning_of_memory_as_they_went_in(monkeypat
 
     from eval import embeddings
 
-    class Pinned(embeddings.Loader):
-        def __iter__(self):
-            return map(pin_memory, super().__iter__())
-
     class Images(torch.utils.data.Dataset):
         def __len__(self):
             return 5
@@ -267,7 +263,7 @@ def test_batches_come_through_torchs_pinning_of_memory_as_they_went_in(monkeypat
         def __getitem__(self, positions):
             return torch.tensor([int(position) for position in positions], dtype=torch.uint8).view(-1, 1, 1, 1)
 
-    monkeypatch.setattr(embeddings, "Loader", Pinned)
+    monkeypatch.setattr(embeddings, "raised", lambda loader: map(pin_memory, loader))
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *device: tensor)
     found = embeddings.embed(torch.nn.Flatten(), Images(), torch.device("cpu"), batch_size=2)
     assert np.allclose(found.features[:, 0], 2 * (np.arange(5) - 127.5) / 127.5)

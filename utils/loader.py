@@ -3,8 +3,10 @@
 import atexit
 import multiprocessing
 import signal
+import sys
 import weakref
 from collections.abc import Iterable, Iterator
+from types import TracebackType
 from typing import NamedTuple
 
 import cv2
@@ -224,5 +226,12 @@ def unchanged(item: object) -> object:
 def start_worker(worker: int) -> None:
     """For a worker process: no OpenCV threads beside the other workers; signals are the training process's business."""
     cv2.setNumThreads(0)
+    sys.excepthook = _unless_left_alone
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _unless_left_alone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Show an error, unless it says that the training process ended while it was fetching a tensor from here."""
+    if not issubclass(kind, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, trace)
