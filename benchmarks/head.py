@@ -1,7 +1,7 @@
 """Time and memory of a step of the head, forward and backward: cosines, margin, cross-entropy, movement of centers.
 
-    env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/head.py    # 1 minute on 2 CPU cores
-    python benchmarks/head.py --batch 512 --classes 2000000 --dtype bfloat16 --no-plain --rounds 1    # 15 GB of memory
+    env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/head.py    # half a minute on 2 CPU cores
+    python benchmarks/head.py --batch 512 --classes 2000000 --dtype bfloat16 --no-plain --rounds 3    # 15 GB of memory
     python benchmarks/head.py --batch 384 1536 --classes 85742 1000000    # on a GPU
 
 The floor is the two matrix products that no head can do without, embeddings by centers and probabilities by centers, in

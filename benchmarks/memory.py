@@ -1,15 +1,17 @@
 """The most memory that this process, or the GPU, held since it was asked to forget."""
 
+import ctypes
 from pathlib import Path
 
 import torch
 
 
 def forget_peak() -> None:
-    """From now on `peak` counts anew (Linux; on a GPU what torch allocates)."""
+    """From now on `peak` counts anew (Linux with glibc; on a GPU what torch allocates)."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed and kept would serve again, uncounted
         Path("/proc/self/clear_refs").write_text("5")
 
 
