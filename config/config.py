@@ -71,6 +71,8 @@ config.weight_decay = 5e-4  # of SGD; >= 0
 config.clip_grad_norm = 5.0  # largest norm of the gradient; > 0
 config.dtype = "auto"  # "float32", "bfloat16", "float16" (loss scaling); "auto": float32 on CPUs, bfloat16 on GPUs
 config.compile = "auto"  # torch.compile of the student: "on", "off"; "auto": on for GPUs, off for CPUs
+config.max_bad_steps = 20  # steps in a row that may be skipped, their loss or gradient not finite, before the run ends
+config.rank_timeout = 1800.0  # seconds after which a rank that the others wait for is given up, and the run ends; > 0
 config.seed = 2048  # of weights, centers, order and flips
 
 # --- output ----------------------------------------------------------------------------------------------------

@@ -159,6 +159,8 @@ RULES: dict[str, Rule] = {
     "clip_grad_norm": positive,
     "dtype": one_of(["auto", "float32", "bfloat16", "float16"]),
     "compile": one_of(["auto", "on", "off"]),
+    "max_bad_steps": integer(0),
+    "rank_timeout": positive,
     "seed": integer(0),
     "output": needed_path,
     "global_step": integer(0),

@@ -22,31 +22,27 @@ def update_weight(conf_t: Tensor, cos_st: Tensor, adaptive: bool) -> Tensor:
 
 
 @torch.no_grad()
-def move_centers(centers: Tensor, teacher: Tensor, labels: Tensor, alpha: Tensor) -> Tensor:
+def move_centers(centers: Tensor, teacher: Tensor, labels: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
     """In place, for each class c of the global batch: w_c <- mean(alpha_i) w_c + mean((1 - alpha_i) hat f_t,i).
 
     centers [C, D]; teacher [B, D] raw, labels [B], alpha [B]: this rank's part of the batch. Every rank gathers the
     whole batch and does the same arithmetic on it in the same order, so the centers stay bit-equal everywhere.
-    Returns the labels of the global batch: which centers were touched.
+    A batch with a number that is not finite moves none. Returns the labels [global B], and their centers as they were.
     """
     target = (1 - alpha)[:, None] * F.normalize(teacher, eps=1e-12)
     labels, alpha, target = all_gather(labels), all_gather(alpha), all_gather(target)
-    # A sample that overflowed (float16) or came broken from the teacher has no say: 0 * NaN would reach every class.
-    finite = alpha.isfinite() & target.isfinite().all(1)
-    values = torch.cat([alpha[:, None], target], 1).where(finite[:, None], 0)  # [B, 1 + D]
+    values = torch.cat([alpha[:, None], target], 1)  # [B, 1 + D]
     # Means over equal labels as one small product, [B, B] by [B, 1 + D]: no host synchronisation, and deterministic on
     # GPUs, which scatter-adds are not. All samples of a class then take the row of its first one.
     same = labels[:, None] == labels[None, :]
-    weights = (same & finite).to(alpha.dtype)
-    count = weights.sum(1, keepdim=True)
+    weights = same.to(alpha.dtype)
     with torch.autocast(centers.device.type, enabled=False):
-        means = (weights @ values) / count.clamp_min(1)
-    means[:, :1] = means[:, :1].where(count > 0, 1)  # a class without a finite sample stays where it is
+        means = (weights @ values) / weights.sum(1, keepdim=True)
     positions = torch.arange(len(labels), device=labels.device)
     first = torch.where(same, positions, len(labels)).amin(1)
-    means = means[first]
-    centers[labels] = means[:, :1] * centers[labels] + means[:, 1:]
-    return labels
+    means, before = means[first], centers[labels]
+    centers[labels] = torch.where(values.isfinite().all(), means[:, :1] * before + means[:, 1:], before)
+    return labels, before
 
 
 class UnitCenters:

@@ -83,6 +83,12 @@ class Head(nn.Module):
         """The fractional epoch, for what warms up."""
         self.epoch = epoch
 
+    def begin_step(self) -> None:
+        """What forward passes change from here on can be undone by `end_step`."""
+
+    def end_step(self, undo: Tensor) -> None:
+        """Give back what `begin_step` found where `undo`, a bool [] on the device, is true; nothing waits for it."""
+
     def header(self) -> dict[str, Tensor]:
         """The public layout of header.pth: `kernel` [D, C], and the margin's statistics where it has some."""
         return {"kernel": self.centers.detach().t().contiguous(), **self.softmax.margin.state_dict()}
@@ -106,6 +112,17 @@ class AdaDistillHead(Head):
         self.geometry = GEOMETRY[cfg.geom_margin] if cfg.use_geom_margin and softmax.margin.takes_geometry else None
         self.register_buffer("centers", centers)
         self.unit_centers = UnitCenters()
+        self._before: list[tuple[Tensor, Tensor]] | None = None  # labels and centers that forward passes moved
+
+    def begin_step(self) -> None:
+        self._before = []
+
+    @torch.no_grad()
+    def end_step(self, undo: Tensor) -> None:
+        for labels, before in reversed(self._before):
+            self.centers[labels] = torch.where(undo, before, self.centers[labels])
+            self.unit_centers.renew(labels)
+        self._before = None
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> HeadOutput:
         """student, teacher: raw embeddings [B, D] of this rank; labels: int64 [B]. Loss of this rank's part."""
@@ -115,8 +132,10 @@ class AdaDistillHead(Head):
             alpha = update_weight(conf_t, cos_st, self.cfg.adaptive_alpha)
             unit_centers = self.unit_centers.of(self.centers)
             if self.training and self.moving:
-                touched = move_centers(self.centers, teacher, labels, alpha)
+                touched, before = move_centers(self.centers, teacher, labels, alpha)
                 self.unit_centers.renew(touched)
+                if self._before is not None:
+                    self._before.append((touched, before))
             penalty = self.geometry(conf_t, cos_st, self.cfg) if self.geometry else torch.zeros_like(cos_st)
             geo = self.cfg.geom_margin_w * ramp(self.epoch, self.cfg.geom_margin_warmup_epoch) * penalty
         loss, margin = self.softmax.over_constants(student, self.centers, unit_centers, labels, geo)

@@ -72,7 +72,7 @@ class AdaFace(Margin):
 
     def forward(self, cos_y: Tensor, norm: Tensor, norms: Tensor, geo: Tensor) -> tuple[Tensor, Tensor]:
         if self.training:
-            self.update_statistics(norms.clamp(1e-3, 100))
+            self.update_statistics(norms)
         scaled = self.h * (norm.clamp(1e-3, 100) - self.batch_mean) / (self.batch_std + self.eps)
         z = (scaled + geo).clamp(-1, 1)
         theta = (cos_y.arccos() - self.m * z).clamp(self.eps, math.pi - self.eps)
@@ -80,8 +80,8 @@ class AdaFace(Margin):
 
     @torch.no_grad()
     def update_statistics(self, norms: Tensor) -> None:
-        """Move the running mean and deviation of the norms towards the global batch's; [global B] clamped norms."""
-        finite = norms.isfinite().all()  # a batch that overflowed leaves them as they are
+        """Move the running mean and deviation towards those of the global batch's clamped norms; norms [global B]."""
+        finite, norms = norms.isfinite().all(), norms.clamp(1e-3, 100)  # a batch that overflowed leaves them alone
         self.batch_mean.copy_(torch.where(finite, self.batch_mean.lerp(norms.mean(), self.t_alpha), self.batch_mean))
         if len(norms) > 1:
             self.batch_std.copy_(torch.where(finite, self.batch_std.lerp(norms.std(), self.t_alpha), self.batch_std))

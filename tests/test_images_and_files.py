@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.checkpoint import PARTS, Checkpoint, CheckpointError, complete_steps, load, prune, save
+from utils.checkpoint import PARTS, SUMS, Checkpoint, CheckpointError, complete_steps, load, prune, save
 from utils.files import make_writable_folder, written_whole
 from utils.images import ImageError, decode_aligned, decode_rgb, to_input
 
@@ -109,7 +109,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 def test_a_checkpoint_loads_as_it_was_saved(tmp_path):
     assert save(tmp_path, 40, checkpoint(40)) == tmp_path / "40backbone.pth"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["40backbone.pth", "40header.pth", "40state.pth"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"40{part}" for part in (*PARTS, SUMS))
     loaded = load(tmp_path, 40)
     assert torch.equal(loaded.backbone["weight"], torch.tensor([40.0, 40.0]))
     assert torch.equal(loaded.header["kernel"], torch.ones(3, 4))
@@ -137,7 +137,7 @@ def test_pruning_keeps_the_newest(tmp_path, keep):
     prune(tmp_path, keep)
     kept = [5, 40, 100][-keep:]
     assert complete_steps(tmp_path) == kept
-    names = {f"{step}{part}" for step in kept for part in PARTS} | {"7backbone.pth", "log.csv"}
+    names = {f"{step}{part}" for step in kept for part in (*PARTS, SUMS)} | {"7backbone.pth", "log.csv"}
     assert {path.name for path in tmp_path.iterdir()} == names
 
 

@@ -88,9 +88,9 @@ def helpers() -> dict:
     buffers.running_mean.fill_(rank() + 5)
     broadcast_buffers(buffers)
     wishes = []
-    for wish in (False, rank() == world_size() - 1, False):
+    for wanted in (None, 0, 1):
         agreement = Agreement()
-        agreement.post(wish)
+        agreement.post(*(wish == wanted and rank() == world_size() - 1 for wish in (0, 1)))
         wishes.append(agreement.read())
     return {
         "gathered": all_gather(torch.full((2, 1), float(rank()), requires_grad=True)),
@@ -195,10 +195,10 @@ def test_the_helpers_give_every_rank_the_same(results, world):
         assert result["means"] == {"a": (world - 1) / 2, "b": 2.0}
         assert result["from_rank_0"] == {"rank": 0}
         assert result["buffers"].tolist() == [5, 5, 5]
-        assert result["wishes"] == [False, True, False]
+        assert result["wishes"] == [[False, False], [True, False], [False, True]]
 
 
 def test_the_helpers_do_nothing_in_one_process():
     result = helpers()
     assert result["gathered"].tolist() == [[0.0], [0.0]] and result["means"] == {"a": 0.0, "b": 2.0}
-    assert result["wishes"] == [False, True, False] and result["from_rank_0"] == {"rank": 0}
+    assert result["wishes"] == [[False, False], [True, False], [False, True]] and result["from_rank_0"] == {"rank": 0}

@@ -207,7 +207,7 @@ def test_an_output_with_another_run_is_refused_or_resumed_as_the_same(small_run,
     refused("loss 'AdaFace' (now 'ArcFace')", "resume=auto", "loss=ArcFace")
     refused("task 'Distillation' (now 'Standalone')", "resume=auto", script=SCRIPTS[1])
     os.truncate(tmp_path / "2state.pth", 1000)
-    refused("2state.pth: broken or cut short", "resume=auto")
+    refused("2state.pth: broken: cut short or changed", "resume=auto")
 
 
 def test_a_teacher_that_is_not_finite_is_refused(small_run, tmp_path):

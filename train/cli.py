@@ -26,6 +26,6 @@ def main(description: str, run: Callable[..., None]) -> None:
         from utils.dataset import build_dataset
         from utils.distributed import process_group
 
-        with process_group() as device:
+        with process_group(timeout=cfg.rank_timeout) as device:
             torch.backends.cudnn.benchmark = True  # the shapes of training are always the same
             run(cfg, build_dataset(cfg), device)

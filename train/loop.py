@@ -1,6 +1,5 @@
 """The training loop. It does not know the method: a task gives a loss and named values, the loop does the rest."""
 
-import math
 import signal
 import sys
 import time
@@ -17,17 +16,19 @@ from config import dump_config
 from eval.protocols import due, evaluate, flat
 from eval.results import screen
 from heads import HeadOutput
+from train.bad_steps import BadSteps
 from train.schedules import learning_rate
 from train.step_profile import StepProfile
 from train.tasks import Task, step_input
 from utils import checkpoint
 from utils.augment import DRAWS, Augmentation, probabilities
-from utils.checkpoint import Checkpoint, CheckpointError
+from utils.checkpoint import Checkpoint, CheckpointError, Saver
 from utils.dataset import FaceDataset
 from utils.distributed import (
     Agreement,
     barrier,
     broadcast_buffers,
+    doing,
     from_rank_0,
     mean_over_ranks,
     on_rank_0,
@@ -40,10 +41,6 @@ from utils.loader import Batches, GlobalOrder, TrainingBatch
 from utils.plots import save_curves, save_preview
 from utils.precision import compute_type
 from utils.run_log import Rate, RunLog, describe_run
-
-
-class TrainingError(InputError):
-    """Training cannot go on; the message says at which step, and where to look."""
 
 
 class Trainer:
@@ -65,11 +62,13 @@ class Trainer:
         self.parameters = [p for module in (task.student, task.head) for p in module.parameters() if p.requires_grad]
         # A margin softmax of scale 64 has large gradients: torch's own first scale, 65536, overflows for many steps.
         self.scaler = torch.amp.GradScaler(device.type, init_scale=1024.0, enabled=self.dtype == torch.float16)
-        # A first step that overflows, as one in float16 may, leaves the momentum of torch's fused SGD uninitialised.
-        self._fused = not self.scaler.is_enabled()
         self.optimizer = torch.optim.SGD(
-            self.parameters, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, fused=self._fused
+            self.parameters, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, fused=True
         )
+        if cfg.momentum:  # torch would begin it with the first gradient, and leave it undefined where that is skipped
+            for parameter in self.parameters:
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        self.bad_steps = BadSteps(cfg.max_bad_steps, device)
         self.augment = Augmentation(cfg, device) if any(probabilities(cfg)) else None
         self.order = GlobalOrder(len(dataset), cfg.batch_size, cfg.seed, DRAWS if self.augment else 0)
         self.step = 0
@@ -82,6 +81,7 @@ class Trainer:
         on_rank_0(lambda: make_writable_folder(self.output))
         self._resume()
         self.log = RunLog(self.output, self.step, self.total_steps)
+        self.saver = Saver(self.output, self.cfg.keep_checkpoints, self.log.line)
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             self._describe()
@@ -91,14 +91,18 @@ class Trainer:
             with StepProfile(self.cfg.profile, self.output, self.device, self.log.line) as profile:
                 stopped = self._train(profile)
             if rank() == 0:
-                save_curves(self.output / "metrics.jsonl", self.output / "curves.png")
+                self.log.unless_full(lambda: save_curves(self.output / "metrics.jsonl", self.output / "curves.png"))
+            self.saver.finish()
             self.log.line(f"{'stopped' if stopped else 'done'} at step {self.step}: {self._path()}")
         finally:
+            self.saver.finish()
             self.log.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
         if stopped:
             raise SystemExit(128 + (self._stop_signal or signal.SIGTERM))
+        if (unsaved := from_rank_0(self.saver.unsaved)) is not None:
+            raise InputError(f"{self.output}: trained to the end, but the checkpoint of step {unsaved} is not saved")
         if self._failed:
             failed = "; ".join(f"{why} (step {step})" for why, step in self._failed.items())
             raise InputError(f"trained to the end, but not all evaluations succeeded: {failed}")
@@ -114,20 +118,29 @@ class Trainer:
             self.task.head.train()
             micro_batches = iter(loader)
             for _ in range(min(self.steps_per_epoch - done, self.total_steps - self.step)):
-                agreement.post(self._stop_signal != 0)
+                agreement.post(self._stop_signal != 0, self.bad_steps.too_many())
                 output, lr, norm = self.optimise(micro_batches)
                 self.step += 1
                 rate.add(self.total_batch)
                 self.log.advance()
                 if self.step % self.cfg.log_every == 0 or self.step == self.total_steps:
                     self._report(output.stats, lr, norm, rate.read())
-                stop = agreement.read()
+                stop, too_many = agreement.read()
                 every = self.cfg.checkpoint_every
-                if stop or self.step == self.total_steps or self._at_epoch_end() or (every and self.step % every == 0):
-                    self._save(output.stats["loss"])
+                if (
+                    stop
+                    or too_many
+                    or self.step == self.total_steps
+                    or self._at_epoch_end()
+                    or (every and self.step % every == 0)
+                ):
+                    self._save()
                 profile.step()
-                if stop:
+                if stop or too_many:
+                    self.saver.finish()
                     barrier()  # nobody leaves before rank 0 has saved
+                    if too_many:
+                        raise self.bad_steps.error(self.step)
                     return True
             if self._at_epoch_end():
                 self._evaluate()
@@ -143,27 +156,36 @@ class Trainer:
         self.task.head.set_epoch(epoch)
         # What is random in a network (dropout) follows from seed, step and rank, so that a resumed run repeats it.
         torch.manual_seed(hash((self.cfg.seed, self.step, rank())) & (2**63 - 1))
+        self.task.begin_step()
         for number in range(self.cfg.accumulate_steps):
+            doing(self.step + 1, "waiting for input")
             with record_function("input"):
                 batch = step_input(next(micro_batches), self.augment, self.device)
             if self.step == 0 and number == 0 and rank() == 0:
                 save_preview(self.output / "first_batch.png", batch.images, batch.labels)
             last = number == self.cfg.accumulate_steps - 1
+            doing(self.step + 1, "forward and backward")
             with nullcontext() if last else self.task.no_sync():
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                     output = self.task.step(batch)
                 with record_function("backward"):
-                    self.scaler.scale(output.loss / self.cfg.accumulate_steps).backward()
+                    # A loss that is not finite makes all gradients NaN, and so does one rank for all that share them.
+                    passed = torch.where(output.loss.detach().isfinite(), 1.0, torch.nan) / self.cfg.accumulate_steps
+                    self.scaler.scale(output.loss * passed).backward()
         with record_function("optimiser"):
             self.scaler.unscale_(self.optimizer)
             norm = nn.utils.clip_grad_norm_(self.parameters, self.cfg.clip_grad_norm)
-            self.scaler.step(self.optimizer)
+            bad = ~norm.isfinite()
+            self.optimizer.found_inf = bad.float()  # torch's fused SGD then leaves weights and momentum as they are
+            self.optimizer.step()
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
+            self.task.end_step(bad)
+            self.bad_steps.add(bad, self.step + 1, {**output.stats, "grad_norm": norm})
         return output, lr, norm
 
     def _report(self, stats: dict[str, Tensor], lr: float, norm: Tensor, images_per_second: float) -> None:
-        values = mean_over_ranks({**stats, "grad_norm": norm})
+        values = mean_over_ranks({**stats, "grad_norm": norm, "bad_steps": self.bad_steps.total})
         if self.scaler.is_enabled():
             values["loss_scale"] = self.scaler.get_scale()
         epoch = self.step / self.steps_per_epoch
@@ -172,12 +194,6 @@ class Trainer:
         self.log.postfix(loss=f"{values['loss']:.3f}", images_per_second=f"{images_per_second:.0f}")
         shown = " ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.log.line(f"step {self.step} epoch {epoch:.3f} lr {lr:.5g} {shown} images/s {images_per_second:.1f}")
-        self._require_finite(values["loss"])
-
-    def _require_finite(self, loss: float) -> None:
-        """Raise TrainingError for a loss that is not finite; a float16 step that overflows is the scaler's business."""
-        if not (math.isfinite(loss) or self.scaler.is_enabled()):
-            raise TrainingError(f"the loss is {loss} at step {self.step}; see docs/troubleshooting.md, NaN loss")
 
     def _evaluate(self) -> None:
         """Score the student by every protocol that is due at this epoch; all ranks take part."""
@@ -185,6 +201,7 @@ class Trainer:
         names = due(self.cfg, epoch)
         if not names:
             return
+        doing(self.step, "evaluation")
         broadcast_buffers(self.task.student)
         results = evaluate(self.task.student, self.cfg, names, self.device, self.dtype)
         absent = [where for where in results.absent if where not in self._named_absent]
@@ -202,20 +219,16 @@ class Trainer:
     def _path(self) -> Path:
         return self.output / f"{self.step}{checkpoint.PARTS[0]}"
 
-    def _save(self, loss: Tensor) -> None:
-        self._require_finite(mean_over_ranks({"loss": loss})["loss"])
+    def _save(self) -> None:
         if rank() != 0:
             return
         state = {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "bad_steps": self.bad_steps.state(),
             "run": self._identity(),
         }
-        checkpoint.save(
-            self.output, self.step, Checkpoint(self.task.student.state_dict(), self.task.head.header(), state)
-        )
-        checkpoint.prune(self.output, self.cfg.keep_checkpoints)
-        self.log.line(f"saved {self._path()}")
+        self.saver.save(self.step, Checkpoint(self.task.student.state_dict(), self.task.head.header(), state))
 
     def _identity(self) -> dict[str, int | float | bool | str]:
         """What a run can only be resumed with: the task, the shapes of its weights, and what the order depends on."""
@@ -227,7 +240,9 @@ class Trainer:
         }
 
     def _resume(self) -> None:
-        step = on_rank_0(lambda: checkpoint.step_to_resume(self.cfg))
+        on_rank_0(lambda: checkpoint.remove_unfinished(self.output))
+        step, problems = on_rank_0(lambda: checkpoint.step_to_resume(self.cfg))
+        self._notes = [f"NOT RESUMED: {problem}; going on from step {step}" for problem in problems]
         if step == 0:
             return
         saved = checkpoint.load(self.output, step)
@@ -242,8 +257,9 @@ class Trainer:
         self.task.head.load_header(saved.header)
         self.optimizer.load_state_dict(saved.state["optimizer"])
         for group in self.optimizer.param_groups:
-            group["fused"] = self._fused
+            group["fused"] = True  # whatever the run before was made with
         self.scaler.load_state_dict(saved.state["scaler"])
+        self.bad_steps.load(saved.state["bad_steps"])
         self.step = step
         on_rank_0(lambda: checkpoint.remove_after(self.output, step))
 
@@ -259,7 +275,7 @@ class Trainer:
             f"{self.steps_per_epoch} steps an epoch of {self.total_batch} images in "
             f"{str(self.dtype).removeprefix('torch.')}, from step {self.step} to {self.total_steps}"
         )
-        for note in self.task.notes:
+        for note in (*self._notes, *self.task.notes):
             self.log.line(note)
 
     def _on_signal(self, number: int, frame: object) -> None:

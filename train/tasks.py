@@ -74,6 +74,16 @@ class Task:
         """Loss and statistics of this rank's part of a batch."""
         raise NotImplementedError
 
+    def begin_step(self) -> None:
+        """What forward passes change from here on can be undone by `end_step`."""
+        self._kept = Kept([*self.student.buffers(), *self.head.softmax.buffers()])
+        self.head.begin_step()
+
+    def end_step(self, undo: Tensor) -> None:
+        """Undo all that forward passes changed where `undo`, a bool [] on the device, is true."""
+        self._kept.give_back(undo)
+        self.head.end_step(undo)
+
     def no_sync(self) -> AbstractContextManager:
         """A context in which gradients are summed up but not yet shared over ranks."""
         stack = ExitStack()
@@ -81,6 +91,24 @@ class Task:
             if isinstance(module, DistributedDataParallel):
                 stack.enter_context(module.no_sync())
         return stack
+
+
+class Kept:
+    """A copy of tensors, made in few operations, to be given back or not without waiting for the device."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self._kinds = [[t for t in tensors if t.dtype == dtype] for dtype in {tensor.dtype for tensor in tensors}]
+        self._copies = [_joined(kind) for kind in self._kinds]
+
+    def give_back(self, undo: Tensor) -> None:
+        """The tensors as they were where `undo`, a bool [], is true."""
+        for tensors, copy in zip(self._kinds, self._copies, strict=True):
+            parts = torch.where(undo, copy, _joined(tensors)).split([tensor.numel() for tensor in tensors])
+            torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 class Distillation(Task):

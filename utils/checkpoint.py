@@ -1,7 +1,12 @@
-"""Checkpoints of a run: <step>backbone.pth (the student), <step>header.pth (centers), <step>state.pth (all else)."""
+"""Checkpoints of a run: <step>backbone.pth (the student), <step>header.pth (centers), <step>state.pth (all else), and
+<step>sha256.txt, the checksums of the three, which `sha256sum -c` reads too."""
 
+import hashlib
+import io
 import os
 import re
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +15,11 @@ from easydict import EasyDict
 from torch import Tensor
 
 from utils.errors import InputError
-from utils.files import written_whole
+from utils.files import write_text, written_whole
 from utils.weights import WeightsError, read_weights_file
 
 PARTS = ("backbone.pth", "header.pth", "state.pth")
+SUMS = "sha256.txt"
 
 
 class CheckpointError(InputError):
@@ -29,12 +35,89 @@ class Checkpoint(NamedTuple):
 
 
 def save(folder: str | os.PathLike, step: int, checkpoint: Checkpoint) -> Path:
-    """Write the three files, each whole, the state last: it marks a complete checkpoint. Gives the student's path."""
+    """Write the files, each whole, the checksums last: they mark a complete checkpoint. Gives the student's path."""
     remove(folder, step)  # an older one of this step must not be completed by half of the new one
+    sums = ""
     for part, content in zip(PARTS, checkpoint, strict=True):
+        written = io.BytesIO()  # torch words an error of a file's own as one of its format
+        torch.save(content, written)
         with written_whole(Path(folder, f"{step}{part}")) as file:
-            torch.save(content, file)
+            file.write(written.getbuffer())
+        sums += f"{hashlib.sha256(written.getbuffer()).hexdigest()}  {step}{part}\n"
+    write_text(Path(folder, f"{step}{SUMS}"), sums)
     return Path(folder, f"{step}{PARTS[0]}")
+
+
+class Saver:
+    """Saves checkpoints in a thread of its own: training waits for the copy to host memory.
+
+    One that cannot be written (disk full, permission) is told by `say`, and training goes on. Only the next save, and
+    the end, wait for one that is still being written. `unsaved`: the step that could not be written last, or None.
+    """
+
+    def __init__(self, folder: str | os.PathLike, keep: int, say: Callable[[str], None]) -> None:
+        self._folder, self._keep, self._say = folder, keep, say
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future | None = None
+        self.unsaved: int | None = None
+
+    def save(self, step: int, checkpoint: Checkpoint) -> None:
+        """Copy the checkpoint to host memory and have it written, and older ones removed (see `prune`)."""
+        self.finish()
+        self._writing = self._thread.submit(self._write, step, _copied(checkpoint))
+
+    def finish(self) -> None:
+        """Wait until all is written."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, step: int, checkpoint: Checkpoint) -> None:
+        try:
+            path = save(self._folder, step, checkpoint)
+            prune(self._folder, self._keep)
+        except OSError as error:
+            self.unsaved = step
+            self._say(
+                f"NOT SAVED: the checkpoint of step {step} ({error}); training goes on and tries again at the next "
+                "one, older ones are whole; make room or rights for it"
+            )
+        else:
+            self.unsaved = None
+            self._say(f"saved {path}")
+
+
+def _copied(value: Any) -> Any:
+    """Dicts, lists and tuples with all tensors copied to host memory, where later steps do not reach them."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [_copied(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def damage(folder: str | os.PathLike, step: int) -> str | None:
+    """What is wrong with the files of a complete checkpoint; None where they are as they were written."""
+    sums = Path(folder, f"{step}{SUMS}")
+    names = [f"{step}{part}" for part in PARTS]
+    lines = sums.read_text(errors="replace").splitlines()
+    if [line[64:] for line in lines] != [f"  {name}" for name in names]:
+        return f"{sums}: broken: must have the checksums of {', '.join(names)}"
+    for line, name in zip(lines, names, strict=True):
+        if _sha256(Path(folder, name)) != line[:64]:
+            return f"{Path(folder, name)}: broken: cut short or changed since it was written, as its checksum says"
+    return None
 
 
 def load(folder: str | os.PathLike, step: int) -> Checkpoint:
@@ -43,6 +126,8 @@ def load(folder: str | os.PathLike, step: int) -> Checkpoint:
     if step not in steps:
         there_are = f"there are {', '.join(map(str, steps))}" if steps else "there is none"
         raise CheckpointError(f"{folder}: no complete checkpoint of step {step}; {there_are}")
+    if problem := damage(folder, step):
+        raise CheckpointError(f"{problem}; resume another step: there are {', '.join(map(str, steps))}")
     return Checkpoint(*(_read(Path(folder, f"{step}{part}")) for part in PARTS))
 
 
@@ -54,10 +139,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def complete_steps(folder: str | os.PathLike) -> list[int]:
-    """The steps whose three files are there, ascending."""
+    """The steps whose files are all there, ascending."""
     names = set(os.listdir(folder)) if os.path.isdir(folder) else set()
     steps = [int(match[1]) for match in (re.fullmatch(r"(\d+)state\.pth", name) for name in names) if match]
-    return sorted(step for step in steps if all(f"{step}{part}" in names for part in PARTS))
+    return sorted(step for step in steps if all(f"{step}{part}" in names for part in (*PARTS, SUMS)))
 
 
 def step_in_name(name: str) -> int | None:
@@ -67,9 +152,13 @@ def step_in_name(name: str) -> int | None:
 
 
 def prune(folder: str | os.PathLike, keep: int) -> None:
-    """Remove all but the `keep` newest complete checkpoints, the state first; 0 keeps all."""
-    for step in complete_steps(folder)[:-keep] if keep else []:
-        remove(folder, step)
+    """Remove what is older than the `keep` newest checkpoints that are whole on the disk; 0 keeps all."""
+    whole = 0
+    for step in reversed(complete_steps(folder) if keep else []):
+        if whole == keep:
+            remove(folder, step)
+        elif damage(folder, step) is None:
+            whole += 1
 
 
 def remove_after(folder: str | os.PathLike, step: int) -> None:
@@ -80,24 +169,38 @@ def remove_after(folder: str | os.PathLike, step: int) -> None:
 
 
 def remove(folder: str | os.PathLike, step: int) -> None:
-    """Remove the checkpoint of `step`, if there is one: the state first, so that what is left is never complete."""
-    for part in reversed(PARTS):
+    """Remove the checkpoint of `step`, if there is one: the checksums first, so that what is left is not complete."""
+    for part in (SUMS, *reversed(PARTS)):
         Path(folder, f"{step}{part}").unlink(missing_ok=True)
 
 
-def step_to_resume(cfg: EasyDict) -> int:
-    """The step that the config asks to resume; 0: none.
+def remove_unfinished(folder: str | os.PathLike) -> None:
+    """Remove what writes of checkpoints left that were killed."""
+    for path in Path(folder).glob(".*.part"):
+        if re.fullmatch(r"\.\d+\w+\.\w+\.\d+\.part", path.name):
+            path.unlink(missing_ok=True)
 
-    Raises CheckpointError where global_step does not exist, or a new run would mix with the checkpoints of another.
+
+def step_to_resume(cfg: EasyDict) -> tuple[int, list[str]]:
+    """The step that the config asks to resume, 0 for none, and what is wrong with the newer ones that are passed over.
+
+    Raises CheckpointError where there are checkpoints and all are broken, or a new run would mix with another's.
     """
     steps = complete_steps(cfg.output)
     if cfg.resume == "auto":
-        return steps[-1] if steps else 0
+        problems = []
+        for step in reversed(steps):
+            if (problem := damage(cfg.output, step)) is None:
+                return step, problems
+            problems.append(problem)
+        if problems:
+            raise CheckpointError(f"no checkpoint is whole: {'; '.join(problems)}; start anew in another output")
+        return 0, []
     if cfg.global_step:
-        return cfg.global_step
+        return cfg.global_step, []
     if steps:
         raise CheckpointError(
             f"{cfg.output}: holds a run with checkpoints of steps {', '.join(map(str, steps))}; go on from one with "
             "resume=auto or global_step=N, or name another output"
         )
-    return 0
+    return 0, []

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -10,6 +11,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from utils.errors import InputError
+from utils.heartbeat import Heartbeat, RankLost
+
+TIMEOUT = 1800.0  # seconds
+_heartbeat: Heartbeat | None = None
 
 
 def rank() -> int:
@@ -23,11 +28,13 @@ def world_size() -> int:
 
 
 @contextmanager
-def process_group(kind: str | None = None) -> Iterator[torch.device]:
+def process_group(kind: str | None = None, timeout: float = TIMEOUT) -> Iterator[torch.device]:
     """Join the processes that torchrun started, if it did, and leave them at the end; gives this rank's device.
 
     kind: "cpu" or "cuda"; None takes GPUs where there are some. GPUs use NCCL, one GPU a rank; CPUs use gloo.
+    timeout: seconds after which a rank that the others wait for is given up. Raises RankLost, which names it.
     """
+    global _heartbeat
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     on_gpu = torch.cuda.is_available() if kind is None else kind == "cuda"
     if on_gpu and not torch.cuda.is_available():
@@ -41,10 +48,24 @@ def process_group(kind: str | None = None) -> Iterator[torch.device]:
     if on_gpu:
         torch.cuda.set_device(device)
     if "WORLD_SIZE" in os.environ:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
-    yield device
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout))
+        _heartbeat = Heartbeat(rank(), world_size())
+    try:
+        yield device
+    except RuntimeError as error:
+        if _heartbeat is None or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise RankLost(_heartbeat.verdict()) from error
     if dist.is_initialized():  # not after an error: the other ranks may be inside a collective
+        _heartbeat.stop()
         dist.destroy_process_group()
+        _heartbeat = None
+
+
+def doing(step: int, what: str) -> None:
+    """This rank begins with `what` at `step`: what the others say of it should it hang or die. Alike on all ranks."""
+    if _heartbeat is not None:
+        _heartbeat.doing(step, what)
 
 
 def all_gather(tensor: Tensor) -> Tensor:
@@ -122,18 +143,18 @@ def broadcast_buffers(module: nn.Module) -> None:
 
 
 class Agreement:
-    """Lets all ranks learn of a wish of any of them in the same step, without waiting for the device.
+    """Lets all ranks learn of the wishes of any of them in the same step, without waiting for the device.
 
-    The wish is posted at the start of a step, summed in host memory beside it, and read at the step's end.
+    They are posted at the start of a step, summed in host memory beside it, and read at the step's end.
     """
 
-    def post(self, wish: bool) -> None:
-        """This rank's wish; every rank must post in every step."""
-        self._wishes = torch.tensor([int(wish)])
+    def post(self, *wishes: bool) -> None:
+        """This rank's wishes; every rank must post in every step, as many."""
+        self._wishes = torch.tensor(wishes, dtype=torch.int32)
         self._work = dist.all_reduce(self._wishes, async_op=True) if world_size() > 1 else None
 
-    def read(self) -> bool:
-        """True where some rank wished."""
+    def read(self) -> list[bool]:
+        """True for each wish that some rank has."""
         if self._work is not None:
             self._work.wait()
-        return bool(self._wishes.item())
+        return self._wishes.bool().tolist()

@@ -8,6 +8,8 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,31 @@ from tqdm import tqdm
 
 from utils.distributed import rank, world_size
 from utils.files import written_whole
+
+
+class _FileHandler(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """The disk is full: the line is on the screen, and in the file once there is room."""
+
+
+class _Lines:
+    """A file of lines. What cannot be written when it is given is written before the next one."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open as long as the run
+        self._rest = b""
+
+    def write(self, line: str) -> None:
+        """Raises OSError where the disk is full; the line is not lost."""
+        self._rest += line.encode()
+        while self._rest:
+            self._rest = self._rest[self._file.write(self._rest) :]
+
+    def close(self) -> None:
+        try:
+            self.write("")
+        finally:
+            self._file.close()
 
 
 class _BarHandler(logging.Handler):
@@ -49,12 +76,14 @@ class RunLog:
         self._logger = logging.getLogger(f"run {folder}")
         self._logger.setLevel(logging.INFO)
         self._logger.propagate = False
-        for handler in (_BarHandler(), logging.FileHandler(folder / "training.log")):
+        for handler in (_BarHandler(), _FileHandler(folder / "training.log")):
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
             self._logger.addHandler(handler)
         self._keep_metrics_until(folder / "metrics.jsonl", first_step)
-        self._metrics = open(folder / "metrics.jsonl", "a")  # noqa: SIM115 - open as long as the run
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else 0)
+        self._metrics = _Lines(folder / "metrics.jsonl")
+        self._board_folder = str(folder / "tensorboard")
+        self._board = SummaryWriter(self._board_folder, purge_step=first_step + 1 if first_step else 0)
+        self._not_on_board: list[dict[str, Any]] = []
         self._bar = tqdm(total=total_steps, initial=first_step, desc="training", unit="step", dynamic_ncols=True)
 
     def _keep_metrics_until(self, path: Path, step: int) -> None:
@@ -91,12 +120,36 @@ class RunLog:
             return
         numbers = {name: None if _not_a_number(value) else value for name, value in {**values, **extra}.items()}
         entry: dict[str, Any] = {"step": step, "kind": kind, **numbers}
-        self._metrics.write(json.dumps(entry, allow_nan=False) + "\n")
-        self._metrics.flush()
-        for name, value in numbers.items():
-            if value is not None:
-                self._board.add_scalar(f"{kind}/{name}", value, step)
-        self._board.flush()
+        self._not_on_board.append(entry)
+        self.unless_full(lambda: self._metrics.write(json.dumps(entry, allow_nan=False) + "\n"))
+        self.unless_full(self._fill_board)
+
+    def _fill_board(self) -> None:
+        try:
+            if self._board is None:
+                self._board = SummaryWriter(self._board_folder, purge_step=self._not_on_board[0]["step"])
+            for entry in self._not_on_board:
+                for name in entry.keys() - {"step", "kind"}:
+                    if entry[name] is not None:
+                        self._board.add_scalar(f"{entry['kind']}/{name}", entry[name], entry["step"])
+            self._board.flush()
+        except OSError:
+            self._close_board()
+            raise
+        self._not_on_board.clear()
+
+    def _close_board(self) -> None:
+        board, self._board = self._board, None
+        if board is not None:
+            with suppress(OSError):
+                board.close()
+
+    def unless_full(self, write: Callable[[], None]) -> None:
+        """Write, on rank 0; an OSError (disk full, permission) is told, and training goes on."""
+        try:
+            write()
+        except OSError as error:
+            self.line(f"NOT WRITTEN: {error}; training goes on")
 
     def postfix(self, **values: float | str) -> None:
         """What the progress bar shows beside the steps."""
@@ -107,8 +160,8 @@ class RunLog:
         """Close the files and the bar."""
         if self.active:
             self._bar.close()
-            self._metrics.close()
-            self._board.close()
+            self.unless_full(self._metrics.close)
+            self._close_board()
             for handler in list(self._logger.handlers):
                 handler.close()
                 self._logger.removeHandler(handler)

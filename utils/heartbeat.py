@@ -1,0 +1,97 @@
+"""Who hangs, who died: each rank leaves a sign of life and what it is doing where the others can read it."""
+
+import json
+import os
+import socket
+import threading
+import time
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from utils.errors import InputError
+
+INTERVAL = 1.0  # seconds between signs of life
+_PATIENCE = 4 * INTERVAL  # without one, a process is dead or stopped
+_ABORT = "given up"
+
+
+class RankLost(InputError):
+    """A rank died or hangs; the message names it, its last step and what it was doing."""
+
+
+class Heartbeat:
+    """Signs of life of this rank, by a thread, in the store through which the ranks found each other.
+
+    A rank whose main thread hangs ends itself once another rank has given it up.
+    """
+
+    def __init__(self, rank: int, ranks: int) -> None:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=60))
+        # A restart by torchrun finds the store as the try before left it.
+        self._store = dist.PrefixStore(f"heartbeat{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        self._rank, self._ranks = rank, ranks
+        self._now = (0, 0, "starting", time.monotonic())  # marks so far, step, what, since
+        self._stopped = threading.Event()
+        self._beat(0)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def doing(self, step: int, what: str) -> None:
+        """This rank begins with `what` at `step`; every rank must say the same in the same order."""
+        self._now = (self._now[0] + 1, step, what, time.monotonic())
+
+    def stop(self) -> None:
+        """End the thread: all went well."""
+        self._stopped.set()
+
+    def verdict(self) -> str:
+        """To be called where a collective failed: which rank is to blame, found within some seconds. Ends that rank."""
+        self._stopped.set()
+        try:
+            before = self._read()
+            time.sleep(_PATIENCE)
+            after = self._read()
+            self._store.set(_ABORT, str(self._rank))
+        except (dist.DistError, RuntimeError):
+            return "another rank ended, and with it the store by which ranks find each other: see its own error"
+        others = [r for r in range(self._ranks) if r != self._rank]
+        silent = [r for r in others if before[r].get("beat") == after[r].get("beat")]
+        if silent:
+            return "; ".join(_words(r, after[r], "died, or was stopped:") for r in silent)
+        marks = self._now[0]
+        behind = [r for r in others if after[r]["marks"] < marks] or others
+        return "; ".join(_words(r, after[r], "hangs:") for r in behind)
+
+    def _read(self) -> list[dict]:
+        return [json.loads(self._store.get(str(r))) if self._store.check([str(r)]) else {} for r in range(self._ranks)]
+
+    def _beat(self, number: int) -> None:
+        marks, step, what, since = self._now
+        about = {"beat": number, "marks": marks, "step": step, "what": what, "seconds": time.monotonic() - since}
+        place = {"host": socket.gethostname(), "pid": os.getpid()}
+        self._store.set(str(self._rank), json.dumps({**about, **place}))
+
+    def _run(self) -> None:
+        number = 0
+        while not self._stopped.wait(INTERVAL):
+            number += 1
+            try:
+                self._beat(number)
+                if self._store.check([_ABORT]):
+                    self._stopped.wait(2 * INTERVAL)  # where it does not hang, it finds out itself
+                    if not self._stopped.is_set():
+                        print(f"error (rank {self._rank}): given up by another rank, see there", flush=True)
+                        os._exit(1)
+            except (dist.DistError, RuntimeError):
+                return  # the store is gone: so is the rank or the launcher that holds it
+
+
+def _words(rank: int, last: dict, fate: str) -> str:
+    if not last:
+        return f"rank {rank} did not start"
+    return (
+        f"rank {rank} (process {last['pid']} on {last['host']}) {fate} last seen at step {last['step']}, "
+        f"{last['seconds']:.0f} s into {last['what']}; see its own output, and for a killed process the kernel's log "
+        "(out of memory?)"
+    )
