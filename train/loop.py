@@ -36,7 +36,7 @@ from utils.distributed import (
     world_size,
 )
 from utils.errors import InputError
-from utils.files import make_writable_folder, written_whole
+from utils.files import locked, make_writable_folder, written_whole
 from utils.loader import Batches, GlobalOrder, TrainingBatch
 from utils.plots import save_curves, save_preview
 from utils.precision import compute_type
@@ -78,7 +78,7 @@ class Trainer:
 
     def run(self) -> None:
         """Train. A SIGINT or SIGTERM on any rank ends it after the running step, with a checkpoint."""
-        on_rank_0(lambda: make_writable_folder(self.output))
+        on_rank_0(self._take_output)
         self._resume()
         self.log = RunLog(self.output, self.step, self.total_steps)
         self.saver = Saver(self.output, self.cfg.keep_checkpoints, self.log.line)
@@ -106,6 +106,10 @@ class Trainer:
         if self._failed:
             failed = "; ".join(f"{why} (step {step})" for why, step in self._failed.items())
             raise InputError(f"trained to the end, but not all evaluations succeeded: {failed}")
+
+    def _take_output(self) -> None:
+        make_writable_folder(self.output)
+        self._lock = locked(self.output)
 
     def _train(self, profile: StepProfile) -> bool:
         """Train to the last step; True where a signal ended it before."""

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,21 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a file of text whole."""
     with written_whole(path) as file:
         file.write(text.encode())
+
+
+def locked(folder: str | os.PathLike) -> BinaryIO:
+    """A lock on the folder for this process, for as long as the file that it gives is open; a kill lets go of it.
+
+    Raises OSError where another process has it.
+    """
+    path = Path(folder, ".lock")
+    file = open(path, "ab")  # noqa: SIM115 - as long as the lock
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # children do not inherit it
+    except OSError as error:
+        file.close()
+        raise OSError(f"{folder}: another run is writing there ({error.strerror}); end it, or name another") from error
+    return file
 
 
 def make_writable_folder(path: str | os.PathLike) -> Path:

@@ -33,13 +33,14 @@ class Heartbeat:
         self._store = dist.PrefixStore(f"heartbeat{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         self._rank, self._ranks = rank, ranks
         self._now = (0, 0, "starting", time.monotonic())  # marks so far, step, what, since
-        self._stopped = threading.Event()
+        self._stopped, self._news = threading.Event(), threading.Event()
         self._beat(0)
         threading.Thread(target=self._run, daemon=True).start()
 
     def doing(self, step: int, what: str) -> None:
         """This rank begins with `what` at `step`; every rank must say the same in the same order."""
         self._now = (self._now[0] + 1, step, what, time.monotonic())
+        self._news.set()
 
     def stop(self) -> None:
         """End the thread: all went well."""
@@ -74,7 +75,9 @@ class Heartbeat:
 
     def _run(self) -> None:
         number = 0
-        while not self._stopped.wait(INTERVAL):
+        while not self._stopped.is_set():
+            self._news.wait(INTERVAL)
+            self._news.clear()
             number += 1
             try:
                 self._beat(number)

@@ -1,0 +1,55 @@
+"""train_AdaDistill.py with a fault: FAULT=what:first:last:rank in forward passes `first` to `last` of that rank."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from train import cli
+
+
+def nan_loss(output):
+    return output._replace(loss=output.loss * float("nan"))
+
+
+def nan_gradient(output):
+    output.loss.register_hook(lambda gradient: gradient * float("nan"))
+    return output
+
+
+def hang(output):
+    time.sleep(1000)
+
+
+def die(output):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop(output):
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def run(cfg, dataset, device):
+    from train.loop import Trainer
+    from train.tasks import Distillation
+    from utils.distributed import rank
+
+    what, first, last, where = os.environ["FAULT"].split(":")
+
+    class Faulty(Distillation):
+        passes = 0
+
+        def step(self, batch):
+            self.passes += 1
+            output = super().step(batch)
+            now = int(first) <= self.passes <= int(last) and rank() == int(where)
+            return globals()[what](output) if now else output
+
+    Trainer(cfg, Faulty(cfg, dataset, device), dataset, device).run()
+
+
+if __name__ == "__main__":
+    cli.main(__doc__, run)

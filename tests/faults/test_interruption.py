@@ -1,0 +1,174 @@
+"""Runs that are killed at random moments, one rank or all, and go on: to the same bits as the run never touched."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import LONG, ROOT, run_script, size
+from test_training import assert_same_checkpoint, metrics, train
+
+TRAIN = "train/train_AdaDistill.py"
+STEPS = 60
+LENGTH = ["num_epoch=10", "checkpoint_every=4", "keep_checkpoints=3", "val_eval_every_n_epoch=3"]
+RANKS = {1: ["batch_size=8"], 2: ["batch_size=4"]}
+
+
+@pytest.fixture(scope="module")
+def untouched(small_run, tmp_path_factory):
+    """untouched(ranks) -> the output of a run that nothing disturbs."""
+    outputs: dict[int, Path] = {}
+
+    def run(ranks: int) -> Path:
+        if ranks not in outputs:
+            outputs[ranks] = tmp_path_factory.mktemp(f"untouched{ranks}")
+            train(TRAIN, [*small_run, *LENGTH, *RANKS[ranks]], outputs[ranks], ranks=ranks if ranks > 1 else 0)
+        return outputs[ranks]
+
+    return run
+
+
+def start(settings: list[str], output: Path, ranks: int, *launcher: str) -> subprocess.Popen:
+    """The run under way, in a session of its own, its words in a file beside the output."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *launcher]
+    script = [str(ROOT / TRAIN), *settings, *LENGTH, *RANKS[ranks], f"output={output}", "resume=auto"]
+    command = [sys.executable, *(torchrun if ranks > 1 else []), *script]
+    with open(output.with_suffix(".txt"), "ab") as words:
+        return subprocess.Popen(command, stdout=words, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def descendants(process: int) -> list[int]:
+    """The processes that a process started, and those that they started."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rsplit(") ", 1)[1].split()[1])
+        except (OSError, IndexError):
+            continue
+        if parent == process:
+            found += [int(folder.name), *descendants(int(folder.name))]
+    return found
+
+
+def ranks_of(torchrun: int) -> list[int]:
+    """The rank processes under torchrun."""
+    own = []
+    for pid in descendants(torchrun):
+        try:
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
+            own += [pid] if parent == torchrun and TRAIN in Path(f"/proc/{pid}/cmdline").read_text() else []
+        except OSError:
+            continue
+    return own
+
+
+def send(number: int, processes: list[int]) -> None:
+    for process in processes:
+        try:
+            os.kill(process, number)
+        except ProcessLookupError:
+            continue
+
+
+def wait_for_step(process: subprocess.Popen, output: Path, seconds: float) -> None:
+    """Until the run has trained a step more than it had, or so many seconds, or its end."""
+    log = output / "metrics.jsonl"
+    before, deadline = log.stat().st_mtime_ns if log.exists() else 0, time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and log.stat().st_mtime_ns != before and log.stat().st_size:
+            return
+        time.sleep(0.02)
+
+
+def interrupt(process: subprocess.Popen, output: Path, ranks: int, chance: random.Random) -> bool:
+    """Hit one rank or all of the run, at a random moment of its start or of its training; False where it had ended."""
+    if chance.random() < 0.2:
+        time.sleep(chance.uniform(0, 5))
+    else:
+        wait_for_step(process, output, 60)
+        time.sleep(chance.uniform(0, 1.5))
+    if process.poll() is not None:
+        return False
+    number = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+    victims = ranks_of(process.pid)
+    if ranks > 1 and victims and chance.random() < 0.5:
+        send(number, [chance.choice(victims)])
+    elif number == signal.SIGKILL:
+        send(number, [process.pid, *descendants(process.pid)])
+    else:
+        send(number, [process.pid])
+    process.wait(timeout=120)
+    return True
+
+
+def assert_as_untouched(output: Path, reference: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert_same_checkpoint(reference, output, STEPS)
+    assert metrics(output) == metrics(reference)
+    events = EventAccumulator(str(output / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    assert [event.step for event in events.Scalars("training/loss")] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.timeout(3600 if LONG else 600)
+@pytest.mark.parametrize("ranks", RANKS)
+def test_runs_hit_at_random_moments_end_in_the_same_bits(small_run, untouched, tmp_path, tried, ranks):
+    wanted, hits, rounds = size({1: 2, 2: 1}[ranks], 25), 0, 0
+    chance = random.Random(ranks)
+    reference = untouched(ranks)
+    while hits < wanted:
+        rounds += 1
+        output = tmp_path / f"run{rounds}"
+        process = None
+        while hits < wanted:
+            process = start([*small_run, f"num_workers={chance.choice([0, 1, 2])}"], output, ranks)
+            if not interrupt(process, output, ranks, chance):
+                break
+            hits += 1
+        if process.poll() != 0:
+            process = start(small_run, output, ranks)
+            assert process.wait(timeout=300) == 0, output.with_suffix(".txt").read_text()[-3000:]
+        assert_as_untouched(output, reference)
+    tried(f"hits of a run of {ranks} rank(s), resumed to the same bits", hits, hits)
+
+
+@pytest.mark.timeout(1200)
+def test_torchrun_restarts_a_run_that_lost_a_rank(small_run, untouched, tmp_path, tried):
+    times = size(1, 5)
+    for number in range(times):
+        output = tmp_path / f"run{number}"
+        process = start(small_run, output, 2, "--max-restarts=3")
+        wait_for_step(process, output, 60)
+        time.sleep(random.Random(number).uniform(0, 1))
+        send(signal.SIGKILL, ranks_of(process.pid)[-1:])
+        assert process.wait(timeout=300) == 0, output.with_suffix(".txt").read_text()[-3000:]
+        assert_as_untouched(output, untouched(2))
+    tried("ranks killed under torchrun --max-restarts", times, times)
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(small_run, tmp_path, tried):
+    """The same global batches, centers and statistics; with sync_bn weights equal but for the order of sums."""
+    shared = [*small_run, "sync_bn=True", "dtype=float32", "val_eval_every_n_epoch=0"]
+    train(TRAIN, shared, tmp_path / "whole", "max_steps=4")
+    train(TRAIN, shared, tmp_path / "parts", "max_steps=2", "batch_size=4", ranks=2)
+    train(TRAIN, shared, tmp_path / "parts", "max_steps=4", "resume=auto")
+    close = [
+        two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-4)
+        for one, two in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "parts"), strict=True)
+        for name in ("loss", "alpha", "conf_t", "cos_st", "norm_mean", "margin", "lr")
+    ]
+    tried("figures equal after a change of ranks", len(close), sum(close))
+
+
+def test_a_second_run_in_the_same_output_is_refused_while_the_first_is_under_way(small_run, tmp_path):
+    output = tmp_path / "run"
+    process = start(small_run, output, 1)
+    wait_for_step(process, output, 60)
+    done = run_script(TRAIN, *small_run, f"output={output}", "resume=auto")
+    send(signal.SIGKILL, [process.pid, *descendants(process.pid)])
+    process.wait()
+    assert done.returncode == 2 and "another run is writing there" in done.stderr
