@@ -111,12 +111,13 @@ def damage(folder: str | os.PathLike, step: int) -> str | None:
     """What is wrong with the files of a complete checkpoint; None where they are as they were written."""
     sums = Path(folder, f"{step}{SUMS}")
     names = [f"{step}{part}" for part in PARTS]
-    lines = sums.read_text(errors="replace").splitlines()
-    if [line[64:] for line in lines] != [f"  {name}" for name in names]:
+    lines = "".join(f"([0-9a-f]{{64}})  {re.escape(name)}\n" for name in names)
+    written = re.fullmatch(lines, sums.read_text(errors="replace"))
+    if written is None:
         return f"{sums}: broken: must have the checksums of {', '.join(names)}"
-    for line, name in zip(lines, names, strict=True):
-        if _sha256(Path(folder, name)) != line[:64]:
-            return f"{Path(folder, name)}: broken: cut short or changed since it was written, as its checksum says"
+    for name, checksum in zip(names, written.groups(), strict=True):
+        if _sha256(Path(folder, name)) != checksum:
+            return f"{Path(folder, name)}: broken: cut short or changed since it was written, as {sums.name} says"
     return None
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import cv2
 import numpy as np
@@ -48,12 +48,30 @@ class _Lines:
             self._file.close()
 
 
+class _Screen:
+    """Standard output or error; where that is a file on a full disk, what cannot be written is left out."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class _BarHandler(logging.Handler):
     """Writes lines above the progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        tqdm.write(self.format(record), file=_Screen(sys.stdout))
+        _Screen(sys.stdout).flush()
 
 
 def _not_a_number(value: float | None) -> bool:
@@ -84,7 +102,14 @@ class RunLog:
         self._board_folder = str(folder / "tensorboard")
         self._board = SummaryWriter(self._board_folder, purge_step=first_step + 1 if first_step else 0)
         self._not_on_board: list[dict[str, Any]] = []
-        self._bar = tqdm(total=total_steps, initial=first_step, desc="training", unit="step", dynamic_ncols=True)
+        self._bar = tqdm(
+            total=total_steps,
+            initial=first_step,
+            desc="training",
+            unit="step",
+            dynamic_ncols=True,
+            file=_Screen(sys.stderr),
+        )
 
     def _keep_metrics_until(self, path: Path, step: int) -> None:
         lines = []

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 from conftest import LONG, ROOT, run_script, size
@@ -32,13 +33,13 @@ def untouched(small_run, tmp_path_factory):
     return run
 
 
-def start(settings: list[str], output: Path, ranks: int, *launcher: str) -> subprocess.Popen:
-    """The run under way, in a session of its own, its words in a file beside the output."""
+def start(settings: list[str], output: Path, ranks: int, *launcher: str, into: IO | None = None) -> subprocess.Popen:
+    """The run under way, in a session of its own, its words in a file beside the output where they go nowhere else."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *launcher]
     script = [str(ROOT / TRAIN), *settings, *LENGTH, *RANKS[ranks], f"output={output}", "resume=auto"]
     command = [sys.executable, *(torchrun if ranks > 1 else []), *script]
     with open(output.with_suffix(".txt"), "ab") as words:
-        return subprocess.Popen(command, stdout=words, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(command, stdout=into or words, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def descendants(process: int) -> list[int]:

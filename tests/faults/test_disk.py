@@ -1,0 +1,195 @@
+"""Checkpoints that are torn, truncated or changed; disks that are full for a while."""
+
+import os
+import random
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, run_script, size
+from test_interruption import start
+from test_training import assert_same_checkpoint, metrics, train
+
+from config import load_config
+from utils import checkpoint
+from utils.checkpoint import (
+    PARTS,
+    SUMS,
+    Checkpoint,
+    CheckpointError,
+    Saver,
+    complete_steps,
+    prune,
+    save,
+    step_to_resume,
+)
+
+TRAIN = "train/train_AdaDistill.py"
+
+
+def content(step: int) -> Checkpoint:
+    weight = torch.randn(50, generator=torch.Generator().manual_seed(step))
+    return Checkpoint({"weight": weight}, {"kernel": weight}, {"step": step})
+
+
+def damaged(path: Path, chance: random.Random) -> None:
+    """Cut the file short, or flip one bit of it."""
+    data = bytearray(path.read_bytes())
+    if chance.random() < 0.5:
+        del data[chance.randrange(len(data)) :]
+    else:
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    path.write_bytes(data)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, tried):
+    chance, cfg = random.Random(0), load_config(overrides=[f"output={tmp_path}", "resume=auto"])
+    times, found = size(100, 5000), 0
+    save(tmp_path, 5, content(5))
+    for number in range(times):
+        save(tmp_path, 10, content(10))
+        part = (*PARTS, SUMS)[number % 4]
+        damaged(tmp_path / f"10{part}", chance)
+        step, problems = step_to_resume(cfg)
+        found += step == 5 and len(problems) == 1 and (f"10{part}: broken" in problems[0] or part == SUMS)
+    tried("checkpoints cut short or with a bit flipped, found", times, found)
+    damaged(tmp_path / f"5{PARTS[0]}", chance)
+    with pytest.raises(CheckpointError, match=r"no checkpoint is whole: .*; .*5backbone"):
+        step_to_resume(cfg)
+
+
+def test_a_run_says_which_checkpoint_is_broken_and_goes_on_from_the_one_before(small_run, tmp_path):
+    settings = [*small_run, "checkpoint_every=2", "val_eval_every_n_epoch=0"]
+    train(TRAIN, settings, tmp_path / "whole", "max_steps=8")
+    train(TRAIN, settings, tmp_path / "run", "max_steps=4")
+    damaged(tmp_path / "run" / "4header.pth", random.Random(0))
+    train(TRAIN, settings, tmp_path / "run", "max_steps=8", "resume=auto")
+    log = (tmp_path / "run" / "training.log").read_text()
+    assert "NOT RESUMED" in log and "4header.pth: broken" in log and "going on from step 2" in log
+    assert_same_checkpoint(tmp_path / "whole", tmp_path / "run", 8)
+
+
+def test_a_write_that_was_killed_leaves_nothing_behind(small_run, tmp_path):
+    (tmp_path / ".12header.pth.999.part").write_bytes(b"half")
+    (tmp_path / ".mine.part").write_bytes(b"")
+    train(TRAIN, small_run, tmp_path, "max_steps=1")
+    assert not (tmp_path / ".12header.pth.999.part").exists() and (tmp_path / ".mine.part").exists()
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_last_checkpoint_that_is_whole_is_never_removed(tmp_path, keep):
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, content(step))
+    for step in (3, 4):
+        os.truncate(tmp_path / f"{step}header.pth", 9)
+    prune(tmp_path, keep)
+    assert complete_steps(tmp_path) == [2, 3, 4] if keep == 1 else [1, 2, 3, 4]
+
+
+def test_saving_waits_for_the_copy_alone(tmp_path, monkeypatch):
+    may_write, write = threading.Event(), checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda *given: may_write.wait(60) and write(*given))
+    said: list[str] = []
+    saver, training = Saver(tmp_path, 0, said.append), content(7)
+    saver.save(7, training)
+    assert complete_steps(tmp_path) == [] and not said  # and we go on
+    training.backbone["weight"].zero_()
+    may_write.set()
+    saver.finish()
+    assert torch.equal(checkpoint.load(tmp_path, 7).backbone["weight"], content(7).backbone["weight"])
+    assert said == [f"saved {tmp_path / '7backbone.pth'}"]
+
+
+Hook = Callable[[subprocess.Popen, Path], None]
+
+
+def _limit_of_file_size(process: subprocess.Popen, output: Path) -> None:
+    """No file of the run may grow beyond a kilobyte: its writes fail as on a full disk, and those of nobody else."""
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
+
+
+def _no_limit(process: subprocess.Popen, output: Path) -> None:
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def _filler(process: subprocess.Popen, output: Path) -> None:
+    """The rest of the disk."""
+    with open(output.parent / "filler", "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+
+
+def _no_filler(process: subprocess.Popen, output: Path) -> None:
+    (output.parent / "filler").unlink()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 16 MB, where we may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("mounting a small file system is not allowed here")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def full_for_a_while(small_run: list[str], output: Path, words: Path, fill: Hook, empty: Hook) -> None:
+    """A run whose disk is full from its first checkpoint until it has said so twice, in a file that has room."""
+    with open(words, "wb") as file, subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file) as cat:
+        process = start(small_run, output, 1, into=cat.stdin)
+        cat.stdin.close()
+        deadline = time.monotonic() + 100
+
+        def wait_until(done: Callable[[], bool]) -> None:
+            while not done():
+                assert time.monotonic() < deadline and process.poll() is None, words.read_text()
+                time.sleep(0.01)
+
+        wait_until((output / f"4{SUMS}").exists)
+        fill(process, output)
+        wait_until(lambda: words.read_text().count("NOT SAVED") >= 2)
+        assert checkpoint.damage(output, complete_steps(output)[-1]) is None
+        empty(process, output)
+        assert process.wait(timeout=100) == 0, words.read_text()
+
+
+@pytest.mark.parametrize("kind", ["files that may not grow", "a disk that is full"])
+def test_a_run_outlives_a_full_disk_and_ends_in_the_same_bits(small_run, tmp_path, request, tried, kind):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from test_interruption import LENGTH, RANKS, STEPS
+
+    if kind == "a disk that is full":
+        place, hooks = request.getfixturevalue("small_disk"), (_filler, _no_filler)
+    else:
+        place, hooks = tmp_path, (_limit_of_file_size, _no_limit)
+    full_for_a_while(small_run, place / "run", tmp_path / "words", *hooks)
+    train(TRAIN, [*small_run, *LENGTH, *RANKS[1]], tmp_path / "whole")
+    assert_same_checkpoint(tmp_path / "whole", place / "run", STEPS)
+    assert metrics(place / "run") == metrics(tmp_path / "whole")
+    events = EventAccumulator(str(place / "run" / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    assert [event.step for event in events.Scalars("training/loss")] == list(range(1, STEPS + 1))
+    tried(f"runs with {kind} for a while", 1, 1)
+
+
+def test_a_last_checkpoint_that_is_not_saved_is_an_error(small_run, tmp_path):
+    (tmp_path / "2header.pth").mkdir(parents=True)  # renaming a file to it is refused, as where permission is denied
+    done = run_script(TRAIN, *small_run, f"output={tmp_path}", "max_steps=2")
+    assert done.returncode == 2 and "the checkpoint of step 2 is not saved" in done.stderr, done.stderr
+    assert "NOT SAVED: the checkpoint of step 2" in done.stdout
+
+
+def test_a_log_on_a_full_disk_stops_nothing(small_run, tmp_path):
+    command = [sys.executable, str(ROOT / TRAIN), *small_run, f"output={tmp_path}", "max_steps=2"]
+    with open("/dev/full", "wb") as full:
+        subprocess.run(command, stdout=full, stderr=full, timeout=100)
+    assert complete_steps(tmp_path) == [2] and "done at step 2" in (tmp_path / "training.log").read_text()
