@@ -1,6 +1,5 @@
 """Finds a teacher's weights, says what they belong to, and loads them strictly; no code comes with them."""
 
-import hashlib
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from huggingface_hub.errors import (
 )
 from torch import nn
 
+from utils.files import sha256
 from utils.weights import WeightsError, load_strictly, read_state_dict
 
 REPOSITORIES = {
@@ -69,12 +69,8 @@ class Release(NamedTuple):
 
     def identity(self) -> dict[str, str]:
         """What tells these weights from any others, and where they came from, as words."""
-        with open(self.weights, "rb") as file:
-            digest = hashlib.sha256()
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
         colours = "BGR" if self.bgr else "RGB"
-        return {"network": self.network, "sha256": digest.hexdigest(), "colours": colours, "origin": self.origin}
+        return {"network": self.network, "sha256": sha256(self.weights), "colours": colours, "origin": self.origin}
 
 
 def find_plain(cfg: EasyDict) -> Release:

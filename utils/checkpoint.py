@@ -15,7 +15,7 @@ from easydict import EasyDict
 from torch import Tensor
 
 from utils.errors import InputError
-from utils.files import write_text, written_whole
+from utils.files import sha256, write_text, written_whole
 from utils.weights import WeightsError, read_weights_file
 
 PARTS = ("backbone.pth", "header.pth", "state.pth")
@@ -99,14 +99,6 @@ def _copied(value: Any) -> Any:
     return value
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def damage(folder: str | os.PathLike, step: int) -> str | None:
     """What is wrong with the files of a complete checkpoint; None where they are as they were written."""
     sums = Path(folder, f"{step}{SUMS}")
@@ -116,7 +108,7 @@ def damage(folder: str | os.PathLike, step: int) -> str | None:
     if written is None:
         return f"{sums}: broken: must have the checksums of {', '.join(names)}"
     for name, checksum in zip(names, written.groups(), strict=True):
-        if _sha256(Path(folder, name)) != checksum:
+        if sha256(Path(folder, name)) != checksum:
             return f"{Path(folder, name)}: broken: cut short or changed since it was written, as {sums.name} says"
     return None
 

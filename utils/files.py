@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,15 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a file of text whole."""
     with written_whole(path) as file:
         file.write(text.encode())
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """The checksum of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def locked(folder: str | os.PathLike) -> BinaryIO:

@@ -1,0 +1,87 @@
+"""Long use: memory that stays flat, descriptors that do not leak, sets larger than the memory."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import LONG, ROOT, size
+from test_interruption import RANKS, TRAIN, descendants
+
+from utils.make_demo_data import encoded_face
+from utils.recordio import IndexedRecordReader
+
+
+def resident(process: int) -> int:
+    """Bytes of memory that a process has of its own and has not given back; 0 where it is gone."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty", "Private_Clean")))
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(not LONG, reason="the long form alone: FAULTS=long")
+def test_memory_stays_flat_over_two_thousand_steps_with_verification(small_run, tmp_path, tried):
+    """Each process's, of the trainer and of its workers: the last tenth of the samples against the fourth, to 2 %."""
+    length = ["num_epoch=340", "max_steps=2000", "val_eval_every_n_epoch=20", "num_workers=2", "log_every=10"]
+    command = [sys.executable, str(ROOT / TRAIN), *small_run, *RANKS[1], *length, f"output={tmp_path}"]
+    with open(tmp_path / "words", "wb") as words:
+        process = subprocess.Popen(command, stdout=words, stderr=subprocess.STDOUT)
+    samples: dict[int, list[int]] = {}
+    while process.poll() is None:
+        for pid in [process.pid, *descendants(process.pid)]:
+            if found := resident(pid):
+                samples.setdefault(pid, []).append(found)
+        time.sleep(0.25)
+    assert process.returncode == 0, (tmp_path / "words").read_text()[-3000:]
+    longest = max(map(len, samples.values()))
+    lasting = [found for found in samples.values() if len(found) > longest / 2]  # not the workers of evaluations
+    assert len(lasting) == 3
+    growth = []
+    for found in lasting:
+        tenth = len(found) // 10
+        growth.append(np.median(found[-tenth:]) / np.median(found[3 * tenth : 4 * tenth]) - 1)
+    print("growth of the resident memory:", ", ".join(f"{100 * part:.2f} %" for part in growth))
+    tried("processes with flat memory over 2,000 steps", 3, sum(part < 0.02 for part in growth))
+
+
+def test_readers_that_are_opened_and_closed_leak_nothing(small_run, tried):
+    folder = Path(dict(setting.split("=") for setting in small_run)["rec"])
+    times = size(1000, 10_000)
+
+    def open_and_close() -> None:
+        reader = IndexedRecordReader(folder / "train.rec", folder / "train.idx")
+        reader.read_batch(reader.keys[:4])
+
+    for _ in range(50):
+        open_and_close()
+    descriptors, memory = len(os.listdir("/proc/self/fd")), resident(os.getpid())
+    for _ in range(times):
+        open_and_close()
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
+    assert resident(os.getpid()) < memory + 4_000_000
+    tried("open-close cycles of the record reader without a leak", times, times)
+
+
+@pytest.mark.timeout(1200)
+def test_a_set_larger_than_its_memory_is_evaluated_streaming(tmp_path, tried):
+    """After a small set, each process may take a quarter more of what the large one takes when it is decoded."""
+    import datasets
+    import torch
+
+    images, decoded = size(3_000, 30_000), 112 * 112 * 3
+    faces = [encoded_face((0, number, 0, 0.3)) for number in range(8)]
+    for name, count in (("small", 512), ("large", images)):
+        rows = {"image": [{"bytes": faces[n % 8], "path": None} for n in range(count)], "index": list(range(count))}
+        features = datasets.Features({"image": datasets.Image(), "index": datasets.Value("int64")})
+        datasets.Dataset.from_dict(rows, features).save_to_disk(tmp_path / name)
+        torch.save({}, tmp_path / name / "metadata.pt")
+    code = (ROOT / "tests/faults/streamed.py", str(tmp_path), str(images * decoded // 4))
+    done = subprocess.run([sys.executable, *map(str, code)], capture_output=True, text=True, timeout=1000)
+    assert done.returncode == 0 and f"({images}, 16)" in done.stdout, done.stdout + done.stderr
+    tried(f"a set of {images:,} images in a quarter of the memory that they take", 1, 1)
