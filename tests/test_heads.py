@@ -344,6 +344,22 @@ def test_very_short_and_very_long_embeddings_give_finite_numbers(loss, length):
     assert torch.isfinite(out.loss) and torch.isfinite(student.grad).all() and torch.isfinite(head.centers).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("loss", MARGINS)
+def test_equal_embeddings_and_centers_of_zero_give_finite_numbers(loss, dtype):
+    """A network that has collapsed: all embeddings one, the teacher's one, all of a class or of several."""
+    head = build_head(settings(f"loss={loss}"))
+    head.set_centers(torch.zeros_like(head.centers))
+    student, teacher, labels = batch()
+    student = student[:1].float().repeat(len(labels), 1).requires_grad_()
+    for same_class in (labels, labels[:1].expand(len(labels))):
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            out = head(student, teacher[:1].float().expand_as(student), same_class)
+        out.loss.backward()
+        assert torch.isfinite(out.loss) and torch.isfinite(student.grad).all() and torch.isfinite(head.centers).all()
+        assert all(torch.isfinite(value).all() for value in head.state_dict().values())
+
+
 def test_a_batch_of_one_moves_the_mean_of_the_norms_and_leaves_the_deviation():
     head = head_in_float64()
     student, teacher, labels = batch(count=1)
