@@ -84,6 +84,7 @@ def main() -> int:
 def ask_teacher(cfg, images, pairs, report, num_workers: int) -> None:
     """Add to `report` what the teacher says of the pairs of `images` (utils.examine), in RGB and in BGR."""
     import numpy as np
+    from tqdm import tqdm
 
     from backbones import find_teacher
     from eval.embeddings import embed_batches
@@ -109,7 +110,8 @@ def ask_teacher(cfg, images, pairs, report, num_workers: int) -> None:
         for colours in ("RGB", "BGR"):
             pixels = Pixels(images, swapped=colours == "BGR")
             embedded = embed_batches(teacher, pixels, batches, device, dtype, flip=False, num_workers=num_workers)
-            embeddings = np.concatenate([views[0].cpu().numpy() for _, views in embedded])
+            bar = tqdm(embedded, f"embedding in {colours}", len(batches), unit="batch")
+            embeddings = np.concatenate([views[0].cpu().numpy() for _, views in bar])
             if not np.isfinite(embeddings).all():
                 raise InputError(f"{release.origin}: gives embeddings that are not finite; the weights are broken")
             found = cosines[colours] = pair_cosines(pairs, positions, embeddings)

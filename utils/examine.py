@@ -37,9 +37,9 @@ class Report:
         self.problems: dict[str, dict] = {}
         self.notes: dict[str, dict] = {}
 
-    def problem(self, kind: str, names: Iterable[str]) -> None:
-        """Count what has this problem, if anything has; `names` is used up, the first few are kept."""
-        _count(self.problems, kind, names)
+    def problem(self, kind: str, names: Iterable[str], more: int = 0) -> None:
+        """Count what has this problem, if anything has: `names`, the first few of which are kept, and `more`."""
+        _count(self.problems, kind, names, more)
 
     def note(self, kind: str, names: Iterable[str]) -> None:
         """The same of what is odd, but nothing wrong."""
@@ -56,15 +56,14 @@ class Report:
         yield f"{len(self.problems)} kinds of problem" if self.problems else "nothing wrong"
 
 
-def _count(kinds: dict[str, dict], kind: str, names: Iterable[str]) -> None:
+def _count(kinds: dict[str, dict], kind: str, names: Iterable[str], more: int = 0) -> None:
     names = iter(names)
-    examples = kinds.get(kind, {"examples": []})["examples"]
-    first = list(islice(names, EXAMPLES - len(examples)))
-    more = len(first) + sum(1 for _ in names)
-    if more:
-        found = kinds.setdefault(kind, {"count": 0, "examples": examples})
-        found["count"] += more
-        examples += first
+    found = kinds.get(kind, {"count": 0, "examples": []})
+    first = list(islice(names, EXAMPLES - len(found["examples"])))
+    found["examples"] += first
+    found["count"] += len(first) + sum(1 for _ in names) + more
+    if found["count"]:
+        kinds[kind] = found
 
 
 class Looked(NamedTuple):
@@ -155,8 +154,6 @@ def _look(data: bytes, row: np.void) -> Iterator[str]:
     row["sound"] = True
     if image.shape != (SIZE, SIZE, 3):
         yield OTHER_SIZE
-    if data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data:  # decodes all the same, the rest of it grey
-        yield "JPEG cut short"
     if image.min() == image.max():
         yield "image of one brightness throughout"
 
@@ -223,21 +220,23 @@ def _layout(
     first = int(keys.argmin())
     try:
         header, _, _ = file.read_at(int(offsets[first]), int(keys[first]))
-        limits = [int(value) for value in header.label] if header.flag == 2 else []
-    except (RecordError, ValueError, OverflowError):  # the former is reported with the other records
-        report.problem("record 0 that does not say which records are images: all are taken for images", ["record 0"])
-        limits = []
-    if not limits:
+        limits = [int(value) for value in header.label] if header.flag == 2 else None
+        if limits and not 1 < limits[0] < limits[1]:
+            raise ValueError(limits)
+    except (RecordError, ValueError, OverflowError) as error:
+        kind = "first record does not say which records are images: all are taken for images"
+        report.problem(kind, [f"record {keys[first]}: {error}"])
+        limits = None
+    if limits is None:
         report.figures["layout"] = "CVLFace's: every record is an image"
         return np.ones(len(keys), dtype=bool), stated
     end, last = limits
     report.figures["layout"] = f"InsightFace's: images 1..{end - 1}, {last - end} identities"
     is_image = (keys >= 1) & (keys < end)
     missing = end - 1 - int(is_image.sum())
-    # Of the first n + EXAMPLES numbers at least EXAMPLES are no keys.
+    # Among so many numbers there are EXAMPLES that are no keys, if so many are missing.
     absent = np.setdiff1d(np.arange(1, min(end, len(keys) + EXAMPLES + 1)), keys)[:missing]
-    names = [f"record {key}" for key in absent] + [""] * (missing - len(absent))
-    report.problem("image of record 0's count that the index lacks", names)
+    report.problem("image that the index lacks", (f"record {key}" for key in absent), missing - len(absent))
     if stated is not None and stated != last - end:
         report.problem("property that disagrees with record 0", [f"{stated} identities, not {last - end}"])
     return is_image, last - end
@@ -251,12 +250,13 @@ def _check_chain(records: Records, ends: np.ndarray, report: Report) -> None:
     overlaps = zip(records.keys[read][starts < reach[:-1]], starts[starts < reach[:-1]], strict=True)
     report.problem("record that begins within the one before", (f"record {k} at byte {o}" for k, o in overlaps))
     starts = np.r_[starts, records.file.size]
-    for gap in np.flatnonzero(starts > reach):
-        _check_gap(records.file, int(reach[gap]), int(starts[gap]), failed, report)
+    for start, end in zip(reach[starts > reach], starts[starts > reach], strict=True):
+        inside = slice(*np.searchsorted(failed, [start, end]))
+        _check_gap(records.file, int(start), int(end), failed[inside], report)
 
 
 def _check_gap(file: RecordFile, start: int, end: int, failed: np.ndarray, report: Report) -> None:
-    """What lies in a part of the file that no record of the index covers; `failed`: offsets reported before."""
+    """What lies in a part of the file that no record of the index covers; `failed`: offsets in it reported before."""
     while start < end and start not in failed:
         try:
             header, _, after = file.read_at(start, -1)
@@ -278,7 +278,8 @@ def _check_labels(labels: np.ndarray, keys: np.ndarray, num_classes: int | None,
     report.problem(
         f"label that is not one of 0..{num_classes - 1}", (f"record {key}: {label:g}" for key, label in wrong)
     )
-    counts = np.bincount(labels[right].astype(np.int64), minlength=num_classes)
+    # Labels are float32: where more identities are stated than that can number, that is wrong by itself.
+    counts = np.bincount(labels[right].astype(np.int64), minlength=min(num_classes, 1 << 24))
     report.problem("identity without an image", (f"identity {label}" for label in np.flatnonzero(counts == 0)))
     report.note("identity with one image", (f"identity {label}" for label in np.flatnonzero(counts == 1)))
     present = counts[counts > 0]
