@@ -95,10 +95,17 @@ def embed_batches(
     `images` has images[positions] -> uint8 [n, 112, 112, 3]. The network is used in the mode that it is in.
     """
     for positions, batch in decoded_batches(images, batches, num_workers, pin_memory=device.type == "cuda"):
-        x = to_input(batch, None, device)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            views = [network(view).float() for view in ([x, x.flip(3)] if flip else [x])]
-        yield positions, views
+        yield positions, embed_views(network, batch, device, dtype, flip)
+
+
+@torch.inference_mode()
+def embed_views(
+    network: nn.Module, images: Tensor, device: torch.device, dtype: torch.dtype = torch.float32, flip: bool = True
+) -> list[Tensor]:
+    """On the device, float32 [n, D] of uint8 `images` [n, 112, 112, 3] RGB, and with `flip` of their mirror images."""
+    x = to_input(images, None, device)
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        return [network(view).float() for view in ([x, x.flip(3)] if flip else [x])]
 
 
 def embed(

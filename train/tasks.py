@@ -5,9 +5,11 @@ import os
 import shutil
 import sysconfig
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from easydict import EasyDict
 from torch import Tensor, nn
@@ -15,16 +17,19 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from backbones import build_backbone, find_teacher
+from eval.embeddings import embed_views
 from heads import HeadOutput, build_head, build_standalone_head
 from heads.head import Head
+from train.sanity import teacher_notes
 from train.teachers import cached_teacher, live_teacher
 from utils.augment import Augmentation, probabilities
 from utils.dataset import FaceDataset
-from utils.distributed import world_size
+from utils.distributed import rank, world_size
 from utils.embedding_file import EmbeddingFile
 from utils.errors import InputError
 from utils.images import to_input
 from utils.loader import TrainingBatch
+from utils.precision import compute_type
 from utils.sync_batchnorm import synchronise
 
 
@@ -127,6 +132,8 @@ class Distillation(Task):
             release = find_teacher(cfg)
             self._teacher = live_teacher(cfg, device, release)
             self.notes += (f"teacher: {release.network} from {release.origin}",)
+        if rank() == 0:  # the others' lines are not logged
+            self.notes += teacher_notes(dataset, partial(self._embed, cfg, dataset, device), cfg.seed)
         super().__init__(cfg, build_head(cfg), device)
         if cfg.use_geom_margin and not self.head.softmax.margin.takes_geometry:
             self.notes += (f"use_geom_margin is ignored: {cfg.loss} has no geometry term, AdaFace has",)
@@ -147,6 +154,13 @@ class Distillation(Task):
         if batch.teacher is not None:
             return batch.teacher
         return self._teacher(batch.images if self._view == "same" else batch.clean)
+
+    def _embed(self, cfg: EasyDict, dataset: FaceDataset, device: torch.device, positions: np.ndarray) -> np.ndarray:
+        """The teacher's embeddings [N, D] of unflipped images, before there is a batch."""
+        if self.embeddings is not None:
+            return self.embeddings.rows(positions, np.zeros(len(positions), dtype=bool)).numpy()
+        dtype = compute_type(cfg.dtype, device)
+        return embed_views(self._teacher, dataset[positions].images, device, dtype, flip=False)[0].cpu().numpy()
 
 
 class Standalone(Task):

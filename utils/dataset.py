@@ -52,6 +52,10 @@ class FaceDataset(torch.utils.data.Dataset):
         """The image at `position`, not yet decoded."""
         raise NotImplementedError
 
+    def read_labels(self, positions: np.ndarray) -> np.ndarray:
+        """The labels of the images at `positions` [N], int64 [N]; nothing is decoded."""
+        return np.array([self.read(int(position)).label for position in positions], dtype=np.int64)
+
     def layout(self) -> bytes:
         """What says which images the set holds and in which order, without reading them."""
         raise NotImplementedError
@@ -90,7 +94,7 @@ class RecordDataset(FaceDataset):
         self.reader = IndexedRecordReader(self.source, folder / "train.idx")
         keys = self.reader.keys
         header, _ = self.reader.read(int(keys[0]))
-        stated = _read_property(folder / "property")
+        stated = read_property(folder / "property")
         if header.flag == 2:  # InsightFace: label [N + 1, N + 1 + num_ids], images under 1 .. N
             end, last = (int(value) for value in header.label)
             keys = keys[(keys >= 1) & (keys < end)]
@@ -127,13 +131,21 @@ class RecordDataset(FaceDataset):
         return Encoded(data, int(label), self._name(key))
 
     def read_batch(self, positions: np.ndarray, images: np.ndarray) -> np.ndarray:
+        labels, encoded = self._read_encoded(positions)
         keys = self.keys[positions]
-        labels, encoded = self.reader.read_batch(keys)
+        decode_into(images, encoded, lambda row: self._name(keys[row]))
+        return labels
+
+    def read_labels(self, positions: np.ndarray) -> np.ndarray:
+        return self._read_encoded(positions)[0]
+
+    def _read_encoded(self, positions: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Labels, int64 [N], and the images' bytes, which are not touched."""
+        labels, encoded = self.reader.read_batch(self.keys[positions])
         wrong = ~((labels >= 0) & (labels < self.num_classes) & (labels == np.floor(labels)))
         for position in positions[wrong]:
             self.read(int(position))  # says what is wrong
-        decode_into(images, encoded, lambda row: self._name(keys[row]))
-        return labels.astype(np.int64)
+        return labels.astype(np.int64), encoded
 
     def _name(self, key: int) -> str:
         return f"{self.source}: record {key}"
@@ -178,6 +190,9 @@ class FolderDataset(FaceDataset):
         path = self._path(position)
         return Encoded(path.read_bytes(), int(self.labels[position]), str(path))
 
+    def read_labels(self, positions: np.ndarray) -> np.ndarray:
+        return self.labels[positions]
+
     def encoded(self) -> Iterator[bytes]:
         """The files' bytes, in order, each shown to be an aligned image."""
         for position in range(len(self)):
@@ -188,8 +203,11 @@ class FolderDataset(FaceDataset):
         return Path(self.source, os.fsdecode(bytes(self._paths[position])))
 
 
-def _read_property(path: Path) -> int | None:
-    """The number of identities in a `property` file ("num_ids,height,width"), None where there is no file."""
+def read_property(path: Path) -> int | None:
+    """The number of identities in a `property` file ("num_ids,height,width"), None where there is no file.
+
+    Raises DataError.
+    """
     if not path.is_file():
         return None
     try:

@@ -41,20 +41,83 @@ class Header(NamedTuple):
     id2: int
 
 
-class IndexedRecordReader:
+class RecordFile:
+    """The records of `rec_path` by their offsets.
+
+    The file is memory-mapped, once a process, so it may be used after fork and sent to spawned processes.
+    """
+
+    def __init__(self, rec_path: str | os.PathLike) -> None:
+        self.rec_path = _existing(rec_path)
+        self._size = os.path.getsize(self.rec_path)
+        self._map: mmap.mmap | None = None
+        self._map_pid = -1
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._size
+
+    def read_at(self, offset: int, key: int) -> tuple[Header, memoryview, int]:
+        """(header, image bytes, where the next record begins) of the record `key` at `offset`. Raises RecordError.
+
+        The bytes are a view of the file wherever they lie in one part.
+        """
+        body, end = self._body(key, offset)
+        if len(body) < _HEADER.size:
+            raise RecordError(f"{self.rec_path}: record {key} has {len(body)} bytes, too few for a header")
+        flag, label, id_, id2 = _HEADER.unpack_from(body)
+        start = _HEADER.size + 4 * flag
+        if flag:
+            if start > len(body):
+                raise RecordError(f"{self.rec_path}: record {key} claims {flag} labels in {len(body)} bytes")
+            label = np.frombuffer(body, dtype="<f4", count=flag, offset=_HEADER.size)
+        return Header(flag, label, id_, id2), body[start:], end
+
+    def _body(self, key: int, offset: int) -> tuple[memoryview, int]:
+        """The body of a record, put together from its parts, and where the next record begins."""
+        data = memoryview(self._mapped())
+        parts: list[memoryview] = []
+        while True:
+            if offset + _HEAD.size > self._size:
+                raise RecordError(f"{self.rec_path}: record {key} is cut off at the end of the file; fetch it again")
+            magic, word = _HEAD.unpack_from(data, offset)
+            part_flag, length = word >> 29, word & _LENGTH_MASK
+            start = offset + _HEAD.size
+            if magic != MAGIC:
+                raise RecordError(f"{self.rec_path}: no record at byte {offset}, where the index has key {key}")
+            if start + length > self._size:
+                raise RecordError(f"{self.rec_path}: record {key} is cut off at the end of the file; fetch it again")
+            if part_flag not in ((2, 3) if parts else (0, 1)):
+                raise RecordError(f"{self.rec_path}: record {key} has part flag {part_flag} out of turn")
+            parts.append(data[start : start + length])
+            offset = start + (length + 3) // 4 * 4
+            if part_flag == 0:
+                return parts[0], offset
+            if part_flag == 3:
+                return memoryview(_MAGIC_BYTES.join(parts)), offset
+
+    def _mapped(self) -> mmap.mmap:
+        if self._map is None or self._map_pid != os.getpid():
+            with open(self.rec_path, "rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._map_pid = os.getpid()
+        return self._map
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_map": None}
+
+
+class IndexedRecordReader(RecordFile):
     """Random access to the records of `rec_path` by the keys of `idx_path`.
 
-    The file is memory-mapped, once a process, so a reader may be used after fork and sent to spawned processes. Keys
-    and offsets are int64 tensors in shared memory: loader workers read the one copy. Raises RecordError.
+    Keys and offsets are int64 tensors in shared memory: loader workers read the one copy. Raises RecordError.
     """
 
     def __init__(self, rec_path: str | os.PathLike, idx_path: str | os.PathLike) -> None:
-        self.rec_path, self.idx_path = str(rec_path), str(idx_path)
-        for path in (self.rec_path, self.idx_path):
-            if not os.path.isfile(path):
-                raise RecordError(f"{path}: no such file; a record set is a .rec and its .idx side by side")
-        self._size = os.path.getsize(self.rec_path)
-        keys, offsets = _read_index(self.idx_path)
+        super().__init__(rec_path)
+        self.idx_path = _existing(idx_path)
+        keys, offsets = read_index(self.idx_path)
         outside = np.flatnonzero((offsets < 0) | (offsets + _HEAD.size > self._size) | (offsets % 4 != 0))
         if len(outside):
             first = outside[0]
@@ -69,8 +132,6 @@ class IndexedRecordReader:
             raise RecordError(f"{self.idx_path}: key {keys[twice[0]]} stands twice")
         self._keys = torch.from_numpy(keys).share_memory_()
         self._offsets = torch.from_numpy(offsets).share_memory_()
-        self._map: mmap.mmap | None = None
-        self._map_pid = -1
         self.read(int(keys[np.argmax(offsets)]))  # the last record in the file: shows a file that was cut short
 
     @property
@@ -91,16 +152,8 @@ class IndexedRecordReader:
         position = int(np.searchsorted(keys, key))
         if position == len(keys) or keys[position] != key:
             raise RecordError(f"{self.idx_path}: no key {key}; there are {len(keys)} from {keys[0]} to {keys[-1]}")
-        body = self._body(key, int(self._offsets[position]))
-        if len(body) < _HEADER.size:
-            raise RecordError(f"{self.rec_path}: record {key} has {len(body)} bytes, too few for a header")
-        flag, label, id_, id2 = _HEADER.unpack_from(body)
-        start = _HEADER.size + 4 * flag
-        if flag:
-            if start > len(body):
-                raise RecordError(f"{self.rec_path}: record {key} claims {flag} labels in {len(body)} bytes")
-            label = np.frombuffer(body, dtype="<f4", count=flag, offset=_HEADER.size)
-        return Header(flag, label, id_, id2), body[start:]
+        header, data, _ = self.read_at(int(self._offsets[position]), key)
+        return header, data
 
     def read_batch(self, keys: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """First labels, float32 [N], and N images' bytes, views of the file as in `read`, of the records `keys` [N].
@@ -121,38 +174,6 @@ class IndexedRecordReader:
             header, image = self.read(int(keys[row]))
             labels[row], images[row] = np.ravel(header.label)[0], np.frombuffer(image, dtype=np.uint8)
         return labels, images
-
-    def _body(self, key: int, offset: int) -> memoryview:
-        data = memoryview(self._mapped())
-        parts: list[memoryview] = []
-        while True:
-            if offset + _HEAD.size > self._size:
-                raise RecordError(f"{self.rec_path}: record {key} is cut off at the end of the file; fetch it again")
-            magic, word = _HEAD.unpack_from(data, offset)
-            part_flag, length = word >> 29, word & _LENGTH_MASK
-            start = offset + _HEAD.size
-            if magic != MAGIC:
-                raise RecordError(f"{self.rec_path}: no record at byte {offset}, where the index has key {key}")
-            if start + length > self._size:
-                raise RecordError(f"{self.rec_path}: record {key} is cut off at the end of the file; fetch it again")
-            if part_flag not in ((2, 3) if parts else (0, 1)):
-                raise RecordError(f"{self.rec_path}: record {key} has part flag {part_flag} out of turn")
-            parts.append(data[start : start + length])
-            if part_flag == 0:
-                return parts[0]
-            if part_flag == 3:
-                return memoryview(_MAGIC_BYTES.join(parts))
-            offset = start + (length + 3) // 4 * 4
-
-    def _mapped(self) -> mmap.mmap:
-        if self._map is None or self._map_pid != os.getpid():
-            with open(self.rec_path, "rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._map_pid = os.getpid()
-        return self._map
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_map": None}
 
 
 class RecordWriter:
@@ -201,8 +222,14 @@ def _split_at_magic(body: bytes) -> list[bytes]:
     return [*parts, body[start:]]
 
 
-def _read_index(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """(keys, offsets), int64, of an .idx file: a line "key<TAB>offset" a record."""
+def _existing(path: str | os.PathLike) -> str:
+    if not os.path.isfile(path):
+        raise RecordError(f"{path}: no such file; a record set is a .rec and its .idx side by side")
+    return str(path)
+
+
+def read_index(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """(keys, offsets), int64, of an .idx file: a line "key<TAB>offset" a record. Raises RecordError."""
     with open(path, "rb") as file:
         text = file.read().strip()
     try:
