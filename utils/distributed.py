@@ -32,7 +32,8 @@ def process_group(kind: str | None = None, timeout: float = TIMEOUT) -> Iterator
     """Join the processes that torchrun started, if it did, and leave them at the end; gives this rank's device.
 
     kind: "cpu" or "cuda"; None takes GPUs where there are some. GPUs use NCCL, one GPU a rank; CPUs use gloo.
-    timeout: seconds after which a rank that the others wait for is given up. Raises RankLost, which names it.
+    timeout: seconds after which a rank that the others wait for is given up. Raises RankLost, which names it, and
+    InputError for a worker of a DataLoader that was killed.
     """
     global _heartbeat
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -53,6 +54,10 @@ def process_group(kind: str | None = None, timeout: float = TIMEOUT) -> Iterator
     try:
         yield device
     except RuntimeError as error:
+        if "DataLoader worker" in str(error):  # torch raises it wherever this process is
+            raise InputError(
+                f"{str(error).rstrip('. ')}; where memory is short (dmesg tells), lower num_workers"
+            ) from error
         if _heartbeat is None or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         raise RankLost(_heartbeat.verdict()) from error

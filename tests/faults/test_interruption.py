@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -163,6 +164,19 @@ def test_a_run_goes_on_with_another_number_of_ranks(small_run, tmp_path, tried):
         for name in ("loss", "alpha", "conf_t", "cos_st", "norm_mean", "margin", "lr")
     ]
     tried("figures equal after a change of ranks", len(close), sum(close))
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_a_clear_error(small_run, tmp_path):
+    output = tmp_path / "run"
+    process = start([*small_run, "num_workers=1"], output, 1)
+    wait_for_step(process, output, 60)
+    send(signal.SIGKILL, descendants(process.pid))
+    assert process.wait(timeout=60) == 2
+    words = output.with_suffix(".txt").read_text()
+    assert (
+        re.search(r"error: DataLoader worker .* killed by signal.*lower num_workers", words)
+        and "Traceback" not in words
+    )
 
 
 def test_a_second_run_in_the_same_output_is_refused_while_the_first_is_under_way(small_run, tmp_path):
