@@ -173,10 +173,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_clear_error(small_run, tmp_
     send(signal.SIGKILL, descendants(process.pid))
     assert process.wait(timeout=60) == 2
     words = output.with_suffix(".txt").read_text()
-    assert (
-        re.search(r"error: DataLoader worker .* killed by signal.*lower num_workers", words)
-        and "Traceback" not in words
-    )
+    assert re.search(r"error: DataLoader worker .*lower num_workers", words) and "Traceback" not in words
 
 
 def test_a_second_run_in_the_same_output_is_refused_while_the_first_is_under_way(small_run, tmp_path):
