@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from utils.errors import InputError
+from utils.files import sha256
 
 # Training frameworks leave references to classes of theirs beside the weights, as in AdaFace's release.
 _FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "argparse.Namespace")
@@ -48,12 +51,24 @@ def read_weights_file(path: str | os.PathLike) -> Any:
     path = str(path)
     if not os.path.isfile(path):
         raise WeightsError(f"{path}: no such weights file")
+    if sums := _differs_from(Path(path)):
+        raise WeightsError(f"{path}: broken: cut short or changed since it was written, as {sums.name} beside it says")
     try:
         return load_file(path) if path.endswith(".safetensors") else _load_torch_file(path)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, *_GARBLED) as error:
         known = str(error) and not isinstance(error, (LookupError, TypeError, AttributeError))
         reason = str(error).splitlines()[0] if known else "garbled"
         raise WeightsError(f"{path}: not a weights file that can be read without executing it ({reason})") from error
+
+
+def _differs_from(path: Path) -> Path | None:
+    """The checksums that a run wrote beside a file of a checkpoint, where the file is not as they say."""
+    step = re.match(r"\d+", path.name)
+    sums = path.with_name(f"{step[0]}sha256.txt") if step else None
+    if sums is None or not sums.is_file():
+        return None
+    lines = sums.read_text(errors="replace").splitlines()
+    return sums if any(line.endswith(f"  {path.name}") and line[:64] != sha256(path) for line in lines) else None
 
 
 def _load_torch_file(path: str) -> Any:

@@ -193,3 +193,11 @@ def test_a_log_on_a_full_disk_stops_nothing(small_run, tmp_path):
     with open("/dev/full", "wb") as full:
         subprocess.run(command, stdout=full, stderr=full, timeout=100)
     assert complete_steps(tmp_path) == [2] and "done at step 2" in (tmp_path / "training.log").read_text()
+
+
+def test_weights_that_changed_since_they_were_saved_are_not_scored(small_run, tmp_path):
+    train(TRAIN, small_run, tmp_path, "max_steps=2")
+    damaged(tmp_path / "2backbone.pth", random.Random(3))
+    checkpoint = tmp_path / "2backbone.pth"
+    done = run_script("eval/run_full_eval.py", "--config", tmp_path / "config.py", "--checkpoint", checkpoint)
+    assert done.returncode == 2 and "2backbone.pth: broken: cut short or changed" in done.stderr
