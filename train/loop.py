@@ -93,7 +93,8 @@ class Trainer:
             if rank() == 0:
                 self.log.unless_full(lambda: save_curves(self.output / "metrics.jsonl", self.output / "curves.png"))
             self.saver.finish()
-            self.log.line(f"{'stopped' if stopped else 'done'} at step {self.step}: {self._path()}")
+            place = self._path() if self.saver.unsaved is None else "its checkpoint is not saved"
+            self.log.line(f"{'stopped' if stopped else 'done'} at step {self.step}: {place}")
         finally:
             self.saver.finish()
             self.log.close()
