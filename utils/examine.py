@@ -53,7 +53,7 @@ class Report:
             for kind, found in kinds.items():
                 more = ", ..." if found["count"] > len(found["examples"]) else ""
                 yield f"  {word}: {kind}: {found['count']} ({', '.join(found['examples'])}{more})"
-        yield f"{len(self.problems)} kinds of problem" if self.problems else "nothing wrong"
+        yield f"kinds of problem: {len(self.problems)}" if self.problems else "nothing wrong"
 
 
 def _count(kinds: dict[str, dict], kind: str, names: Iterable[str], more: int = 0) -> None:
