@@ -53,7 +53,7 @@ class Report:
             for kind, found in kinds.items():
                 more = ", ..." if found["count"] > len(found["examples"]) else ""
                 yield f"  {word}: {kind}: {found['count']} ({', '.join(found['examples'])}{more})"
-        yield f"{len(self.problems)} kinds of problem" if self.problems else "nothing wrong"
+        yield f"kinds of problem: {len(self.problems)}" if self.problems else "nothing wrong"
 
 
 def _count(kinds: dict[str, dict], kind: str, names: Iterable[str], more: int = 0) -> None:
@@ -297,6 +297,7 @@ def _check_duplicates(digests: np.ndarray, labels: np.ndarray, keys: np.ndarray,
     """Name images of the same bytes: each with the next one, sorted by label, that has them."""
     order = np.lexsort((keys, labels, digests[:, 1], digests[:, 0]))
     again = np.flatnonzero((digests[order[1:]] == digests[order[:-1]]).all(1))
+    again = again[np.argsort(keys[order[again]])]  # the first of the set are named
     one, other = order[again], order[again + 1]
     within = labels[one] == labels[other]
     pairs = zip(one[within], other[within], strict=True)
