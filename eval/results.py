@@ -14,6 +14,7 @@ from eval.figures import label, text
 from eval.protocols import PROTOCOLS, Arrays, Figures, Results, flat
 from utils.errors import InputError
 from utils.files import write_text, written_whole
+from utils.weights import refuse_inflated
 
 
 def screen(results: Results) -> str:
@@ -69,8 +70,9 @@ def read_json(path: str | os.PathLike, protocols: Container[str] = tuple(PROTOCO
         content: dict[str, Any] = json.loads(Path(path).read_text())
         del content["about"]
         absent, failed = content.pop("absent"), content.pop("failed")
-        flat(content)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError):
+        if not all(isinstance(number, int | float | None) for number in flat(content).values()):
+            raise TypeError("a figure is no number")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{path}: holds no results of run_full_eval.py --results-json") from None
     return Results(content, read_arrays(arrays_beside(path), protocols), absent, failed)
 
@@ -99,6 +101,7 @@ def read_arrays(path: str | os.PathLike, protocols: Container[str]) -> dict[str,
     if not os.path.exists(path):
         return arrays
     try:
+        refuse_inflated(path)
         with np.load(path, allow_pickle=False) as file:
             for key in file.files:
                 protocol, rest = key.split("/", 1)

@@ -55,7 +55,7 @@ class IndexedRecordReader:
                 raise RecordError(f"{path}: no such file; a record set is a .rec and its .idx side by side")
         self._size = os.path.getsize(self.rec_path)
         keys, offsets = _read_index(self.idx_path)
-        outside = np.flatnonzero((offsets < 0) | (offsets + _HEAD.size > self._size) | (offsets % 4 != 0))
+        outside = np.flatnonzero((offsets < 0) | (offsets > self._size - _HEAD.size) | (offsets % 4 != 0))
         if len(outside):
             first = outside[0]
             raise RecordError(

@@ -1,6 +1,7 @@
 """Sets in CVLFace's Arrow layout, a folder of images with an index: template sets, with metadata.pt beside the images,
 and verification sets, with a flag to each image."""
 
+import json
 import os
 import pickle
 import re
@@ -133,14 +134,31 @@ def _open(path: str, wanted: list[str]) -> Any:
     except ImportError as error:
         raise TemplateSetError(f"{path}: is read by the package `datasets`: pip install datasets ({error})") from error
     try:
+        _stay_inside(path)
         rows = datasets.load_from_disk(path)
         columns = rows.column_names
         if isinstance(columns, list) and set(wanted) <= set(columns):
-            return rows.select_columns(wanted).cast_column("image", datasets.Image(decode=False))
+            # An image is the bytes in the row, and the rest are numbers: `datasets` would open a path in their place.
+            typed = rows.select_columns(wanted).cast_column("image", datasets.Image(decode=False))
+            for name in set(wanted) - {"image"}:
+                if not isinstance(typed.features[name], datasets.Value):
+                    raise TemplateSetError(f"{path}: {name} is {typed.features[name]}, but must be a number")
+            return typed
+    except InputError:
+        raise
     except Exception as error:  # what Arrow, JSON and the file system raise has no common base
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise TemplateSetError(f"{path}: cannot be read as an Arrow set ({reason}); fetch the folder again") from error
     raise TemplateSetError(f"{path}: has the columns {columns}, but must have {wanted}; is it another protocol's set?")
+
+
+def _stay_inside(path: str) -> None:
+    """Raise TemplateSetError where the set's state.json names a file of images outside its folder."""
+    for entry in json.loads(Path(path, "state.json").read_text())["_data_files"]:
+        if os.path.basename(entry["filename"]) != entry["filename"]:
+            raise TemplateSetError(
+                f"{path}: state.json names {entry['filename']!r}, no file of the folder; fetch the folder again"
+            )
 
 
 def _order(path: str, index: np.ndarray) -> np.ndarray:
@@ -206,7 +224,10 @@ def _as_array(entries: Any) -> np.ndarray:
             is_flat = all(isinstance(entry, str) and len(entry) <= LONGEST_TEXT for entry in entries)
         else:
             is_flat = all(isinstance(entry, bool | int | float | np.number | np.bool_) for entry in entries)
-        return np.asarray(list(entries)) if is_flat else np.array(None)
+        try:
+            return np.asarray(list(entries)) if is_flat else np.array(None)
+        except OverflowError:  # a whole number that no float holds, beside floats
+            return np.array(None)
     return np.asarray(entries)
 
 
