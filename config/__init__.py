@@ -106,6 +106,7 @@ def _known(key: str) -> None:
 
 
 def _nearest(name: str, names: Mapping[str, Any]) -> str:
+    name = name[:100]  # of what is longer none is near, and to find that out takes long
     lower = {known.lower(): known for known in names}
     close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
     if not close:
