@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,10 @@ def _plain(name: str, value: Any, room: int) -> Any:
             raise TemplateSetError(f"{name}: no plain tensor; save it as a NumPy array") from error
     if isinstance(value, Tensor | np.ndarray) and value.nbytes > room:  # one number that stands for many
         raise TemplateSetError(f"{name}: {value.nbytes} bytes, more than the file has; save it as a NumPy array")
+    if isinstance(value, np.ndarray) and value.dtype.kind == "U" and value.size and value.dtype.itemsize:
+        codes = np.frombuffer(value.tobytes(), value.dtype.str[0] + "u4")
+        if codes.max() > sys.maxunicode:  # NumPy keeps what is no character until it is made a text
+            raise TemplateSetError(f"{name}: holds texts with characters that do not exist; fetch it again")
     return value
 
 

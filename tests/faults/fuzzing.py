@@ -4,6 +4,7 @@ An input survives where its reader gives a result or an InputError, and neither 
 nor does anything that data has no business with. Each input depends on the seed and on those before it.
 """
 
+import contextlib
 import os
 import pickletools
 import random
@@ -60,10 +61,9 @@ class Target:
 def opcodes(data: bytes) -> list[bytes]:
     """A pickle in pieces of one opcode with its argument; what cannot be read is one piece."""
     starts = []
-    try:
-        starts += [at for _, _, at in pickletools.genops(data)]
-    except Exception:  # noqa: S110 (what stands before the break is enough)
-        pass
+    with contextlib.suppress(Exception):  # what stands before the break is enough
+        for _, _, at in pickletools.genops(data):
+            starts.append(at)
     return [data[a:b] for a, b in zip([0, *starts[1:]], [*starts[1:], len(data)], strict=True)] if starts else [data]
 
 
@@ -147,13 +147,27 @@ class _Watch:
             return f"opened {args[0]!r} for writing"
         if event == "import" and args[0].partition(".")[0] not in self._known:
             return f"imported {args[0]}"
-        if event == "exec" and isinstance(args[0], CodeType) and not os.path.isfile(args[0].co_filename):
+        if (
+            event == "exec"
+            and isinstance(args[0], CodeType)
+            and not (os.path.isfile(args[0].co_filename) or _is_importing())
+        ):
             return f"executed code of {args[0].co_filename}"
         if event.startswith(("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.", "socket.", "ctypes.",
                              "os.remove", "os.rename", "os.mkdir", "shutil.",  "webbrowser.", "urllib.",
                              "code.__new__", "function.__new__")):  # fmt: skip
             return f"{event} {args!r:.200}"
         return ""
+
+
+def _is_importing() -> bool:
+    """Whether a module is on its way in: those of the libraries above make named tuples by executing texts."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 class _Lines:
@@ -185,7 +199,8 @@ def _raise_hang(*_: object) -> None:
 
 
 def fuzz(target: Target, times: int, seed: int, folder: Path, report: Callable[[str], None]) -> None:
-    """Read `times` changed inputs in `folder`; `report` gets a line of each that does not survive.
+    """Read `times` changed inputs in `folder`; `report` gets a line of each that does not survive, and
+    empty ones in between.
 
     The changed file of an input that fails is kept under failed-N-FILE. A crash or a hang in C leaves the input in the
     folder. Stops at the tenth failure.
@@ -246,3 +261,5 @@ def fuzz(target: Target, times: int, seed: int, folder: Path, report: Callable[[
             if failures == 10:
                 break
         path.write_bytes(originals[one.file])
+        if number % 1000 == 0:
+            report("")
