@@ -15,6 +15,7 @@ from utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = ROOT / "config" / "config.py"
+LONGEST_OVERRIDE = 3000  # characters; of much longer ones Python's parser may exhaust the stack
 
 
 class ConfigError(InputError):
@@ -31,17 +32,15 @@ def load_config(path: str | os.PathLike = BASE, overrides: Sequence[str] = ()) -
     """
     base, layers = _read_layers(Path(path))
     layers.append(_parse_overrides(overrides))
-    cfg, datasets = EasyDict(base["config"]), base["datasets"]
+    cfg, datasets = dict(base["config"]), base["datasets"]
     for layer in layers:
-        cfg.dataset = layer.get("dataset", cfg.dataset)
-    if not RULES["dataset"].check(cfg.dataset):
-        raise ConfigError(f"dataset = {cfg.dataset!r}: allowed is {RULES['dataset'].allowed()}")
-    if cfg.dataset not in datasets:
+        cfg["dataset"] = dataset = layer.get("dataset", cfg["dataset"])
+    if not RULES["dataset"].check(dataset):
+        raise ConfigError(f"dataset = {dataset!r}: allowed is {RULES['dataset'].allowed()}")
+    if dataset not in datasets:
         known = ", ".join(datasets)
-        raise ConfigError(
-            f"dataset = {cfg.dataset!r}: no such entry{_nearest(cfg.dataset, datasets)}; there are {known}"
-        )
-    for layer in [datasets[cfg.dataset], *layers]:
+        raise ConfigError(f"dataset = {dataset!r}: no such entry{_nearest(dataset, datasets)}; there are {known}")
+    for layer in [datasets[dataset], *layers]:
         for key, value in layer.items():
             _known(key)
             cfg[key] = value
@@ -57,7 +56,7 @@ def load_config(path: str | os.PathLike = BASE, overrides: Sequence[str] = ()) -
     missing = [key for key in RULES if key not in cfg]
     if missing:
         raise ConfigError(f"{path}: the config lacks {', '.join(missing)}; config/config.py has every key")
-    return cfg
+    return EasyDict(cfg)
 
 
 def dump_config(cfg: EasyDict, note: str) -> str:
@@ -93,6 +92,8 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"{text!r}: an override is key=value")
+        if len(text) > LONGEST_OVERRIDE:
+            raise ConfigError(f"{text[:40]!r}...: an override of {len(text)} characters; at most {LONGEST_OVERRIDE}")
         _known(key)
         values[key] = RULES[key].parse(value)
     return values
@@ -105,6 +106,7 @@ def _known(key: str) -> None:
 
 
 def _nearest(name: str, names: Mapping[str, Any]) -> str:
+    name = name[:100]  # of what is longer none is near, and to find that out takes long
     lower = {known.lower(): known for known in names}
     close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
     if not close:
@@ -114,7 +116,12 @@ def _nearest(name: str, names: Mapping[str, Any]) -> str:
 
 
 def _expand(key: str, text: str) -> str:
-    expanded = os.path.expanduser(os.path.expandvars(text))
+    try:
+        expanded = os.path.expanduser(os.path.expandvars(text))
+    except ValueError:  # of the name of a user
+        expanded = "\0"
+    if "\0" in expanded:
+        raise ConfigError(f"{key} = {text!r}: no path; it holds a character that no path has")
     if "$" in expanded:
         raise ConfigError(f"{key} = {text!r}: the environment variable in it is not set; set it or write the path out")
     return expanded

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,8 @@ class Rule:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether a value is a number that a float holds, and finite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def number(words: str, test: Callable[[float], bool], optional: bool = False) -> Rule:
@@ -37,7 +39,7 @@ def number(words: str, test: Callable[[float], bool], optional: bool = False) ->
     def check(value: Any) -> bool:
         if value is None:
             return optional
-        return _is_number(value) and abs(value) < float("inf") and test(value)
+        return _is_number(value) and test(value)
 
     return Rule(check, lambda: f"a number {words}" + (" or None" if optional else ""))
 
@@ -48,7 +50,7 @@ def integer(low: int, optional: bool = False) -> Rule:
     def check(value: Any) -> bool:
         if value is None:
             return optional
-        return isinstance(value, int) and not isinstance(value, bool) and value >= low
+        return isinstance(value, int) and not isinstance(value, bool) and low <= value < 2**63
 
     return Rule(check, lambda: f"an integer of at least {low}" + (" or None" if optional else ""))
 
@@ -83,7 +85,7 @@ def names() -> Rule:
 def numbers() -> Rule:
     """A list of numbers, as [8, 14]."""
     return Rule(
-        lambda value: isinstance(value, list) and all(_is_number(item) and abs(item) < float("inf") for item in value),
+        lambda value: isinstance(value, list) and all(map(_is_number, value)),
         lambda: "a list of numbers, as [8,14]",
     )
 

@@ -7,7 +7,7 @@ import torch
 from easydict import EasyDict
 
 from backbones import build_backbone
-from eval.protocols import Results, absence, evaluate, find, flat, open_set, wanted
+from eval.protocols import Results, absence, embeddings_file, evaluate, find, flat, open_set, wanted
 from eval.report import Scored, left_out, write_report
 from eval.results import read_csv, read_json, screen, write_csv, write_json, write_rows
 from eval.sets import Sets
@@ -92,7 +92,7 @@ class Batch:
         as_csv, as_json, arrays = (self._report(path, suffix) for suffix in (".csv", ".json", ".npz"))
         written = [as_csv, as_json, arrays] if self.save_json else [as_csv]
         if self.embeddings:
-            written += [Path(self.embeddings, path.stem, f"{name}.{target}.npy") for name, target in there]
+            written += [embeddings_file(Path(self.embeddings, path.stem), name, target) for name, target in there]
         since = path.stat().st_mtime_ns
         if not all(file.is_file() and file.stat().st_mtime_ns > since for file in written):
             return False

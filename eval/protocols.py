@@ -213,9 +213,14 @@ def _score_set(
     if rank() != 0:
         return None
     if folder is not None:
-        with written_whole(Path(folder, f"{name}.{target}.npy")) as file:
+        with written_whole(embeddings_file(folder, name, target)) as file:
             np.save(file, embeddings.features)
     return PROTOCOLS[name].score(images, embeddings)
+
+
+def embeddings_file(folder: str | os.PathLike, name: str, target: str) -> Path:
+    """Where the embeddings of a set go: in the folder itself, whatever the set is called."""
+    return Path(folder, f"{name}.{target}.npy".replace("/", "_"))
 
 
 def flat(figures: dict[str, dict[str, Figures]]) -> Figures:

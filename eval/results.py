@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import zipfile
 from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from eval.figures import label, text
 from eval.protocols import PROTOCOLS, Arrays, Figures, Results, flat
 from utils.errors import InputError
 from utils.files import write_text, written_whole
+from utils.weights import refuse_inflated
 
 
 def screen(results: Results) -> str:
@@ -69,10 +71,39 @@ def read_json(path: str | os.PathLike, protocols: Container[str] = tuple(PROTOCO
         content: dict[str, Any] = json.loads(Path(path).read_text())
         del content["about"]
         absent, failed = content.pop("absent"), content.pop("failed")
-        flat(content)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError):
+        if not all(isinstance(number, int | float | None) for number in flat(content).values()):
+            raise TypeError("a figure is no number")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{path}: holds no results of run_full_eval.py --results-json") from None
     return Results(content, read_arrays(arrays_beside(path), protocols), absent, failed)
+
+
+def require_ours(path: str | os.PathLike, with_arrays: bool) -> None:
+    """Raise InputError where results written to `path`, or their arrays, would replace a file that holds none.
+
+    To be called before the scoring, which takes long.
+    """
+    files = [(Path(path), _is_results), (arrays_beside(path), _is_arrays)]
+    for file, is_ours in files[: 1 + with_arrays]:
+        if os.path.lexists(file) and not is_ours(file):
+            raise InputError(f"{file}: exists, and holds no results; name another file, or write over it with --force")
+
+
+def _is_results(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text())
+        return "about" in content and ("checkpoints" in content or {"absent", "failed"} <= set(content))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
+def _is_arrays(path: Path) -> bool:
+    """Whether the archive has names as `write_arrays` gives them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return all(name.partition("/")[0] in PROTOCOLS and name.endswith(".npy") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def arrays_beside(path: str | os.PathLike) -> Path:
@@ -99,6 +130,7 @@ def read_arrays(path: str | os.PathLike, protocols: Container[str]) -> dict[str,
     if not os.path.exists(path):
         return arrays
     try:
+        refuse_inflated(path)
         with np.load(path, allow_pickle=False) as file:
             for key in file.files:
                 protocol, rest = key.split("/", 1)

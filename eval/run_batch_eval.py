@@ -30,14 +30,15 @@ def main() -> None:
     add("--latex", action="store_true", help="print the table for a paper, and write it to summary.tex")
     add("--cache-gb", type=gigabytes, default=8.0, metavar="GB", help="10^9 bytes of decoded images to keep, so that "
         "sets are decoded once and not for each checkpoint (default: %(default)s; all public sets: 36)")  # fmt: skip
-    add("--force", action="store_true", help="score also what has a complete report that is newer than it")
+    add("--force", action="store_true", help="write over what is there: score also what has a complete report "
+        "that is newer than it; replace a file that --results-json names and that holds no results")  # fmt: skip
     args = arguments.parse_args()
     cfg, named = read_config(args)
 
     # After the config: --help and a wrong key answer at once, without torch.
     from eval.batch import Batch, find_checkpoints
     from eval.protocols import enabled
-    from eval.results import write_collected_json
+    from eval.results import require_ours, write_collected_json
     from eval.tables import latex, markdown
     from utils.distributed import on_rank_0, process_group, rank
     from utils.files import write_text
@@ -46,6 +47,8 @@ def main() -> None:
     reports = Path(args.report_dir or Path(args.checkpoint_dir, "reports"))
     batch = Batch(cfg, enabled(cfg, named), reports, args.save_json, args.save_embeddings, args.cache_gb)
     with process_group(args.device) as device:
+        if args.results_json and not args.force:
+            on_rank_0(lambda: require_ours(args.results_json, with_arrays=False))
         checkpoints = on_rank_0(lambda: find_checkpoints(args.checkpoint_dir, args.checkpoint_suffix))
         for number, path in enumerate(checkpoints, 1):
             said = batch.score(path, device, args.force)

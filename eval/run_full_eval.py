@@ -15,6 +15,8 @@ def main() -> None:
     arguments.add_argument("--checkpoint", required=True, help="the student's weights, <step>backbone.pth")
     arguments.add_argument("--results-json", metavar="FILE", help="write the figures there, and each pair's score and "
         "decision beside it as .npz")  # fmt: skip
+    arguments.add_argument("--force", action="store_true", help="write over what is there: a file that --results-json "
+        "names and that holds no results")  # fmt: skip
     arguments.add_argument("--plots", metavar="DIR", help="write plots as PNG there, and report.html")
     args = arguments.parse_args()
     cfg, named = read_config(args, init_from=os.path.abspath(args.checkpoint))
@@ -25,14 +27,16 @@ def main() -> None:
     from backbones import build_backbone
     from eval.protocols import enabled, evaluate, open_set
     from eval.report import Scored, write_report
-    from eval.results import screen, write_json
+    from eval.results import require_ours, screen, write_json
     from eval.sets import Sets
-    from utils.distributed import process_group, rank
+    from utils.distributed import on_rank_0, process_group, rank
     from utils.precision import compute_type
     from utils.run_log import describe_run
 
     sets = Sets()
     with process_group(args.device) as device:
+        if args.results_json and not args.force:
+            on_rank_0(lambda: require_ours(args.results_json, with_arrays=True))
         network = build_backbone(cfg).to(device, memory_format=torch.channels_last)
         dtype, folder = compute_type(cfg.dtype, device), args.save_embeddings
         results = evaluate(network, cfg, enabled(cfg, named), device, dtype, sets, folder)

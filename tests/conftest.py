@@ -19,6 +19,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import utils  # noqa: F401 (before tests import OpenCV, which reads its limit when it is loaded)
+
 os.environ["OMP_NUM_THREADS"] = "1"  # of the scripts that tests start: the arithmetic does not depend on the machine
 
 # Scripts start as forks of a process that has imported what takes seconds, none of it ours.

@@ -3,7 +3,8 @@
 import io
 import os
 import pickle
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -80,17 +81,18 @@ def _checked(path: str, content: Any) -> tuple[list, np.ndarray]:
         isinstance(content, tuple | list) and len(content) == 2 and all(isinstance(part, _LISTS) for part in content)
     ):
         raise BinError(f"{path}: holds no pair (images, is_same)")
-    try:
-        encoded, is_same = list(content[0]), np.asarray(content[1])
-    except ValueError:
-        raise BinError(f"{path}: is_same is no list of flags") from None
-    if is_same.ndim != 1 or is_same.dtype.kind not in "bui" or len(encoded) != 2 * len(is_same) or not len(encoded):
+    encoded, is_same = (() if isinstance(part, np.ndarray) and part.ndim == 0 else part for part in content)
+    # Before anything is made of them: an array of 10^12 rows of 0 bytes takes no room in the file.
+    if len(encoded) != 2 * len(is_same) or not len(encoded):
         raise BinError(f"{path}: {len(encoded)} images and {len(is_same)} flags; a set has two images a pair")
+    if not all(isinstance(flag, int | np.bool_ | np.integer) for flag in is_same):
+        raise BinError(f"{path}: is_same is no list of flags")
+    encoded, is_same = list(encoded), np.array([bool(flag) for flag in is_same])
     for number, image in enumerate(encoded):
         is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8
         if not (is_array or isinstance(image, bytes | bytearray)):
             raise BinError(f"{path}: image {number} is {type(image).__name__}, not encoded bytes")
-    return [image.reshape(-1) if isinstance(image, np.ndarray) else image for image in encoded], is_same.astype(bool)
+    return [image.reshape(-1) if isinstance(image, np.ndarray) else image for image in encoded], is_same
 
 
 class _Forbidden(pickle.UnpicklingError):
@@ -104,15 +106,43 @@ def _encode_latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def _array_constructors() -> dict[tuple[str, str], Callable]:
-    allowed: dict[tuple[str, str], Callable] = {("_codecs", "encode"): _encode_latin1}
+# The three below take what NumPy writes of an array and nothing else: a shape alone would claim memory that the file
+# has no bytes for.
+_NDARRAY = object()  # stands for numpy.ndarray, which pickles only name
+
+
+def _dtype(name: str, *align_and_copy: bool) -> np.dtype:
+    if not re.fullmatch(r"[|<>=]?[biu][1248]", str(name)):
+        raise _Forbidden(f"an array of {name}")
+    return np.dtype(name, copy=True)
+
+
+def _reconstruct(kind: object, shape: tuple, code: bytes) -> np.ndarray:
+    if kind is not _NDARRAY or shape != (0,):
+        raise _Forbidden("an array without its bytes")
+    return np.empty(0, np.int8)
+
+
+def _frombuffer(data: bytes, dtype: np.dtype, shape: tuple, order: str, *rest: tuple) -> np.ndarray:
+    if not isinstance(data, bytes):  # of an array that changes later there would be dangling memory
+        raise _Forbidden(f"a view of a {type(data).__name__}")
+    return np._core.numeric._frombuffer(data, dtype, shape, order, *rest)
+
+
+def _array_constructors() -> dict[tuple[str, str], Any]:
+    allowed: dict[tuple[str, str], Any] = {("_codecs", "encode"): _encode_latin1}
     for package in ("numpy.core", "numpy._core"):
-        allowed[f"{package}.multiarray", "_reconstruct"] = np._core.multiarray._reconstruct
+        allowed[f"{package}.multiarray", "_reconstruct"] = _reconstruct
         allowed[f"{package}.multiarray", "scalar"] = np._core.multiarray.scalar
-        allowed[f"{package}.numeric", "_frombuffer"] = np._core.numeric._frombuffer
-    allowed["numpy", "ndarray"] = np.ndarray
-    allowed["numpy", "dtype"] = np.dtype
+        allowed[f"{package}.numeric", "_frombuffer"] = _frombuffer
+    allowed["numpy", "ndarray"] = _NDARRAY
+    allowed["numpy", "dtype"] = _dtype
     return allowed
+
+
+# Dicts and sets take 200 bytes for one of the file's; items of arrays can be set in shapes that the file has no bytes
+# for; the others make objects in ways that no set of images uses.
+_NEEDLESS = "EMPTY_DICT DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET INST OBJ NEWOBJ NEWOBJ_EX EXT1 EXT2 EXT4"
 
 
 class _AllowListUnpickler(pickle._Unpickler):
@@ -126,15 +156,23 @@ class _AllowListUnpickler(pickle._Unpickler):
     def load_build(self) -> None:
         target, state = self.stack[-2:]
         if isinstance(target, np.dtype):
-            if target.kind not in "biu" or state[2:] != (None, None, None, -1, -1, 0):
+            if state[2:] != (None, None, None, -1, -1, 0):
                 raise _Forbidden(f"an array of {target}")
-        elif not isinstance(target, np.ndarray):
+        elif not isinstance(target, np.ndarray) or target.size:
             raise _Forbidden(f"attributes of a {type(target).__name__}")
         super().load_build()
 
-    dispatch = pickle._Unpickler.dispatch | {pickle.BUILD[0]: load_build}
+    def load_needless(self) -> None:
+        raise _Forbidden("an object that is neither list nor bytes nor array")
 
-    def find_class(self, module: str, name: str) -> Callable:
+    dispatch = pickle._Unpickler.dispatch | {
+        **dict.fromkeys((getattr(pickle, name)[0] for name in _NEEDLESS.split()), load_needless),
+        pickle.BUILD[0]: load_build,
+        # Python's own makes a bytearray of the length that the file claims before it looks for the bytes.
+        pickle.BYTEARRAY8[0]: pickle._Unpickler.load_binbytes8,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
         try:
             return self.allowed[module, name]
         except KeyError:

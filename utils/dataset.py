@@ -20,6 +20,7 @@ from utils.errors import InputError
 from utils.images import SIZE, decode_aligned, decode_into
 from utils.recordio import IndexedRecordReader
 
+MOST_CLASSES = 2**24  # up to here every whole number is a float32, which labels are
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
@@ -96,6 +97,8 @@ class RecordDataset(FaceDataset):
         header, _ = self.reader.read(int(keys[0]))
         stated = read_property(folder / "property")
         if header.flag == 2:  # InsightFace: label [N + 1, N + 1 + num_ids], images under 1 .. N
+            if not np.isfinite(header.label).all():
+                raise DataError(f"{self.source}: record 0 says {header.label}, no range of keys; fetch it again")
             end, last = (int(value) for value in header.label)
             keys = keys[(keys >= 1) & (keys < end)]
             if len(keys) != end - 1:
@@ -103,6 +106,8 @@ class RecordDataset(FaceDataset):
                     f"{folder / 'train.idx'}: lists {len(keys)} images, record 0 says {end - 1}; fetch it again"
                 )
             self.num_classes = last - end
+            if self.num_classes < 1:
+                raise DataError(f"{self.source}: record 0 says {self.num_classes} identities; fetch it again")
             if stated is not None and stated != self.num_classes:
                 raise DataError(f"{folder / 'property'}: says {stated} identities, record 0 says {self.num_classes}")
         else:
@@ -152,8 +157,11 @@ class RecordDataset(FaceDataset):
 
     def _count_classes(self, keys: np.ndarray) -> int:
         """One more than the largest label, for a set that states its number of identities nowhere."""
-        labels = (self.reader.read(int(key))[0] for key in tqdm(keys, "counting identities (no property file)"))
-        return 1 + int(max(label.label if label.flag == 0 else label.label[0] for label in labels))
+        headers = (self.reader.read(int(key))[0] for key in tqdm(keys, "counting identities (no property file)"))
+        largest = float(np.max([header.label if header.flag == 0 else header.label[0] for header in headers]))
+        if not 0 <= largest < MOST_CLASSES:
+            raise DataError(f"{self.source}: the largest label is {largest:g}; identities are numbered from 0")
+        return 1 + int(largest)
 
 
 class FolderDataset(FaceDataset):

@@ -54,8 +54,10 @@ class EmbeddingFile:
 
     def _open(self) -> np.ndarray:
         try:
-            return np.load(self.path, mmap_mode="r")
-        except (ValueError, EOFError) as error:
+            return np.lib.format.open_memmap(self.path, mode="r")
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # what NumPy raises on a broken header has no common base
             raise EmbeddingError(f"{self.path}: broken or cut short ({error}); remove it and make it anew") from error
 
     def __getstate__(self) -> dict:
@@ -88,9 +90,11 @@ def read_description(path: Path) -> Description:
     try:
         description = json.loads(description_path(path).read_text())
         shape_of(description)
+        if not all(isinstance(section, dict) for section in description.values()):
+            raise TypeError("a section is no dict")
     except FileNotFoundError:
         raise EmbeddingError(f"{description_path(path)}: missing; it says what {path} holds") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise EmbeddingError(f"{description_path(path)}: no description of embeddings; make them anew") from error
     return description
 

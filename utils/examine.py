@@ -194,7 +194,7 @@ def examine_records(folder: Path, report: Report, num_workers: int) -> tuple[Rec
 
 def _usable(keys: np.ndarray, offsets: np.ndarray, file: RecordFile, report: Report) -> tuple[np.ndarray, np.ndarray]:
     """Keys and offsets of the entries that can be followed, each key once, in the order of the file."""
-    inside = (offsets >= 0) & (offsets + 8 <= file.size) & (offsets % 4 == 0)
+    inside = (offsets >= 0) & (offsets <= file.size - 8) & (offsets % 4 == 0)
     outside = zip(keys[~inside], offsets[~inside], strict=True)
     report.problem("index entry that points where no record can be", (f"record {k} at byte {o}" for k, o in outside))
     keys, offsets = keys[inside], offsets[inside]

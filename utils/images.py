@@ -1,5 +1,7 @@
 """Encoded images to RGB arrays, and batches of them to network input."""
 
+import os
+import struct
 from collections.abc import Callable, Sequence
 
 import cv2
@@ -10,6 +12,7 @@ from torch import Tensor
 from utils.errors import InputError
 
 SIZE = 112  # pixels a side of an aligned face
+MOST_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])  # of an image; see utils/__init__.py
 # What lies between an image and a network's input, in words, for files that must fit it.
 PREPROCESSING = {"size": SIZE, "colours": "RGB", "scale": "(x - 127.5) / 127.5", "views": ["image", "mirror image"]}
 
@@ -21,13 +24,38 @@ class ImageError(InputError):
 def decode_rgb(encoded: bytes | memoryview | np.ndarray, name: str) -> np.ndarray:
     """Encoded bytes -> uint8 [H, W, 3] RGB. `name` says in the error which image it was."""
     data = np.frombuffer(encoded, dtype=np.uint8) if not isinstance(encoded, np.ndarray) else encoded
+    width, height = _claimed_size(data.data)
+    if width * height > MOST_PIXELS:
+        raise ImageError(f"{name}: claims to be {width}x{height} pixels, too large; at most {MOST_PIXELS} are decoded")
     try:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if data.size else None
-    except cv2.error:
+    except cv2.error as error:
+        if "MAX_IMAGE_PIXELS" in str(error):
+            raise ImageError(f"{name}: too large; images of at most {MOST_PIXELS} pixels are decoded") from None
         image = None
     if image is None:
         raise ImageError(f"{name}: {data.size} bytes that decode to no image; replace or remove it")
     return image
+
+
+def _claimed_size(data: memoryview) -> tuple[int, int]:
+    """(width, height) by the header of a JPEG or PNG, (0, 0) of all else: what is too large of these OpenCV refuses.
+
+    For errors that say so, and for programs that imported OpenCV before they could tell it what is too large.
+    """
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
+        return struct.unpack_from(">II", data, 16)
+    at = 2  # of the next segment: 0xFF, its kind, its length in 2 bytes
+    while data[:2] == b"\xff\xd8" and at + 9 <= len(data):
+        kind = data[at + 1]
+        if data[at] != 0xFF or kind == 0xFF:  # what stands between segments is skipped
+            at += 1
+        elif 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # the start of a frame
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            return width, height
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return 0, 0
 
 
 def decode_aligned(encoded: bytes | memoryview | np.ndarray, name: str) -> np.ndarray:

@@ -34,6 +34,7 @@ LISTS = {  # the files of meta: the fields of a line, and what an error says tha
     ),
 }
 _NO_FACE = 1e-6  # square pixels; eyes 10 pixels apart give some 770, five points at one place rounding errors of 1e-11
+LONGEST_NAME = 255  # bytes of a file's name on common file systems
 _LINES_A_TRY = 4096  # by which a line that cannot be read is searched for
 
 
@@ -125,7 +126,7 @@ def _find_lists(path: str) -> list[Path]:
 def _read(path: Path, fields: list[tuple], expected: str) -> np.ndarray:
     """Lines of words between white space as a structured array [lines]; bytes get the width of the longest file."""
     if fields[0] == ("file", "S"):
-        fields = [("file", _load(path, np.dtype("S"), usecols=0).dtype), *fields[1:]]
+        fields = [("file", f"S{_width(path, expected)}"), *fields[1:]]
     dtype = np.dtype(fields)
     try:
         table = _load(path, dtype)
@@ -136,13 +137,26 @@ def _read(path: Path, fields: list[tuple], expected: str) -> np.ndarray:
     return table
 
 
-def _load(lines: Path | list[str], dtype: np.dtype, usecols: int | None = None) -> np.ndarray:
+def _width(path: Path, expected: str) -> int:
+    """Bytes of the longest file's name. Every name takes as many in the table, so that a long one is refused."""
+    width = 1
+    with open(path, encoding="latin1") as file:
+        for number, line in enumerate(file, 1):
+            words = line.split(None, 1)
+            if words and len(words[0]) > width:
+                width = len(words[0])
+                if width > LONGEST_NAME:
+                    raise _bad_line(path, number, line, f"{expected}; a name has at most {LONGEST_NAME} bytes")
+    return width
+
+
+def _load(lines: Path | list[str], dtype: np.dtype) -> np.ndarray:
     """NumPy's reader, at 15.7 million lines faster than pandas' and with half its memory. Raises ValueError."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of empty lines and files
         warnings.simplefilter("error", DeprecationWarning)  # of fractions, which older NumPy cuts to integers
         try:  # latin1 keeps bytes as they are
-            return np.loadtxt(lines, dtype, comments=None, usecols=usecols, ndmin=1, encoding="latin1")
+            return np.loadtxt(lines, dtype, comments=None, ndmin=1, encoding="latin1")
         except DeprecationWarning as error:
             raise ValueError(str(error)) from error
 

@@ -118,7 +118,7 @@ class IndexedRecordReader(RecordFile):
         super().__init__(rec_path)
         self.idx_path = _existing(idx_path)
         keys, offsets = read_index(self.idx_path)
-        outside = np.flatnonzero((offsets < 0) | (offsets + _HEAD.size > self._size) | (offsets % 4 != 0))
+        outside = np.flatnonzero((offsets < 0) | (offsets > self._size - _HEAD.size) | (offsets % 4 != 0))
         if len(outside):
             first = outside[0]
             raise RecordError(

@@ -1,9 +1,11 @@
 """Sets in CVLFace's Arrow layout, a folder of images with an index: template sets, with metadata.pt beside the images,
 and verification sets, with a flag to each image."""
 
+import json
 import os
 import pickle
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,13 @@ from torch import Tensor
 from utils.bin_file import fit
 from utils.errors import InputError
 from utils.images import decode_aligned, decode_rgb
+from utils.weights import refuse_inflated
 
 # Kinds of entries, as NumPy's dtype.kind calls them.
 INTEGERS, NUMBERS, TEXTS = "biu", "biuf", "U"
 _IN_WORDS = {INTEGERS: "whole numbers", NUMBERS: "numbers", TEXTS: "texts"}
 _NOTHING: Mapping[str, str] = {}
+LONGEST_TEXT = 1024  # characters of a path in the metadata
 
 
 class TemplateSetError(InputError):
@@ -90,6 +94,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise TemplateSetError(f"{path}: no such file; it belongs to the set: fetch the whole folder")
     try:
+        refuse_inflated(path)
         with torch.serialization.safe_globals(_array_constructors()):
             metadata = torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # a broken pickle raises nearly any exception
@@ -104,7 +109,27 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
         raise TemplateSetError(f"{path}: {problem}") from error
     if not isinstance(metadata, dict):
         raise TemplateSetError(f"{path}: holds no dict of arrays by name, but {type(metadata).__name__}")
-    return {key: value.view(np.ndarray) if isinstance(value, _Array) else value for key, value in metadata.items()}
+    room = os.path.getsize(path)
+    return {key: _plain(f"{path}: {key!s:.80}", value, room) for key, value in metadata.items()}
+
+
+def _plain(name: str, value: Any, room: int) -> Any:
+    """An entry of the metadata as others may use it: its tensors and arrays take at most `room` bytes."""
+    if isinstance(value, _Array):
+        value = value.view(np.ndarray)
+    if isinstance(value, Tensor):
+        try:
+            value = value.detach()
+            value.numpy()
+        except (TypeError, RuntimeError) as error:  # sparse, quantized, of a type that NumPy has not
+            raise TemplateSetError(f"{name}: no plain tensor; save it as a NumPy array") from error
+    if isinstance(value, Tensor | np.ndarray) and value.nbytes > room:  # one number that stands for many
+        raise TemplateSetError(f"{name}: {value.nbytes} bytes, more than the file has; save it as a NumPy array")
+    if isinstance(value, np.ndarray) and value.dtype.kind == "U" and value.size and value.dtype.itemsize:
+        codes = np.frombuffer(value.tobytes(), value.dtype.str[0] + "u4")
+        if codes.max() > sys.maxunicode:  # NumPy keeps what is no character until it is made a text
+            raise TemplateSetError(f"{name}: holds texts with characters that do not exist; fetch it again")
+    return value
 
 
 def _open(path: str, wanted: list[str]) -> Any:
@@ -114,14 +139,31 @@ def _open(path: str, wanted: list[str]) -> Any:
     except ImportError as error:
         raise TemplateSetError(f"{path}: is read by the package `datasets`: pip install datasets ({error})") from error
     try:
+        _stay_inside(path)
         rows = datasets.load_from_disk(path)
         columns = rows.column_names
         if isinstance(columns, list) and set(wanted) <= set(columns):
-            return rows.select_columns(wanted).cast_column("image", datasets.Image(decode=False))
+            # An image is the bytes in the row, and the rest are numbers: `datasets` would open a path in their place.
+            typed = rows.select_columns(wanted).cast_column("image", datasets.Image(decode=False))
+            for name in set(wanted) - {"image"}:
+                if not isinstance(typed.features[name], datasets.Value):
+                    raise TemplateSetError(f"{path}: {name} is {typed.features[name]}, but must be a number")
+            return typed
+    except InputError:
+        raise
     except Exception as error:  # what Arrow, JSON and the file system raise has no common base
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise TemplateSetError(f"{path}: cannot be read as an Arrow set ({reason}); fetch the folder again") from error
     raise TemplateSetError(f"{path}: has the columns {columns}, but must have {wanted}; is it another protocol's set?")
+
+
+def _stay_inside(path: str) -> None:
+    """Raise TemplateSetError where the set's state.json names a file of images outside its folder."""
+    for entry in json.loads(Path(path, "state.json").read_text())["_data_files"]:
+        if os.path.basename(entry["filename"]) != entry["filename"]:
+            raise TemplateSetError(
+                f"{path}: state.json names {entry['filename']!r}, no file of the folder; fetch the folder again"
+            )
 
 
 def _order(path: str, index: np.ndarray) -> np.ndarray:
@@ -174,13 +216,24 @@ def _check_metadata(images: TemplateSet, per_image: Mapping[str, str], others: M
 
 
 def _as_array(entries: Any) -> np.ndarray:
-    """Entries as an array, one of no dimension where they are no list; texts also from an array of objects."""
-    try:
-        array = np.asarray(entries)
-    except ValueError:  # lists of different lengths
-        array = np.array(None)
-    is_text = array.dtype == object and array.ndim == 1 and all(isinstance(entry, str) for entry in array)
-    return array.astype(str) if is_text else array
+    """Entries as an array, one of no dimension where they are no flat list; texts also from an array of objects.
+
+    What NumPy made of any list could be larger than the file: it follows a list that holds another one many times, and
+    gives each text the room of the longest.
+    """
+    is_objects = isinstance(entries, np.ndarray) and entries.dtype == object
+    if is_objects and entries.ndim != 1:
+        return np.array(None)
+    if is_objects or isinstance(entries, list | tuple):
+        if is_objects or any(isinstance(entry, str) for entry in entries):
+            is_flat = all(isinstance(entry, str) and len(entry) <= LONGEST_TEXT for entry in entries)
+        else:
+            is_flat = all(isinstance(entry, bool | int | float | np.number | np.bool_) for entry in entries)
+        try:
+            return np.asarray(list(entries)) if is_flat else np.array(None)
+        except OverflowError:  # a whole number that no float holds, beside floats
+            return np.array(None)
+    return np.asarray(entries)
 
 
 # Stand-ins for what a pickled array names. NumPy itself trusts a dtype's state: one that calls pointers plain numbers
@@ -189,6 +242,8 @@ def _as_array(entries: Any) -> np.ndarray:
 
 class _Dtype:
     def __init__(self, name: str, align: bool, copy: bool) -> None:
+        if not re.fullmatch(r"[|<>=]?([biufcSU]\d+|O8?)", name):
+            raise pickle.UnpicklingError(f"GLOBAL numpy.dtype of {name!s:.80}")
         self.plain = np.dtype(name)
 
     def __setstate__(self, state: tuple) -> None:
@@ -198,9 +253,21 @@ class _Dtype:
 
 
 class _Array(np.ndarray):
+    def __new__(cls, *args: Any) -> "_Array":
+        raise pickle.UnpicklingError("GLOBAL numpy.ndarray called")
+
     def __setstate__(self, state: tuple) -> None:
+        if self.size:  # a tensor may share its memory by now
+            raise pickle.UnpicklingError("GLOBAL numpy.ndarray with two states")
         version, shape, dtype, is_fortran, data = state
         super().__setstate__((version, shape, dtype.plain, is_fortran, data))
+
+
+def _reconstruct(kind: type, shape: tuple, code: bytes) -> np.ndarray:
+    """Empty until its state comes, as NumPy writes it: a shape alone would claim memory without bytes in the file."""
+    if kind is not _Array or shape != (0,):
+        raise pickle.UnpicklingError("GLOBAL numpy.ndarray without its bytes")
+    return np._core.multiarray._reconstruct(_Array, (0,), b"b")
 
 
 def _scalar(dtype: _Dtype, data: bytes) -> np.generic:
@@ -211,7 +278,7 @@ def _scalar(dtype: _Dtype, data: bytes) -> np.generic:
 
 def _array_constructors() -> list:
     """What a pickled array or scalar names, under the package names of NumPy 1 and NumPy 2."""
-    constructors = {"_reconstruct": np._core.multiarray._reconstruct, "scalar": _scalar}
+    constructors = {"_reconstruct": _reconstruct, "scalar": _scalar}
     return [
         (_Array, "numpy.ndarray"),
         (_Dtype, "numpy.dtype"),

@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from utils.files import sha256
 
 # Training frameworks leave references to classes of theirs beside the weights, as in AdaFace's release.
 _FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "argparse.Namespace")
-_GARBLED = (ValueError, LookupError, TypeError, AttributeError)  # what torch raises on bytes that are no pickle
+_READABLE = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError)
 
 
 class _Nothing:
@@ -40,6 +41,10 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
         state = state["state_dict"]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: holds no state dict (a dict of tensors by name), but {type(state).__name__}")
+    room = os.path.getsize(path)
+    for name, value in state.items():
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.nbytes > room:
+            raise WeightsError(f"{path}: {name} is no plain tensor, or larger than the file; save it contiguous")
     return state
 
 
@@ -55,8 +60,8 @@ def read_weights_file(path: str | os.PathLike) -> Any:
         raise WeightsError(f"{path}: broken: cut short or changed since it was written, as {sums.name} beside it says")
     try:
         return load_file(path) if path.endswith(".safetensors") else _load_torch_file(path)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, *_GARBLED) as error:
-        known = str(error) and not isinstance(error, (LookupError, TypeError, AttributeError))
+    except Exception as error:  # what torch raises on bytes that are no pickle has no common base
+        known = str(error) and isinstance(error, _READABLE)
         reason = str(error).splitlines()[0] if known else "garbled"
         raise WeightsError(f"{path}: not a weights file that can be read without executing it ({reason})") from error
 
@@ -71,7 +76,20 @@ def _differs_from(path: Path) -> Path | None:
     return sums if any(line.endswith(f"  {path.name}") and line[:64] != sha256(path) for line in lines) else None
 
 
+def refuse_inflated(path: str | os.PathLike) -> None:
+    """Raise UnpicklingError for a zip archive with more in it than its size: compressed, or the same bytes twice.
+
+    torch.save and np.savez store entries as they are; loaders take the room that an entry claims before they read it.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(entry.file_size for entry in archive.infolist())
+        if claimed > os.path.getsize(path):
+            raise pickle.UnpicklingError(f"its entries claim {claimed} bytes, more than the file has")
+
+
 def _load_torch_file(path: str) -> Any:
+    refuse_inflated(path)
     try:
         return torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError:
