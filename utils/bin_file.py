@@ -1,6 +1,7 @@
 """Verification sets in .bin files: a pickle of (encoded images, is_same), read through an allow-list."""
 
 import io
+import math
 import os
 import pickle
 import re
@@ -95,6 +96,16 @@ def _checked(path: str, content: Any) -> tuple[list, np.ndarray]:
     return [image.reshape(-1) if isinstance(image, np.ndarray) else image for image in encoded], is_same
 
 
+def require_size(version: int, shape: tuple, dtype: np.dtype, is_fortran: bool, data: bytes | list) -> None:
+    """Raise UnpicklingError where the state of a pickled array has not as many bytes as its shape says.
+
+    NumPy would say so too, but calls a number that is too large for it out of memory.
+    """
+    size = dtype.itemsize if isinstance(data, bytes) else 1  # objects are a list
+    if len(shape) > 64 or math.prod(shape) * size != len(data):
+        raise pickle.UnpicklingError("an array of another size than its shape says")
+
+
 class _Forbidden(pickle.UnpicklingError):
     pass
 
@@ -160,6 +171,8 @@ class _AllowListUnpickler(pickle._Unpickler):
                 raise _Forbidden(f"an array of {target}")
         elif not isinstance(target, np.ndarray) or target.size:
             raise _Forbidden(f"attributes of a {type(target).__name__}")
+        else:
+            require_size(*state)
         super().load_build()
 
     def load_needless(self) -> None:

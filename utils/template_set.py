@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.bin_file import fit
+from utils.bin_file import fit, require_size
 from utils.errors import InputError
 from utils.images import decode_aligned, decode_rgb
 from utils.weights import refuse_inflated
@@ -260,6 +260,7 @@ class _Array(np.ndarray):
         if self.size:  # a tensor may share its memory by now
             raise pickle.UnpicklingError("GLOBAL numpy.ndarray with two states")
         version, shape, dtype, is_fortran, data = state
+        require_size(version, shape, dtype.plain, is_fortran, data)
         super().__setstate__((version, shape, dtype.plain, is_fortran, data))
 
 

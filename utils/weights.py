@@ -17,7 +17,7 @@ from utils.files import sha256
 
 # Training frameworks leave references to classes of theirs beside the weights, as in AdaFace's release.
 _FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "argparse.Namespace")
-_READABLE = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError)
+_READABLE = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError)  # with their text
 
 
 class _Nothing:

@@ -220,7 +220,7 @@ def fuzz(target: Target, times: int, seed: int, folder: Path, report: Callable[[
     signal.signal(signal.SIGALRM, _raise_hang)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + target.addresses, resource.RLIM_INFINITY))
-    before = 0
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     for number in range(times):
         one = _changed(source, source.choice(corpus), corpus, target.words)
         path = Path(folder, one.file)
@@ -245,7 +245,6 @@ def fuzz(target: Target, times: int, seed: int, folder: Path, report: Callable[[
             signal.setitimer(signal.ITIMER_REAL, 0)
             watch.armed = False
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        before = before or peak
         if peak > before + ROOM:
             wrong, before = wrong or f"memory grew by {peak - before} bytes", peak
         if watch.seen:

@@ -1,15 +1,20 @@
 """The readers that test_strangers.py feeds with changed files, each with files as it should find them."""
 
 import contextlib
+import ctypes
 import io
 import json
 import os
 import pickle
+import socket
 import struct
+import subprocess
+import time
 import zipfile
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -252,7 +257,42 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
 }
 
 
+# Readers that do what none may: what the watch must see.
+FAULTY: dict[str, Callable[[Path], Any]] = {
+    "ended with code": lambda folder: os.abort(),
+    "took more than": lambda folder: time.sleep(60),
+    "memory grew by": lambda folder: bytearray(b"x" * 2**27),
+    "ValueError": lambda folder: int("x"),
+    "os.system": lambda folder: os.system("true"),
+    "executed code of": lambda folder: eval("1 + 1"),  # noqa: S307
+    "for writing": lambda folder: (folder / "x").touch(),
+    "subprocess.Popen": lambda folder: subprocess.run(["true"]),
+    "socket": lambda folder: socket.socket(),
+    "ctypes": lambda folder: ctypes.CDLL("libc.so.6"),
+    "imported": lambda folder: __import__("this"),
+    "asked for more than": lambda folder: _claim(),
+}
+
+
+def _claim() -> None:
+    try:
+        np.empty(2**31, np.uint8)
+    except MemoryError as error:
+        raise RecordError("broken") from error
+
+
+def _faulty(fault: Callable[[Path], Any]) -> Callable[[Path], Target]:
+    """A target whose seed is read well, and all else by what is at fault."""
+
+    def read(folder: Path) -> None:
+        if (folder / "file").read_bytes() != b"the seed":
+            fault(folder)
+
+    return lambda folder: Target(read, "none.py", [Seed("file", b"the seed")])
+
+
 def run(name: str, times: int, folder: Path, reports: Connection) -> None:
     """In a process of its own: fuzz(TARGETS[name])."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders complain of every broken image
-    fuzz(TARGETS[name](folder), times, 1, folder, reports.send)
+    target = TARGETS[name] if name in TARGETS else _faulty(FAULTY[name])
+    fuzz(target(folder), times, 1, folder, reports.send)

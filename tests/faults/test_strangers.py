@@ -26,7 +26,7 @@ import pytest
 import torch
 from conftest import ROOT, WARM, run_script, size
 from easydict import EasyDict
-from strangers import TARGETS, record_files, run, saved
+from strangers import FAULTY, TARGETS, record_files, run, saved
 
 from config import BASE, ConfigError, load_config
 from eval.protocols import PROTOCOLS, embeddings_file
@@ -48,10 +48,8 @@ _LONG = {
 }  # fmt: skip
 
 
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("name", TARGETS)
-def test_changed_files_are_read_or_refused(tmp_path, tried, name):
-    times = size(1000, _LONG.get(name, 20_000))
+def failures(name: str, times: int, kept: Path) -> list[str]:
+    """What is said of the inputs that did not survive; these are kept in the folder `kept`."""
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # files that are written 100,000 times
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         ours, theirs = multiprocessing.Pipe(duplex=False)
@@ -68,11 +66,23 @@ def test_changed_files_are_read_or_refused(tmp_path, tried, name):
             process.join()
             if process.exitcode:
                 failed.append(f"the process ended with code {process.exitcode}")
-        if failed:  # what made it fail is kept: under failed-N-FILE, or, after a crash or a hang, as it stands
-            kept = tmp_path / "inputs"
+        if failed:  # under failed-N-FILE, or, after a crash or a hang, as it stands
             shutil.copytree(folder, kept)
             print(*failed, f"the inputs are in {kept}", sep="\n")
+    return failed
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", TARGETS)
+def test_changed_files_are_read_or_refused(tmp_path, tried, name):
+    times = size(1000, _LONG.get(name, 20_000))
+    failed = failures(name, times, tmp_path / "inputs")
     tried(f"changed {name}: read or refused", times, times - len(failed))
+
+
+@pytest.mark.parametrize("fault", FAULTY)
+def test_the_watch_sees_a_reader_at_fault(tmp_path, fault):
+    assert fault in failures(fault, 2, tmp_path / "inputs")[0]
 
 
 def peak(call: Callable[[], Any]) -> int:
@@ -146,6 +156,13 @@ def test_a_bin_file_takes_little_more_memory_than_it_has_bytes(tmp_path, inside,
     path = tmp_path / "set.bin"
     path.write_bytes(data)
     assert peak(lambda: read_bin(path)) < 100 * len(data) + 2**20
+
+
+def test_an_array_that_is_too_large_for_numpy_is_broken(tmp_path):
+    data = b"\x80\x05" + EMPTY + state(number(2**63 - 1) + b"\x85", b"8 bytes!") + b"."
+    (tmp_path / "set.bin").write_bytes(data)
+    with pytest.raises(BinError, match="an array of another size than its shape says"):
+        read_bin(tmp_path / "set.bin")
 
 
 def test_no_array_of_a_bin_file_changes_under_a_view_of_it(tmp_path):
