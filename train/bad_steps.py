@@ -42,10 +42,13 @@ class BadSteps:
         if event is not None:
             event.record()
 
-    def too_many(self) -> bool:
-        """Whether more than `largest` steps in a row were bad, by what has arrived from the device."""
-        while self._under_way and (self._under_way[0][1] is None or self._under_way[0][1].query()):
-            self._in_a_row = int(self._under_way.popleft()[0])
+    def too_many(self, wait: bool = False) -> bool:
+        """Whether more than `largest` steps in a row were bad, by what has arrived from the device, or by all of it."""
+        while self._under_way and (wait or self._under_way[0][1] is None or self._under_way[0][1].query()):
+            counted, event = self._under_way.popleft()
+            if wait and event is not None:
+                event.synchronize()
+            self._in_a_row = int(counted)
         return self._in_a_row > self._largest
 
     def error(self, step: int) -> TrainingError:
@@ -63,8 +66,10 @@ class BadSteps:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"in_a_row": self._counts[0], "total": self._counts[1]}
+        return {"in_a_row": self._counts[0], "total": self._counts[1], "names": self._names, "last": self._last}
 
     def load(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         self._counts = torch.stack([state["in_a_row"], state["total"]]).to(self._device)
+        self._names = state["names"]
+        self._last = None if state["last"] is None else state["last"].to(self._device)

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ from utils.distributed import (
     doing,
     from_rank_0,
     mean_over_ranks,
+    on_all_ranks,
     on_rank_0,
     rank,
     world_size,
@@ -77,7 +79,7 @@ class Trainer:
         self._failed: dict[str, int] = {}
 
     def run(self) -> None:
-        """Train. A SIGINT or SIGTERM on any rank ends it after the running step, with a checkpoint."""
+        """Train. A SIGINT or SIGTERM on any rank ends it after the running step or evaluation, with a checkpoint."""
         on_rank_0(self._take_output)
         self._resume()
         self.log = RunLog(self.output, self.step, self.total_steps)
@@ -95,9 +97,14 @@ class Trainer:
             self.saver.finish()
             place = self._path() if self.saver.unsaved is None else "its checkpoint is not saved"
             self.log.line(f"{'stopped' if stopped else 'done'} at step {self.step}: {place}")
+        except RuntimeError:
+            previous = {}  # a rank may be lost: a launcher's SIGTERM must not come before this one has said which
+            raise
         finally:
-            self.saver.finish()
-            self.log.close()
+            try:
+                self.saver.finish()
+            finally:
+                self.log.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
         if stopped:
@@ -128,9 +135,11 @@ class Trainer:
                 self.step += 1
                 rate.add(self.total_batch)
                 self.log.advance()
+                self.saver.poll()
                 if self.step % self.cfg.log_every == 0 or self.step == self.total_steps:
                     self._report(output.stats, lr, norm, rate.read())
                 stop, too_many = agreement.read()
+                too_many |= self.step == self.total_steps and self.bad_steps.too_many(wait=True)
                 every = self.cfg.checkpoint_every
                 if (
                     stop
@@ -167,15 +176,18 @@ class Trainer:
             with record_function("input"):
                 batch = step_input(next(micro_batches), self.augment, self.device)
             if self.step == 0 and number == 0 and rank() == 0:
-                save_preview(self.output / "first_batch.png", batch.images, batch.labels)
+                preview = self.output / "first_batch.png"
+                self.log.unless_full(partial(save_preview, preview, batch.images, batch.labels))
             last = number == self.cfg.accumulate_steps - 1
             doing(self.step + 1, "forward and backward")
             with nullcontext() if last else self.task.no_sync():
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                     output = self.task.step(batch)
                 with record_function("backward"):
-                    # A loss that is not finite makes all gradients NaN, and so does one rank for all that share them.
-                    passed = torch.where(output.loss.detach().isfinite(), 1.0, torch.nan) / self.cfg.accumulate_steps
+                    # A loss or a statistic (of the teacher, say) that is not finite makes this rank's gradients NaN,
+                    # and sharing them makes those of all ranks so.
+                    finite = torch.stack([output.loss.detach(), *output.stats.values()]).isfinite().all()
+                    passed = torch.where(finite, 1.0, torch.nan) / self.cfg.accumulate_steps
                     self.scaler.scale(output.loss * passed).backward()
         with record_function("optimiser"):
             self.scaler.unscale_(self.optimizer)
@@ -190,6 +202,7 @@ class Trainer:
         return output, lr, norm
 
     def _report(self, stats: dict[str, Tensor], lr: float, norm: Tensor, images_per_second: float) -> None:
+        barrier()  # on the host, where a rank that hangs is told, before the GPU is waited for
         values = mean_over_ranks({**stats, "grad_norm": norm, "bad_steps": self.bad_steps.total})
         if self.scaler.is_enabled():
             values["loss_scale"] = self.scaler.get_scale()
@@ -225,8 +238,10 @@ class Trainer:
         return self.output / f"{self.step}{checkpoint.PARTS[0]}"
 
     def _save(self) -> None:
+        barrier()
         if rank() != 0:
             return
+        self.log.retry()
         state = {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -247,10 +262,13 @@ class Trainer:
     def _resume(self) -> None:
         on_rank_0(lambda: checkpoint.remove_unfinished(self.output))
         step, problems = on_rank_0(lambda: checkpoint.step_to_resume(self.cfg))
-        self._notes = [f"NOT RESUMED: {problem}; going on from step {step}" for problem in problems]
+        self._notes = [
+            f"NOT RESUMED: {problem}; {f'going on from step {step}' if step else 'starting anew'}"
+            for problem in problems
+        ]
         if step == 0:
             return
-        saved = checkpoint.load(self.output, step)
+        saved = on_all_ranks(lambda: checkpoint.load(self.output, step))
         before, now = saved.state["run"], self._identity()
         if before != now:
             changed = [f"{key} {before.get(key)!r} (now {now[key]!r})" for key in now if before.get(key) != now[key]]

@@ -56,9 +56,13 @@ class StepProfile:
         if profiled.step_num <= WARM_UP:
             return
         temporary = self._path.with_name(f".{os.getpid()}.{self._path.name}")  # .gz stays at the end: it is obeyed
-        profiled.export_chrome_trace(str(temporary))
-        os.replace(temporary, self._path)
-        self._line(f"profile: {self._path}, to look at in ui.perfetto.dev\n{table(profiled.events(), self._on_gpu)}")
+        where = f"{self._path}, to look at in ui.perfetto.dev"
+        try:
+            profiled.export_chrome_trace(str(temporary))
+            os.replace(temporary, self._path)
+        except OSError as error:
+            where = f"NOT WRITTEN: {error}"
+        self._line(f"profile: {where}\n{table(profiled.events(), self._on_gpu)}")
 
 
 def table(events: list[FunctionEvent], on_gpu: bool) -> str:

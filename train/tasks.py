@@ -68,6 +68,7 @@ class Task:
         student = synchronise(student, device) if cfg.sync_bn else student
         self.student = student.to(device, memory_format=torch.channels_last)
         self.head = head.to(device)
+        self._buffers = [*self.student.buffers(), *self.head.softmax.buffers()]
         self._wrappers = _shared(self.student, device), _shared(self.head, device)
         self._student, self._head = self._wrappers
         if compiles(cfg.compile, device):
@@ -81,7 +82,7 @@ class Task:
 
     def begin_step(self) -> None:
         """What forward passes change from here on can be undone by `end_step`."""
-        self._kept = Kept([*self.student.buffers(), *self.head.softmax.buffers()])
+        self._kept = Kept(self._buffers)
         self.head.begin_step()
 
     def end_step(self, undo: Tensor) -> None:

@@ -35,7 +35,7 @@ class Checkpoint(NamedTuple):
 
 
 def save(folder: str | os.PathLike, step: int, checkpoint: Checkpoint) -> Path:
-    """Write the files, each whole, the checksums last: they mark a complete checkpoint. Gives the student's path."""
+    """Write the files, each whole, the state and the checksums last. Gives the student's path."""
     remove(folder, step)  # an older one of this step must not be completed by half of the new one
     sums = ""
     for part, content in zip(PARTS, checkpoint, strict=True):
@@ -66,25 +66,34 @@ class Saver:
         self.finish()
         self._writing = self._thread.submit(self._write, step, _copied(checkpoint))
 
+    def poll(self) -> None:
+        """Say what became of the last save, if that is known by now."""
+        if self._writing is not None and self._writing.done():
+            self.finish()
+
     def finish(self) -> None:
         """Wait until all is written."""
         writing, self._writing = self._writing, None
         if writing is not None:
-            writing.result()
+            for line in writing.result():
+                self._say(line)
 
-    def _write(self, step: int, checkpoint: Checkpoint) -> None:
+    def _write(self, step: int, checkpoint: Checkpoint) -> list[str]:
+        """In the thread, which itself says nothing: a worker forked meanwhile would inherit the locks of the screen."""
         try:
-            path = save(self._folder, step, checkpoint)
-            prune(self._folder, self._keep)
+            said = [f"saved {save(self._folder, step, checkpoint)}"]
+            self.unsaved = None
         except OSError as error:
             self.unsaved = step
-            self._say(
+            return [
                 f"NOT SAVED: the checkpoint of step {step} ({error}); training goes on and tries again at the next "
                 "one, older ones are whole; make room or rights for it"
-            )
-        else:
-            self.unsaved = None
-            self._say(f"saved {path}")
+            ]
+        try:
+            prune(self._folder, self._keep)
+        except OSError as error:
+            said.append(f"NOT REMOVED: checkpoints older than the {self._keep} newest ({error})")
+        return said
 
 
 def _copied(value: Any) -> Any:
@@ -100,9 +109,14 @@ def _copied(value: Any) -> Any:
 
 
 def damage(folder: str | os.PathLike, step: int) -> str | None:
-    """What is wrong with the files of a complete checkpoint; None where they are as they were written."""
+    """What is wrong with the files of a complete checkpoint; None where they are as they were written.
+
+    One without checksums, as a kill before the last file leaves it, is taken as it is: each file is whole or not there.
+    """
     sums = Path(folder, f"{step}{SUMS}")
     names = [f"{step}{part}" for part in PARTS]
+    if not sums.exists():
+        return None
     lines = "".join(f"([0-9a-f]{{64}})  {re.escape(name)}\n" for name in names)
     written = re.fullmatch(lines, sums.read_text(errors="replace"))
     if written is None:
@@ -119,8 +133,6 @@ def load(folder: str | os.PathLike, step: int) -> Checkpoint:
     if step not in steps:
         there_are = f"there are {', '.join(map(str, steps))}" if steps else "there is none"
         raise CheckpointError(f"{folder}: no complete checkpoint of step {step}; {there_are}")
-    if problem := damage(folder, step):
-        raise CheckpointError(f"{problem}; resume another step: there are {', '.join(map(str, steps))}")
     return Checkpoint(*(_read(Path(folder, f"{step}{part}")) for part in PARTS))
 
 
@@ -132,10 +144,18 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def complete_steps(folder: str | os.PathLike) -> list[int]:
-    """The steps whose files are all there, ascending."""
-    names = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-    steps = [int(match[1]) for match in (re.fullmatch(r"(\d+)state\.pth", name) for name in names) if match]
-    return sorted(step for step in steps if all(f"{step}{part}" in names for part in (*PARTS, SUMS)))
+    """The steps whose three files are there, ascending."""
+    return [step for step, parts in _files(folder).items() if parts >= set(PARTS)]
+
+
+def _files(folder: str | os.PathLike) -> dict[int, set[str]]:
+    """Step -> which of the files of its checkpoint are there; ascending."""
+    found: dict[int, set[str]] = {}
+    for name in os.listdir(folder) if os.path.isdir(folder) else []:
+        match = re.fullmatch(r"(\d+)(\w+\.\w+)", name)
+        if match and match[2] in (*PARTS, SUMS):
+            found.setdefault(int(match[1]), set()).add(match[2])
+    return dict(sorted(found.items()))
 
 
 def step_in_name(name: str) -> int | None:
@@ -156,21 +176,21 @@ def prune(folder: str | os.PathLike, keep: int) -> None:
 
 def remove_after(folder: str | os.PathLike, step: int) -> None:
     """Remove the checkpoints later than `step`: a run that goes on from there gives them up, or resume would mix."""
-    for later in complete_steps(folder):
+    for later in _files(folder):
         if later > step:
             remove(folder, later)
 
 
 def remove(folder: str | os.PathLike, step: int) -> None:
-    """Remove the checkpoint of `step`, if there is one: the checksums first, so that what is left is not complete."""
-    for part in (SUMS, *reversed(PARTS)):
+    """Remove the checkpoint of `step`, if there is one: the state first, so that what is left is not complete."""
+    for part in (*reversed(PARTS), SUMS):
         Path(folder, f"{step}{part}").unlink(missing_ok=True)
 
 
 def remove_unfinished(folder: str | os.PathLike) -> None:
-    """Remove what writes of checkpoints left that were killed."""
+    """Remove what writes left that were killed."""
     for path in Path(folder).glob(".*.part"):
-        if re.fullmatch(r"\.\d+\w+\.\w+\.\d+\.part", path.name):
+        if re.fullmatch(r"\..+\.\d+\.part", path.name):
             path.unlink(missing_ok=True)
 
 
@@ -182,13 +202,17 @@ def step_to_resume(cfg: EasyDict) -> tuple[int, list[str]]:
     steps = complete_steps(cfg.output)
     if cfg.resume == "auto":
         problems = []
-        for step in reversed(steps):
-            if (problem := damage(cfg.output, step)) is None:
+        for step, parts in reversed(_files(cfg.output).items()):
+            if missing := set(PARTS) - parts:
+                problem = f"{cfg.output}: step {step} lacks {', '.join(sorted(missing))}: its writing was cut off"
+            else:
+                problem = damage(cfg.output, step)
+            if problem is None:
                 return step, problems
             problems.append(problem)
-        if problems:
+        if steps:
             raise CheckpointError(f"no checkpoint is whole: {'; '.join(problems)}; start anew in another output")
-        return 0, []
+        return 0, problems
     if cfg.global_step:
         return cfg.global_step, []
     if steps:

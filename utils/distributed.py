@@ -14,7 +14,9 @@ from utils.errors import InputError
 from utils.heartbeat import Heartbeat, RankLost
 
 TIMEOUT = 1800.0  # seconds
+_LATER = 120.0  # seconds by which GPUs wait longer: what they wait for is to be told before NCCL ends the process
 _heartbeat: Heartbeat | None = None
+_host_group: dist.ProcessGroup | None = None  # for what goes through host memory; None: the default group
 
 
 def rank() -> int:
@@ -35,7 +37,7 @@ def process_group(kind: str | None = None, timeout: float = TIMEOUT) -> Iterator
     timeout: seconds after which a rank that the others wait for is given up. Raises RankLost, which names it, and
     InputError for a worker of a DataLoader that was killed.
     """
-    global _heartbeat
+    global _heartbeat, _host_group
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     on_gpu = torch.cuda.is_available() if kind is None else kind == "cuda"
     if on_gpu and not torch.cuda.is_available():
@@ -49,7 +51,9 @@ def process_group(kind: str | None = None, timeout: float = TIMEOUT) -> Iterator
     if on_gpu:
         torch.cuda.set_device(device)
     if "WORLD_SIZE" in os.environ:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout))
+        limit = timedelta(seconds=timeout + _LATER * on_gpu)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=limit)
+        _host_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if on_gpu else None
         _heartbeat = Heartbeat(rank(), world_size())
     try:
         yield device
@@ -64,7 +68,7 @@ def process_group(kind: str | None = None, timeout: float = TIMEOUT) -> Iterator
     if dist.is_initialized():  # not after an error: the other ranks may be inside a collective
         _heartbeat.stop()
         dist.destroy_process_group()
-        _heartbeat = None
+        _heartbeat = _host_group = None
 
 
 def doing(step: int, what: str) -> None:
@@ -92,9 +96,9 @@ def mean_over_ranks(values: dict[str, Tensor]) -> dict[str, float]:
 
 
 def barrier() -> None:
-    """Wait until every rank is here."""
+    """Wait until every rank is here; not for what GPUs are still doing."""
     if world_size() > 1:
-        dist.all_reduce(torch.zeros(1))
+        dist.all_reduce(torch.zeros(1), group=_host_group)
 
 
 def from_rank_0(value: Any) -> Any:
@@ -156,7 +160,7 @@ class Agreement:
     def post(self, *wishes: bool) -> None:
         """This rank's wishes; every rank must post in every step, as many."""
         self._wishes = torch.tensor(wishes, dtype=torch.int32)
-        self._work = dist.all_reduce(self._wishes, async_op=True) if world_size() > 1 else None
+        self._work = dist.all_reduce(self._wishes, group=_host_group, async_op=True) if world_size() > 1 else None
 
     def read(self) -> list[bool]:
         """True for each wish that some rank has."""

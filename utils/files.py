@@ -43,15 +43,17 @@ def sha256(path: str | os.PathLike) -> str:
 def locked(folder: str | os.PathLike) -> BinaryIO:
     """A lock on the folder for this process, for as long as the file that it gives is open; a kill lets go of it.
 
-    Raises OSError where another process has it.
+    Raises OSError where another process has it. Where the file system has no locks there is none.
     """
     path = Path(folder, ".lock")
     file = open(path, "ab")  # noqa: SIM115 - as long as the lock
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # children do not inherit it
-    except OSError as error:
+    except (BlockingIOError, PermissionError) as error:
         file.close()
         raise OSError(f"{folder}: another run is writing there ({error.strerror}); end it, or name another") from error
+    except OSError:
+        pass
     return file
 
 

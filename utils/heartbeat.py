@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 import socket
+import sys
 import threading
 import time
 from datetime import timedelta
@@ -13,7 +15,6 @@ from utils.errors import InputError
 
 INTERVAL = 1.0  # seconds between signs of life
 _PATIENCE = 4 * INTERVAL  # without one, a process is dead or stopped
-_ABORT = "given up"
 
 
 class RankLost(InputError):
@@ -47,22 +48,26 @@ class Heartbeat:
         self._stopped.set()
 
     def verdict(self) -> str:
-        """To be called where a collective failed: which rank is to blame, found within some seconds. Ends that rank."""
-        self._stopped.set()
+        """To be called where a collective failed: which rank is to blame, found within some seconds. A rank that hangs
+        is ended by it. Those that call it too are not to blame."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends the ranks that are left: not yet
         try:
+            self._store.set(f"failed{self._rank}", "")
             before = self._read()
             time.sleep(_PATIENCE)
             after = self._read()
-            self._store.set(_ABORT, str(self._rank))
+            suspects = [r for r in range(self._ranks) if not self._store.check([f"failed{r}"])]
+            silent = [r for r in suspects if before[r].get("beat") == after[r].get("beat")]
+            if silent:
+                return "; ".join(_words(r, after[r], "died, or was stopped:") for r in silent)
+            last = min((after[r]["marks"] for r in suspects), default=0)
+            behind = [r for r in suspects if after[r]["marks"] == last]
+            for r in behind:
+                self._store.set(f"given up{r}", "")
         except (dist.DistError, RuntimeError):
             return "another rank ended, and with it the store by which ranks find each other: see its own error"
-        others = [r for r in range(self._ranks) if r != self._rank]
-        silent = [r for r in others if before[r].get("beat") == after[r].get("beat")]
-        if silent:
-            return "; ".join(_words(r, after[r], "died, or was stopped:") for r in silent)
-        marks = self._now[0]
-        behind = [r for r in others if after[r]["marks"] < marks] or others
-        return "; ".join(_words(r, after[r], "hangs:") for r in behind)
+        return "; or ".join(_words(r, after[r], "hangs:") for r in behind) or "a collective failed on all ranks"
 
     def _read(self) -> list[dict]:
         return [json.loads(self._store.get(str(r))) if self._store.check([str(r)]) else {} for r in range(self._ranks)]
@@ -81,11 +86,11 @@ class Heartbeat:
             number += 1
             try:
                 self._beat(number)
-                if self._store.check([_ABORT]):
-                    self._stopped.wait(2 * INTERVAL)  # where it does not hang, it finds out itself
-                    if not self._stopped.is_set():
-                        print(f"error (rank {self._rank}): given up by another rank, see there", flush=True)
-                        os._exit(1)
+                if self._store.check([f"given up{self._rank}"]):
+                    print(
+                        f"error (rank {self._rank}): given up by another rank, see there", file=sys.stderr, flush=True
+                    )
+                    os._exit(1)
             except (dist.DistError, RuntimeError):
                 return  # the store is gone: so is the rank or the launcher that holds it
 

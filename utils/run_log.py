@@ -101,6 +101,7 @@ class RunLog:
         self._metrics = _Lines(folder / "metrics.jsonl")
         self._board_folder = str(folder / "tensorboard")
         self._board = SummaryWriter(self._board_folder, purge_step=first_step + 1 if first_step else 0)
+        self._on_board: list[dict[str, Any]] = []  # of the last step
         self._not_on_board: list[dict[str, Any]] = []
         self._bar = tqdm(
             total=total_steps,
@@ -120,7 +121,7 @@ class RunLog:
                 except json.JSONDecodeError:
                     continue  # the line that a kill cut short
                 if entry["step"] <= step:
-                    lines.append(line)
+                    lines.append(line.rstrip("\n") + "\n")
                     if entry.get("kind") == "evaluation":
                         self.evaluated.add(entry["step"])
         with written_whole(path) as file:
@@ -152,7 +153,10 @@ class RunLog:
     def _fill_board(self) -> None:
         try:
             if self._board is None:
-                self._board = SummaryWriter(self._board_folder, purge_step=self._not_on_board[0]["step"])
+                first = self._not_on_board[0]["step"]
+                self._board = SummaryWriter(self._board_folder, purge_step=first)
+                again = [entry for entry in self._on_board if entry["step"] == first]
+                self._not_on_board, self._on_board = again + self._not_on_board, []
             for entry in self._not_on_board:
                 for name in entry.keys() - {"step", "kind"}:
                     if entry[name] is not None:
@@ -161,13 +165,20 @@ class RunLog:
         except OSError:
             self._close_board()
             raise
-        self._not_on_board.clear()
+        last = self._not_on_board[-1]["step"]
+        self._on_board = [entry for entry in self._on_board + self._not_on_board if entry["step"] == last]
+        self._not_on_board = []
 
     def _close_board(self) -> None:
         board, self._board = self._board, None
         if board is not None:
             with suppress(OSError):
                 board.close()
+
+    def retry(self) -> None:
+        """Write lines of metrics that could not be written before."""
+        if self.active:
+            self.unless_full(lambda: self._metrics.write(""))
 
     def unless_full(self, write: Callable[[], None]) -> None:
         """Write, on rank 0; an OSError (disk full, permission) is told, and training goes on."""
@@ -188,7 +199,8 @@ class RunLog:
             self.unless_full(self._metrics.close)
             self._close_board()
             for handler in list(self._logger.handlers):
-                handler.close()
+                with suppress(OSError):
+                    handler.close()
                 self._logger.removeHandler(handler)
 
 

@@ -32,6 +32,9 @@ def stop(output):
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+AFTER = {function.__name__: function for function in (nan_loss, nan_gradient, hang, die, stop)}
+
+
 def run(cfg, dataset, device):
     from train.loop import Trainer
     from train.tasks import Distillation
@@ -44,9 +47,13 @@ def run(cfg, dataset, device):
 
         def step(self, batch):
             self.passes += 1
+            self.now = int(first) <= self.passes <= int(last) and rank() == int(where)
             output = super().step(batch)
-            now = int(first) <= self.passes <= int(last) and rank() == int(where)
-            return globals()[what](output) if now else output
+            return AFTER[what](output) if self.now and what in AFTER else output
+
+        def _target(self, batch):
+            teacher = super()._target(batch)
+            return teacher * float("nan") if self.now and what == "nan_teacher" else teacher
 
     Trainer(cfg, Faulty(cfg, dataset, device), dataset, device).run()
 

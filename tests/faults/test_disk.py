@@ -92,6 +92,50 @@ def test_the_last_checkpoint_that_is_whole_is_never_removed(tmp_path, keep):
     assert complete_steps(tmp_path) == [2, 3, 4] if keep == 1 else [1, 2, 3, 4]
 
 
+def test_a_checkpoint_whose_writing_was_cut_off_is_named(tmp_path):
+    cfg = load_config(overrides=[f"output={tmp_path}", "resume=auto"])
+    for step in (1, 2):
+        save(tmp_path, step, content(step))
+    (tmp_path / f"2{SUMS}").unlink()  # a kill before the last file: the three are whole
+    assert step_to_resume(cfg) == (2, [])
+    (tmp_path / "2state.pth").unlink()
+    step, (problem,) = step_to_resume(cfg)
+    assert step == 1 and "step 2 lacks state.pth" in problem
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_makes_the_new_one_no_failure(tmp_path):
+    save(tmp_path, 1, content(1))
+    (tmp_path / "1state.pth").unlink()
+    (tmp_path / "1state.pth" / "full").mkdir(parents=True)
+    said: list[str] = []
+    saver = Saver(tmp_path, 1, said.append)
+    saver.save(2, content(2))
+    saver.finish()
+    assert saver.unsaved is None and said[0].startswith("saved ") and said[1].startswith("NOT REMOVED")
+
+
+def test_what_a_full_disk_kept_from_tensorboard_follows_beside_what_was_there(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    from utils.run_log import RunLog
+
+    log, flush, full = RunLog(tmp_path, 0, 4), SummaryWriter.flush, [False, False, False, True, False, False]
+
+    def flushed(board: SummaryWriter) -> None:
+        if full.pop(0):
+            raise OSError(28, "No space left on device")
+        flush(board)
+
+    monkeypatch.setattr(SummaryWriter, "flush", flushed)
+    for step, kind in ((1, "training"), (2, "training"), (3, "training"), (3, "evaluation"), (4, "training")):
+        log.metrics(step, kind, {"loss": float(step)})
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("training/loss")] == [1, 2, 3, 4]
+    assert [event.step for event in events.Scalars("evaluation/loss")] == [3]
+
+
 def test_saving_waits_for_the_copy_alone(tmp_path, monkeypatch):
     may_write, write = threading.Event(), checkpoint.save
     monkeypatch.setattr(checkpoint, "save", lambda *given: may_write.wait(60) and write(*given))

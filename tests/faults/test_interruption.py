@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+import torch
 from conftest import LONG, ROOT, run_script, size
 from test_training import assert_same_checkpoint, metrics, train
 
@@ -119,11 +120,11 @@ def assert_as_untouched(output: Path, reference: Path) -> None:
 @pytest.mark.timeout(3600 if LONG else 600)
 @pytest.mark.parametrize("ranks", RANKS)
 def test_runs_hit_at_random_moments_end_in_the_same_bits(small_run, untouched, tmp_path, tried, ranks):
-    wanted, hits, rounds = size({1: 2, 2: 1}[ranks], 25), 0, 0
+    wanted, hits, survived, rounds = size({1: 2, 2: 1}[ranks], 25), 0, 0, 0
     chance = random.Random(ranks)
     reference = untouched(ranks)
     while hits < wanted:
-        rounds += 1
+        rounds, before = rounds + 1, hits
         output = tmp_path / f"run{rounds}"
         process = None
         while hits < wanted:
@@ -133,9 +134,13 @@ def test_runs_hit_at_random_moments_end_in_the_same_bits(small_run, untouched, t
             hits += 1
         if process.poll() != 0:
             process = start(small_run, output, ranks)
+        try:
             assert process.wait(timeout=300) == 0, output.with_suffix(".txt").read_text()[-3000:]
-        assert_as_untouched(output, reference)
-    tried(f"hits of a run of {ranks} rank(s), resumed to the same bits", hits, hits)
+            assert_as_untouched(output, reference)
+            survived += hits - before
+        except AssertionError as error:
+            print(f"round {rounds}: {error}")
+    tried(f"hits of a run of {ranks} rank(s), resumed to the same bits", hits, survived)
 
 
 @pytest.mark.timeout(1200)
@@ -152,18 +157,22 @@ def test_torchrun_restarts_a_run_that_lost_a_rank(small_run, untouched, tmp_path
     tried("ranks killed under torchrun --max-restarts", times, times)
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(small_run, tmp_path, tried):
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_ranks(small_run, tmp_path, tried, first, then):
     """The same global batches, centers and statistics; with sync_bn weights equal but for the order of sums."""
     shared = [*small_run, "sync_bn=True", "dtype=float32", "val_eval_every_n_epoch=0"]
     train(TRAIN, shared, tmp_path / "whole", "max_steps=4")
-    train(TRAIN, shared, tmp_path / "parts", "max_steps=2", "batch_size=4", ranks=2)
-    train(TRAIN, shared, tmp_path / "parts", "max_steps=4", "resume=auto")
-    close = [
-        two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-4)
-        for one, two in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "parts"), strict=True)
-        for name in ("loss", "alpha", "conf_t", "cos_st", "norm_mean", "margin", "lr")
-    ]
-    tried("figures equal after a change of ranks", len(close), sum(close))
+    for ranks, steps in ((first, 2), (then, 4)):
+        more = [*RANKS[ranks], f"max_steps={steps}", "resume=auto"]
+        train(TRAIN, shared, tmp_path / "parts", *more, ranks=ranks if ranks > 1 else 0)
+    count = close = 0
+    for part in ("header", "backbone"):
+        one, two = (torch.load(tmp_path / name / f"4{part}.pth", weights_only=True) for name in ("whole", "parts"))
+        count += len(one)
+        close += sum(torch.allclose(one[name], two[name], rtol=1e-3, atol=1e-4) for name in one)
+    for one, two in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "parts"), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    tried(f"tensors equal after going on from {first} to {then} ranks", count, close)
 
 
 def test_a_worker_that_is_killed_ends_the_run_with_a_clear_error(small_run, tmp_path):
