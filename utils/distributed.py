@@ -65,8 +65,10 @@ def process_group(kind: str | None = None, timeout: float = TIMEOUT) -> Iterator
         if _heartbeat is None or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         raise RankLost(_heartbeat.verdict()) from error
+    finally:
+        if _heartbeat is not None:
+            _heartbeat.stop()
     if dist.is_initialized():  # not after an error: the other ranks may be inside a collective
-        _heartbeat.stop()
         dist.destroy_process_group()
         _heartbeat = _host_group = None
 

@@ -36,7 +36,8 @@ class Heartbeat:
         self._now = (0, 0, "starting", time.monotonic())  # marks so far, step, what, since
         self._stopped, self._news = threading.Event(), threading.Event()
         self._beat(0)
-        threading.Thread(target=self._run, daemon=True).start()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
     def doing(self, step: int, what: str) -> None:
         """This rank begins with `what` at `step`; every rank must say the same in the same order."""
@@ -44,8 +45,10 @@ class Heartbeat:
         self._news.set()
 
     def stop(self) -> None:
-        """End the thread: all went well."""
+        """End the thread: the process is about to."""
         self._stopped.set()
+        self._news.set()
+        self._thread.join(timeout=10)  # one that is in the store when Python ends would abort the process
 
     def verdict(self) -> str:
         """To be called where a collective failed: which rank is to blame, found within some seconds. A rank that hangs
