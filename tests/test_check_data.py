@@ -214,6 +214,17 @@ def test_the_exit_code_tells_sound_from_wrong_from_unreadable(faces, tmp_path):
     assert unreadable.returncode == 2 and "train.idx" in unreadable.stderr
 
 
+def test_a_report_is_written_over_and_nothing_else_without_force(faces, tmp_path):
+    write_record_set(tmp_path / "set", faces, LABELS, 4)
+    command = ["utils/check_data.py", tmp_path / "set", "--num-workers", 0, "--json"]
+    for _ in range(2):
+        assert run_script(*command, tmp_path / "report.json").returncode == 0
+    mine = tmp_path / "set" / "property"
+    refused = run_script(*command, mine)
+    assert refused.returncode == 2 and "property: exists, and is no report" in refused.stderr
+    assert mine.read_text().startswith("4,112,112")
+
+
 def test_only_the_first_examples_are_kept_and_all_are_counted():
     report = Report("set")
     for start in (0, 3, 6):

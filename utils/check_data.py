@@ -43,6 +43,7 @@ def main() -> int:
     parser.add_argument("path", type=Path, help="a folder with train.rec, train.idx (and property), or a .bin file")
     parser.add_argument("--num-workers", type=int, default=4, help="processes that decode; 0: this one (default: 4)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there as well")
+    parser.add_argument("--force", action="store_true", help="write over a file that is no report of this script")
     parser.add_argument("--teacher", action="store_true", help="also ask the teacher that the config names")
     parser.add_argument("--config", default=str(BASE), help="config or preset file (default: config/config.py)")
     parser.add_argument("--pairs", type=int, default=1000, help="pairs of each kind for it (default: 1000)")
@@ -54,6 +55,8 @@ def main() -> int:
     if args.pairs < 2 or args.num_workers < 0:
         parser.error("--pairs is at least 2, --num-workers at least 0")
     cfg = load_config(args.config, args.overrides)
+    if args.json and args.json.exists() and not (args.force or is_report(args.json)):
+        raise InputError(f"{args.json}: exists, and is no report; name another file, or write over it with --force")
 
     # After the command line: --help answers at once, without torch.
     import numpy as np
@@ -79,6 +82,14 @@ def main() -> int:
     if args.json:
         write_text(args.json, json.dumps({**vars(report), "about": describe_run()}, indent=1) + "\n")
     return 1 if report.problems else 0
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is what --json writes."""
+    try:
+        return {"source", "figures", "problems"} <= json.loads(path.read_text()).keys()
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
 
 
 def ask_teacher(cfg, images, pairs, report, num_workers: int) -> None:
