@@ -7,13 +7,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from utils.distributed import on_all_ranks, rank, world_size
 from utils.errors import InputError
 from utils.images import SIZE, to_input
-from utils.loader import raised, start_worker, unchanged
+from utils.loader import decoded_batches
 
 
 class Embeddings(NamedTuple):
@@ -21,17 +21,6 @@ class Embeddings(NamedTuple):
 
     features: np.ndarray
     norms: np.ndarray
-
-
-class _Source(Dataset):
-    def __init__(self, images: Dataset) -> None:
-        self.images = images
-
-    def __getitem__(self, positions: Sequence[int]) -> tuple[Sequence[int], Tensor] | InputError:
-        try:
-            return positions, self.images[positions]
-        except InputError as error:
-            return error
 
 
 class KeptImages(Dataset):
@@ -62,22 +51,6 @@ def own_batches(count: int, batch_size: int) -> list[np.ndarray]:
     starts = range(rank() * batch_size, count, world_size() * batch_size)
     # Arrays, for torch's pinning of memory turns ranges into lists.
     return [np.arange(start, min(start + batch_size, count)) for start in starts]
-
-
-def decoded_batches(
-    images: Dataset, batches: Sequence[Sequence[int]], num_workers: int, pin_memory: bool = False
-) -> Iterator[tuple[Sequence[int], Tensor]]:
-    """Each of `batches` with its images, uint8 [n, 112, 112, 3], decoded by `num_workers` processes."""
-    loader = DataLoader(
-        _Source(images),
-        batch_size=None,
-        sampler=batches,
-        collate_fn=unchanged,
-        num_workers=min(num_workers, len(batches)),
-        pin_memory=pin_memory,
-        worker_init_fn=start_worker,
-    )
-    yield from raised(loader)
 
 
 @torch.inference_mode()

@@ -254,7 +254,7 @@ def test_batches_come_through_torchs_pinning_of_memory_as_they_went_in(monkeypat
     """On a GPU every batch passes torch's pin_memory, which rebuilds containers; here, without copying tensors."""
     from torch.utils.data._utils.pin_memory import pin_memory
 
-    from eval import embeddings
+    from utils import loader
 
     class Images(torch.utils.data.Dataset):
         def __len__(self):
@@ -263,7 +263,7 @@ def test_batches_come_through_torchs_pinning_of_memory_as_they_went_in(monkeypat
         def __getitem__(self, positions):
             return torch.tensor([int(position) for position in positions], dtype=torch.uint8).view(-1, 1, 1, 1)
 
-    monkeypatch.setattr(embeddings, "raised", lambda loader: map(pin_memory, loader))
+    monkeypatch.setattr(loader, "raised", lambda batches: map(pin_memory, batches))
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *device: tensor)
-    found = embeddings.embed(torch.nn.Flatten(), Images(), torch.device("cpu"), batch_size=2)
+    found = embed(torch.nn.Flatten(), Images(), torch.device("cpu"), batch_size=2)
     assert np.allclose(found.features[:, 0], 2 * (np.arange(5) - 127.5) / 127.5)

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from eval.embeddings import decoded_batches
 from eval.verification import FOLDS
 from utils.bin_file import VerificationSet, fit
 from utils.dataset import DataError, read_property
 from utils.images import SIZE, ImageError, decode_rgb
+from utils.loader import decoded_batches
 from utils.pairs import Pairs
 from utils.recordio import Header, RecordError, RecordFile, read_index
 

@@ -5,7 +5,7 @@ import multiprocessing
 import signal
 import sys
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import NamedTuple
 
@@ -173,6 +173,35 @@ class Batches:
         images, *rest = message
         images = self._slots.images(images) if isinstance(images, int) else images
         return TrainingBatch(images, *(None if part is None else torch.from_numpy(part) for part in rest))
+
+
+class _Indexed(Dataset):
+    """Whole batches of a dataset that is indexed with positions; an error of the input comes back as a value."""
+
+    def __init__(self, images: Dataset) -> None:
+        self.images = images
+
+    def __getitem__(self, positions: Sequence[int]) -> tuple[Sequence[int], Tensor] | InputError:
+        try:
+            return positions, self.images[positions]
+        except InputError as error:
+            return error
+
+
+def decoded_batches(
+    images: Dataset, batches: Sequence[Sequence[int]], num_workers: int, pin_memory: bool = False
+) -> Iterator[tuple[Sequence[int], Tensor]]:
+    """Each of `batches` with its images, uint8 [n, 112, 112, 3], decoded by `num_workers` processes."""
+    loader = DataLoader(
+        _Indexed(images),
+        batch_size=None,
+        sampler=batches,
+        collate_fn=unchanged,
+        num_workers=min(num_workers, len(batches)),
+        pin_memory=pin_memory,
+        worker_init_fn=start_worker,
+    )
+    yield from raised(loader)
 
 
 def _copied_ahead(batches: Iterator[TrainingBatch], stream: torch.cuda.Stream) -> Iterator[TrainingBatch]:
