@@ -282,7 +282,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["fused"] = True  # whatever the run before was made with
         self.scaler.load_state_dict(saved.state["scaler"])
-        self.bad_steps.load(saved.state["bad_steps"])
+        if "bad_steps" in saved.state:  # runs of before they were counted have none
+            self.bad_steps.load(saved.state["bad_steps"])
         self.step = step
         on_rank_0(lambda: checkpoint.remove_after(self.output, step))
 
