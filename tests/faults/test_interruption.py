@@ -118,9 +118,9 @@ def assert_as_untouched(output: Path, reference: Path) -> None:
 
 
 @pytest.mark.timeout(3600 if LONG else 600)
-@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("ranks", RANKS if LONG else [1])
 def test_runs_hit_at_random_moments_end_in_the_same_bits(small_run, untouched, tmp_path, tried, ranks):
-    wanted, hits, survived, rounds = size({1: 2, 2: 1}[ranks], 25), 0, 0, 0
+    wanted, hits, survived, rounds = size(2, 25), 0, 0, 0
     chance = random.Random(ranks)
     reference = untouched(ranks)
     while hits < wanted:
@@ -154,10 +154,12 @@ def test_torchrun_restarts_a_run_that_lost_a_rank(small_run, untouched, tmp_path
         send(signal.SIGKILL, ranks_of(process.pid)[-1:])
         assert process.wait(timeout=300) == 0, output.with_suffix(".txt").read_text()[-3000:]
         assert_as_untouched(output, untouched(2))
+        words = output.with_suffix(".txt").read_text()
+        assert re.search(r"error \(rank 0\): rank 1 \(process \d+ on .*\) died", words), words
     tried("ranks killed under torchrun --max-restarts", times, times)
 
 
-@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)] if LONG else [(2, 1)])
 def test_a_run_goes_on_with_another_number_of_ranks(small_run, tmp_path, tried, first, then):
     """The same global batches, centers and statistics; with sync_bn weights equal but for the order of sums."""
     shared = [*small_run, "sync_bn=True", "dtype=float32", "val_eval_every_n_epoch=0"]

@@ -30,8 +30,10 @@ def state(folder: Path, step: int) -> dict[str, torch.Tensor]:
     return dict(tensors({"backbone": parts[0], "header": parts[1], "momentum": parts[2]["optimizer"]["state"]}))
 
 
-@pytest.mark.parametrize("fault", ["nan_loss", "nan_gradient"])
-@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize(
+    ("fault", "ranks"),
+    [("nan_loss", 0), ("nan_gradient", 0), ("nan_gradient", 2), *([("nan_loss", 2)] if LONG else [])],
+)
 def test_a_step_that_is_not_finite_on_one_rank_changes_nothing(faulty, tmp_path, tried, fault, ranks):
     more = ["batch_size=2", "accumulate_steps=2"] if ranks else ["centers=ema"]
     passes = "8:8:1" if ranks else "4:5:0"  # of step 4 the second pass; or steps 4 and 5
@@ -74,7 +76,7 @@ def test_float16_lowers_its_scale_and_recovers(faulty, tmp_path, tried):
 LOST = {"die": "died, or was stopped", "stop": "died, or was stopped", "hang": "hangs"}
 
 
-@pytest.mark.parametrize("fault", LOST if LONG else ["die", "hang"])
+@pytest.mark.parametrize("fault", LOST if LONG else ["hang"])
 def test_a_rank_that_dies_or_hangs_is_named_with_its_last_step_and_no_other_is(faulty, tried, fault):
     start = time.monotonic()
     done = faulty(f"{fault}:3:3:1", "batch_size=2", "rank_timeout=5", ranks=3)
