@@ -122,7 +122,7 @@ def tried(record_property: Callable[[str, object], None]) -> Callable[[str, int,
     """tried(what, times, survived): a line of the table; fails the test where not all survived."""
 
     def add(what: str, times: int, survived: int) -> None:
-        record_property("tried", (what, times, survived))
+        record_property("tried", (what, int(times), int(survived)))  # no NumPy numbers: xdist sends them
         assert survived == times, f"{what}: {survived} of {times} survived"
 
     return add
