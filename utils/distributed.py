@@ -1,6 +1,8 @@
 """What the code knows about ranks: start and end, gathers, and the broadcast of rank 0's buffers."""
 
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,6 +16,7 @@ from utils.errors import InputError
 from utils.heartbeat import Heartbeat, RankLost
 
 TIMEOUT = 1800.0  # seconds
+_TO_JOIN = 300.0  # seconds for the ranks to find each other, which torchrun starts together
 _LATER = 120.0  # seconds by which GPUs wait longer: what they wait for is to be told before NCCL ends the process
 _heartbeat: Heartbeat | None = None
 _host_group: dist.ProcessGroup | None = None  # for what goes through host memory; None: the default group
@@ -52,8 +55,9 @@ def process_group(kind: str | None = None, timeout: float = TIMEOUT) -> Iterator
         torch.cuda.set_device(device)
     if "WORLD_SIZE" in os.environ:
         limit = timedelta(seconds=timeout + _LATER * on_gpu)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=limit)
-        _host_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if on_gpu else None
+        with _or_else_exit(min(timeout, _TO_JOIN)):
+            dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=limit)
+            _host_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if on_gpu else None
         _heartbeat = Heartbeat(rank(), world_size())
     try:
         yield device
@@ -71,6 +75,24 @@ def process_group(kind: str | None = None, timeout: float = TIMEOUT) -> Iterator
     if dist.is_initialized():  # not after an error: the other ranks may be inside a collective
         dist.destroy_process_group()
         _heartbeat = _host_group = None
+
+
+@contextmanager
+def _or_else_exit(seconds: float) -> Iterator[None]:
+    """End this process where the block takes longer: gloo, started again by torchrun, now and then waits for itself."""
+
+    def give_up() -> None:
+        where = f"error (rank {os.environ.get('RANK')})"
+        print(f"{where}: the ranks did not find each other within {seconds:.0f} s", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def doing(step: int, what: str) -> None:

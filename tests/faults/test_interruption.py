@@ -148,13 +148,14 @@ def test_torchrun_restarts_a_run_that_lost_a_rank(small_run, untouched, tmp_path
     times = size(1, 5)
     for number in range(times):
         output = tmp_path / f"run{number}"
-        process = start(small_run, output, 2, "--max-restarts=3")
+        process = start([*small_run, "rank_timeout=60"], output, 2, "--max-restarts=3")
         wait_for_step(process, output, 60)
         time.sleep(random.Random(number).uniform(0, 1))
         send(signal.SIGKILL, ranks_of(process.pid)[-1:])
         assert process.wait(timeout=300) == 0, output.with_suffix(".txt").read_text()[-3000:]
         assert_as_untouched(output, untouched(2))
         words = output.with_suffix(".txt").read_text()
+        print(words.count("did not find each other"), "ranks waited for themselves")
         assert re.search(r"error \(rank [01]\): rank [01] \(process \d+ on .*\) died", words), words
     tried("ranks killed under torchrun --max-restarts", times, times)
 
@@ -195,3 +196,15 @@ def test_a_second_run_in_the_same_output_is_refused_while_the_first_is_under_way
     send(signal.SIGKILL, [process.pid, *descendants(process.pid)])
     process.wait()
     assert done.returncode == 2 and "another run is writing there" in done.stderr
+
+
+def test_a_rank_that_finds_no_other_ends(small_run, tmp_path, monkeypatch):
+    """As gloo may leave them when torchrun starts ranks again: without the limit they would wait for rank_timeout."""
+    import socket
+
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    for name, value in (("RANK", 0), ("WORLD_SIZE", 2), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", port)):
+        monkeypatch.setenv(name, str(value))
+    done = run_script(TRAIN, *small_run, f"output={tmp_path}", "rank_timeout=3")
+    assert done.returncode == 1 and "error (rank 0): the ranks did not find each other within 3 s" in done.stderr
