@@ -56,7 +56,8 @@ def process_group(kind: str | None = None, timeout: float = TIMEOUT) -> Iterator
     if "WORLD_SIZE" in os.environ:
         limit = timedelta(seconds=timeout + _LATER * on_gpu)
         with _or_else_exit(min(timeout, _TO_JOIN)):
-            dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=limit)
+            backend, place = "cpu:gloo,cuda:nccl" if on_gpu else "gloo", _place_of_this_attempt()
+            dist.init_process_group(backend, timeout=limit, **place)
             _host_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if on_gpu else None
         _heartbeat = Heartbeat(rank(), world_size())
     try:
@@ -77,9 +78,24 @@ def process_group(kind: str | None = None, timeout: float = TIMEOUT) -> Iterator
         _heartbeat = _host_group = None
 
 
+def _place_of_this_attempt() -> dict[str, Any]:
+    """Where the ranks find each other, in words of init_process_group.
+
+    torchrun keeps its store when it starts ranks again, and with it the addresses of those that ended: each attempt
+    gets names of its own.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, is_master=False)
+    attempt = f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    numbers = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+    return {"store": dist.PrefixStore(attempt, store), **numbers}
+
+
 @contextmanager
 def _or_else_exit(seconds: float) -> Iterator[None]:
-    """End this process where the block takes longer: gloo, started again by torchrun, now and then waits for itself."""
+    """End this process where the block takes longer."""
 
     def give_up() -> None:
         where = f"error (rank {os.environ.get('RANK')})"
