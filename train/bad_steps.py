@@ -1,10 +1,11 @@
-"""Steps whose loss or gradient was not finite: counted on the device, and given up after too many in a row."""
+"""Steps that are not finite: skipped and counted on the device, and given up after too many in a row."""
 
 from collections import deque
 from typing import Any
 
 import torch
-from torch import Tensor
+from easydict import EasyDict
+from torch import Tensor, nn
 
 from utils.distributed import mean_over_ranks
 from utils.errors import InputError
@@ -12,6 +13,21 @@ from utils.errors import InputError
 
 class TrainingError(InputError):
     """Training cannot go on; the message says at which step, and where to look."""
+
+
+def skippable_sgd(parameters: list[nn.Parameter], cfg: EasyDict) -> torch.optim.SGD:
+    """torch's fused SGD by the config, for `step_unless`."""
+    optimizer = torch.optim.SGD(parameters, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, fused=True)
+    if cfg.momentum:  # torch would begin it with the first gradient, and leave it undefined where that is skipped
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def step_unless(bad: Tensor, optimizer: torch.optim.SGD) -> None:
+    """A step where `bad`, a bool [] on the device, is false; else weights and momenta stay. Nothing waits for it."""
+    optimizer.found_inf = bad.float()  # how torch's loss scaling has fused optimisers skip
+    optimizer.step()
 
 
 class BadSteps:

@@ -17,13 +17,13 @@ from config import dump_config
 from eval.protocols import due, evaluate, flat
 from eval.results import screen
 from heads import HeadOutput
-from train.bad_steps import BadSteps
+from train.bad_steps import BadSteps, skippable_sgd, step_unless
+from train.resume import RunState
 from train.schedules import learning_rate
 from train.step_profile import StepProfile
 from train.tasks import Task, step_input
-from utils import checkpoint
 from utils.augment import DRAWS, Augmentation, probabilities
-from utils.checkpoint import Checkpoint, CheckpointError, Saver
+from utils.checkpoint import PARTS, Saver
 from utils.dataset import FaceDataset
 from utils.distributed import (
     Agreement,
@@ -32,13 +32,12 @@ from utils.distributed import (
     doing,
     from_rank_0,
     mean_over_ranks,
-    on_all_ranks,
     on_rank_0,
     rank,
     world_size,
 )
 from utils.errors import InputError
-from utils.files import locked, make_writable_folder, written_whole
+from utils.files import locked, make_writable_folder, write_text
 from utils.loader import Batches, GlobalOrder, TrainingBatch
 from utils.plots import save_curves, save_preview
 from utils.precision import compute_type
@@ -55,22 +54,16 @@ class Trainer:
         self.total_batch = cfg.batch_size * world_size() * cfg.accumulate_steps
         self.steps_per_epoch = len(dataset) // self.total_batch
         if cfg.batch_size * (world_size() if cfg.sync_bn else 1) < 2:
-            raise InputError(
-                "batch_size = 1: BatchNorm needs two images; raise it, or set sync_bn=True on several ranks"
-            )
+            raise InputError("batch_size = 1: BatchNorm needs two images; raise it, or sync_bn=True on several ranks")
         if self.steps_per_epoch == 0:
             raise InputError(f"a batch of {self.total_batch} from {len(dataset)} images: lower batch_size")
         self.total_steps = min(cfg.num_epoch * self.steps_per_epoch, cfg.max_steps or sys.maxsize)
         self.parameters = [p for module in (task.student, task.head) for p in module.parameters() if p.requires_grad]
         # A margin softmax of scale 64 has large gradients: torch's own first scale, 65536, overflows for many steps.
         self.scaler = torch.amp.GradScaler(device.type, init_scale=1024.0, enabled=self.dtype == torch.float16)
-        self.optimizer = torch.optim.SGD(
-            self.parameters, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, fused=True
-        )
-        if cfg.momentum:  # torch would begin it with the first gradient, and leave it undefined where that is skipped
-            for parameter in self.parameters:
-                self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        self.optimizer = skippable_sgd(self.parameters, cfg)
         self.bad_steps = BadSteps(cfg.max_bad_steps, device)
+        self.state = RunState(cfg, self.total_batch, task, self.optimizer, self.scaler, self.bad_steps)
         self.augment = Augmentation(cfg, device) if any(probabilities(cfg)) else None
         self.order = GlobalOrder(len(dataset), cfg.batch_size, cfg.seed, DRAWS if self.augment else 0)
         self.step = 0
@@ -81,7 +74,7 @@ class Trainer:
     def run(self) -> None:
         """Train. A SIGINT or SIGTERM on any rank ends it after the running step or evaluation, with a checkpoint."""
         on_rank_0(self._take_output)
-        self._resume()
+        self.step, self._notes = self.state.resume()
         self.log = RunLog(self.output, self.step, self.total_steps)
         self.saver = Saver(self.output, self.cfg.keep_checkpoints, self.log.line)
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -140,14 +133,7 @@ class Trainer:
                     self._report(output.stats, lr, norm, rate.read())
                 stop, too_many = agreement.read()
                 too_many |= self.step == self.total_steps and self.bad_steps.too_many(wait=True)
-                every = self.cfg.checkpoint_every
-                if (
-                    stop
-                    or too_many
-                    or self.step == self.total_steps
-                    or self._at_epoch_end()
-                    or (every and self.step % every == 0)
-                ):
+                if stop or too_many or self._checkpoint_is_due():
                     self._save()
                 profile.step()
                 if stop or too_many:
@@ -193,8 +179,7 @@ class Trainer:
             self.scaler.unscale_(self.optimizer)
             norm = nn.utils.clip_grad_norm_(self.parameters, self.cfg.clip_grad_norm)
             bad = ~norm.isfinite()
-            self.optimizer.found_inf = bad.float()  # torch's fused SGD then leaves weights and momentum as they are
-            self.optimizer.step()
+            step_unless(bad, self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
             self.task.end_step(bad)
@@ -234,65 +219,25 @@ class Trainer:
     def _at_epoch_end(self) -> bool:
         return self.step > 0 and self.step % self.steps_per_epoch == 0
 
+    def _checkpoint_is_due(self) -> bool:
+        every = self.cfg.checkpoint_every
+        return self.step == self.total_steps or self._at_epoch_end() or (every > 0 and self.step % every == 0)
+
     def _path(self) -> Path:
-        return self.output / f"{self.step}{checkpoint.PARTS[0]}"
+        return self.output / f"{self.step}{PARTS[0]}"
 
     def _save(self) -> None:
         barrier()
         if rank() != 0:
             return
         self.log.retry()
-        state = {
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "bad_steps": self.bad_steps.state(),
-            "run": self._identity(),
-        }
-        self.saver.save(self.step, Checkpoint(self.task.student.state_dict(), self.task.head.header(), state))
-
-    def _identity(self) -> dict[str, int | float | bool | str]:
-        """What a run can only be resumed with: the task, the shapes of its weights, and what the order depends on."""
-        keys = ("network", "embedding_size", "width", "SE", "loss", "num_classes", "num_image", "seed")
-        return {
-            "task": type(self.task).__name__,
-            "total_batch": self.total_batch,
-            **{key: self.cfg[key] for key in keys},
-        }
-
-    def _resume(self) -> None:
-        on_rank_0(lambda: checkpoint.remove_unfinished(self.output))
-        step, problems = on_rank_0(lambda: checkpoint.step_to_resume(self.cfg))
-        self._notes = [
-            f"NOT RESUMED: {problem}; {f'going on from step {step}' if step else 'starting anew'}"
-            for problem in problems
-        ]
-        if step == 0:
-            return
-        saved = on_all_ranks(lambda: checkpoint.load(self.output, step))
-        before, now = saved.state["run"], self._identity()
-        if before != now:
-            changed = [f"{key} {before.get(key)!r} (now {now[key]!r})" for key in now if before.get(key) != now[key]]
-            raise CheckpointError(
-                f"{self.output}: step {step} was trained with {', '.join(changed)}; resume with the same, or start "
-                "anew in another output from its weights, by init_from"
-            )
-        self.task.student.load_state_dict(saved.backbone)
-        self.task.head.load_header(saved.header)
-        self.optimizer.load_state_dict(saved.state["optimizer"])
-        for group in self.optimizer.param_groups:
-            group["fused"] = True  # whatever the run before was made with
-        self.scaler.load_state_dict(saved.state["scaler"])
-        if "bad_steps" in saved.state:  # runs of before they were counted have none
-            self.bad_steps.load(saved.state["bad_steps"])
-        self.step = step
-        on_rank_0(lambda: checkpoint.remove_after(self.output, step))
+        self.saver.save(self.step, self.state.checkpoint())
 
     def _describe(self) -> None:
         """The effective config, the versions and the command, as a preset that starts the same run."""
         about = describe_run()
         if rank() == 0:
-            with written_whole(self.output / "config.py") as file:
-                file.write(dump_config(self.cfg, about).encode())
+            write_text(self.output / "config.py", dump_config(self.cfg, about))
         self.log.line(about)
         self.log.line(
             f"{len(self.dataset)} images of {self.dataset.num_classes} identities from {self.dataset.source}; "

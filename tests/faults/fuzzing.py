@@ -1,4 +1,4 @@
-"""Mutated files, read in a process of their own that is watched: what test_strangers.py feeds our readers with.
+"""Mutated files, read in a process of their own that is watched: what test_changed_files.py feeds our readers with.
 
 An input survives where its reader gives a result or an InputError, and neither crashes, nor hangs, nor asks for memory,
 nor does anything that data has no business with. Each input depends on the seed and on those before it.

@@ -1,4 +1,4 @@
-"""The readers that test_strangers.py feeds with changed files, each with files as it should find them."""
+"""The readers that test_changed_files.py feeds with changed files, each with files as it should find them."""
 
 import contextlib
 import ctypes

@@ -1,77 +1,14 @@
-"""Looks a record set or a verification set over, whole, and collects all that is wrong with it: no error ends it.
+"""Record sets: the index against the file, record 0, property, labels, duplicates, and every image."""
 
-Of each record a row of an array is kept, so that a set of millions fits into memory.
-"""
-
-import hashlib
-from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
-from eval.verification import FOLDS
-from utils.bin_file import VerificationSet, fit
 from utils.dataset import DataError, read_property
-from utils.images import SIZE, ImageError, decode_rgb
-from utils.loader import decoded_batches
-from utils.pairs import Pairs
+from utils.examine.images import OTHER_SIZE, ROW, Looked, look, look_at_all
+from utils.examine.report import EXAMPLES, Report
+from utils.images import decode_rgb
 from utils.recordio import Header, RecordError, RecordFile, read_index
-
-EXAMPLES, CHUNK = 5, 256
-OTHER_SIZE = f"image that is not {SIZE}x{SIZE}"
-# What is kept of an image: where the record after it begins, -1 where it could not be read; its label; whether it
-# decodes; 16 bytes that tell it from others.
-ROW = np.dtype([("end", "i8"), ("label", "f4"), ("sound", "?"), ("digest", "u8", 2)])
-
-
-class Report:
-    """Figures of a set by name; by kind, how many problems and notes there are, and the first ones' names."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self.figures: dict[str, str | float | None] = {}
-        self.problems: dict[str, dict] = {}
-        self.notes: dict[str, dict] = {}
-
-    def problem(self, kind: str, names: Iterable[str], more: int = 0) -> None:
-        """Count what has this problem, if anything has: `names`, the first few of which are kept, and `more`."""
-        _count(self.problems, kind, names, more)
-
-    def note(self, kind: str, names: Iterable[str]) -> None:
-        """The same of what is odd, but nothing wrong."""
-        _count(self.notes, kind, names)
-
-    def lines(self) -> Iterator[str]:
-        """The report to read."""
-        yield self.source
-        yield from (f"  {name.replace('_', ' ')}: {value}" for name, value in self.figures.items())
-        for word, kinds in (("problem", self.problems), ("note", self.notes)):
-            for kind, found in kinds.items():
-                more = ", ..." if found["count"] > len(found["examples"]) else ""
-                yield f"  {word}: {kind}: {found['count']} ({', '.join(found['examples'])}{more})"
-        yield f"kinds of problem: {len(self.problems)}" if self.problems else "nothing wrong"
-
-
-def _count(kinds: dict[str, dict], kind: str, names: Iterable[str], more: int = 0) -> None:
-    names = iter(names)
-    found = kinds.get(kind, {"count": 0, "examples": []})
-    first = list(islice(names, EXAMPLES - len(found["examples"])))
-    found["examples"] += first
-    found["count"] += len(first) + sum(1 for _ in names) + more
-    if found["count"]:
-        kinds[kind] = found
-
-
-class Looked(NamedTuple):
-    """rows: ROW [n]; problems, notes: (kind, name) of single images."""
-
-    rows: np.ndarray
-    problems: list[tuple[str, str]]
-    notes: list[tuple[str, str]]
 
 
 class Records:
@@ -96,7 +33,7 @@ class Records:
                 continue
             row["label"] = _label(header)
             if self.is_image[position]:
-                kinds = list(_look(bytes(data), row))
+                kinds = list(look(bytes(data), row))
                 row["sound"] &= OTHER_SIZE not in kinds  # training does not resize
                 looked.problems.extend((kind, f"record {key}") for kind in kinds)
         return looked
@@ -107,70 +44,8 @@ class Records:
         return decode_rgb(data, f"record {self.keys[position]}")
 
 
-class BinImages:
-    """The images of a verification set."""
-
-    def __init__(self, images: VerificationSet) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, positions: np.ndarray) -> Looked:
-        looked = Looked(np.zeros(len(positions), ROW), [], [])
-        for row, position in zip(looked.rows, positions, strict=True):
-            for kind in _look(bytes(self.images.encoded[position]), row):
-                (looked.notes if kind == OTHER_SIZE else looked.problems).append((kind, f"image {position}"))
-        return looked
-
-    def image(self, position: int) -> np.ndarray:
-        """uint8 [112, 112, 3] RGB, of an image that is sound."""
-        return fit(decode_rgb(self.images.encoded[position], f"image {position}"))
-
-
-class Pixels:
-    """pixels[positions] -> uint8 [n, 112, 112, 3] of sound images, RGB or, `swapped`, BGR."""
-
-    def __init__(self, source: Records | BinImages, swapped: bool) -> None:
-        self.source, self.swapped = source, swapped
-
-    def __getitem__(self, positions: np.ndarray) -> torch.Tensor:
-        images = torch.from_numpy(np.stack([self.source.image(int(position)) for position in positions]))
-        return images.flip(3) if self.swapped else images
-
-
 def _label(header: Header) -> float:
     return float(np.ravel(header.label)[0])
-
-
-def _look(data: bytes, row: np.void) -> Iterator[str]:
-    """What is wrong with an encoded image; its digest, and whether it decodes, go into `row`."""
-    row["digest"] = np.frombuffer(hashlib.blake2b(data, digest_size=16).digest(), dtype=np.uint64)
-    try:
-        image = decode_rgb(data, "")
-    except ImageError:
-        yield "image that does not decode"
-        return
-    row["sound"] = True
-    if image.shape != (SIZE, SIZE, 3):
-        yield OTHER_SIZE
-    if image.min() == image.max():
-        yield "image of one brightness throughout"
-
-
-def _look_at_all(source: Records | BinImages, report: Report, num_workers: int) -> np.ndarray:
-    """ROW [N] of a whole source, decoded by `num_workers` processes, in its order."""
-    rows = np.zeros(len(source), ROW)
-    chunks = [np.arange(start, min(start + CHUNK, len(rows))) for start in range(0, len(rows), CHUNK)]
-    with tqdm(total=len(rows), desc="looking at images", unit="image") as bar:
-        for positions, looked in decoded_batches(source, chunks, num_workers):
-            rows[positions] = looked.rows
-            for kind, name in looked.problems:
-                report.problem(kind, [name])
-            for kind, name in looked.notes:
-                report.note(kind, [name])
-            bar.update(len(positions))
-    return rows
 
 
 def examine_records(folder: Path, report: Report, num_workers: int) -> tuple[Records, np.ndarray, np.ndarray]:
@@ -182,7 +57,7 @@ def examine_records(folder: Path, report: Report, num_workers: int) -> tuple[Rec
     keys, offsets = _usable(*read_index(folder / "train.idx"), file, report)
     is_image, num_classes = _layout(folder, file, keys, offsets, report)
     records = Records(file, keys, offsets, is_image)
-    rows = _look_at_all(records, report, num_workers)
+    rows = look_at_all(records, report, num_workers)
     _check_chain(records, rows["end"], report)
     images = np.flatnonzero(is_image & (rows["end"] >= 0))
     labels = rows["label"][images]
@@ -305,32 +180,3 @@ def _check_duplicates(digests: np.ndarray, labels: np.ndarray, keys: np.ndarray,
     pairs = zip(one[~within], other[~within], strict=True)
     names = (f"records {keys[a]} and {keys[b]} of identities {labels[a]:g} and {labels[b]:g}" for a, b in pairs)
     report.problem("image again in another identity", names)
-
-
-def examine_bin(images: VerificationSet, report: Report, num_workers: int) -> tuple[BinImages, Pairs]:
-    """The images of a set, and its pairs that can be embedded."""
-    source, is_same = BinImages(images), images.is_same
-    rows = _look_at_all(source, report, num_workers)
-    report.figures |= {"pairs": len(is_same), "same": int(is_same.sum()), "different": int((~is_same).sum())}
-    if is_same.all() or not is_same.any():
-        report.problem("pairs of one kind only", ["all are the same" if is_same.all() else "all are different"])
-    if len(is_same) < FOLDS:
-        report.problem(f"fewer pairs than the protocol has folds ({FOLDS})", [f"{len(is_same)} pairs"])
-    distinct, image = np.unique(rows["digest"], axis=0, return_inverse=True)
-    report.figures["distinct_images"] = len(distinct)
-    pairs = np.sort(image.reshape(-1, 2), axis=1)  # the same two images in either order
-    twin = pairs[:, 0] == pairs[:, 1]
-    report.problem("pair of one image, said to be different", (f"pair {n}" for n in np.flatnonzero(twin & ~is_same)))
-    report.note("pair of one image, said to be the same", (f"pair {n}" for n in np.flatnonzero(twin & is_same)))
-    order = np.lexsort((is_same, pairs[:, 1], pairs[:, 0]))
-    again = np.flatnonzero((pairs[order[1:]] == pairs[order[:-1]]).all(1))
-    one, other = order[again], order[again + 1]
-    agree = is_same[one] == is_same[other]
-    names = [f"pairs {min(a, b)} and {max(a, b)}" for a, b in zip(one, other, strict=True)]
-    report.problem(
-        "pair said to be the same and different", (n for n, same in zip(names, agree, strict=True) if not same)
-    )
-    report.note("pair that stands twice", (n for n, same in zip(names, agree, strict=True) if same))
-    decodes = rows["sound"].reshape(-1, 2).all(1)
-    rows_of = np.arange(len(source)).reshape(-1, 2)
-    return source, Pairs(rows_of[is_same & decodes], rows_of[~is_same & decodes])

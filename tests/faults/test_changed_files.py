@@ -1,0 +1,53 @@
+"""Files changed at random, a process that reads them, and the watch over it."""
+
+import multiprocessing
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from conftest import WARM, size
+from strangers import FAULTY, TARGETS, run
+
+_LONG = {
+    "record files": 100_000, "indexes of record files": 100_000, ".bin sets": 100_000, "metadata.pt": 100_000,
+    "overrides of the config": 100_000, "lists of NIST": 100_000,
+}  # fmt: skip
+
+
+def failures(name: str, times: int, kept: Path) -> list[str]:
+    """What is said of the inputs that did not survive; these are kept in the folder `kept`."""
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # files that are written 100,000 times
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        ours, theirs = multiprocessing.Pipe(duplex=False)
+        process = WARM.Process(target=run, args=(name, times, Path(folder), theirs))
+        process.start()
+        theirs.close()
+        failed = []
+        try:
+            while ours.poll(60):
+                failed += filter(None, [ours.recv()])
+            failed.append("a minute without a word")
+            process.kill()
+        except EOFError:
+            process.join()
+            if process.exitcode:
+                failed.append(f"the process ended with code {process.exitcode}")
+        if failed:  # under failed-N-FILE, or, after a crash or a hang, as it stands
+            shutil.copytree(folder, kept)
+            print(*failed, f"the inputs are in {kept}", sep="\n")
+    return failed
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", TARGETS)
+def test_changed_files_are_read_or_refused(tmp_path, tried, name):
+    times = size(1000, _LONG.get(name, 20_000))
+    failed = failures(name, times, tmp_path / "inputs")
+    tried(f"changed {name}: read or refused", times, times - len(failed))
+
+
+@pytest.mark.parametrize("fault", FAULTY)
+def test_the_watch_sees_a_reader_at_fault(tmp_path, fault):
+    assert fault in failures(fault, 2, tmp_path / "inputs")[0]
