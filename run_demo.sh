@@ -13,7 +13,7 @@ run() {
 }
 
 rm -rf "$OUT"
-run utils/make_demo_data.py "$OUT/data" --identities 400 --images 16 --pairs 600
+run demo/make_demo_data.py "$OUT/data" --identities 400 --images 16 --pairs 600
 run train/train_AdaDistill.py --config config/demo.py
 run train/train_standalone.py --config config/demo.py output="$OUT/standalone"
 for name in adadistill standalone; do

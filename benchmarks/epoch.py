@@ -30,9 +30,9 @@ from backbones import build_teacher, find_teacher
 from benchmarks.plain import PlainImages, PlainStep
 from benchmarks.training_inputs import IDENTITIES, MS1MV2, make_inputs
 from config import load_config
-from utils.dataset import build_dataset
-from utils.loader import start_worker
-from utils.run_log import describe_run
+from data.dataset import build_dataset
+from data.loader import init_worker
+from utils.about import describe_run
 
 EPOCHS = 26
 
@@ -81,7 +81,7 @@ def plain_rate(settings: list[str], steps: int) -> float:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loader = DataLoader(
         PlainImages(dataset), cfg.batch_size, shuffle=True, drop_last=True, num_workers=cfg.num_workers,
-        pin_memory=device.type == "cuda", worker_init_fn=start_worker, persistent_workers=cfg.num_workers > 0,
+        pin_memory=device.type == "cuda", worker_init_fn=init_worker, persistent_workers=cfg.num_workers > 0,
     )  # fmt: skip
     cv2.setNumThreads(0)
     step = PlainStep(cfg, device, build_teacher(cfg, find_teacher(cfg)).to(device))

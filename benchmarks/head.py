@@ -24,12 +24,12 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 from benchmarks.memory import forget_peak, peak
-from benchmarks.plain import made_plain
+from benchmarks.plain import make_plain
 from config import load_config
 from heads import build_head
 from heads.cross_entropy import product_type
+from utils.about import describe_run
 from utils.precision import compute_type
-from utils.run_log import describe_run
 
 DIMENSIONS = 512
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -98,7 +98,7 @@ def head_step(kind: str, batch: int, classes: int, dtype: torch.dtype) -> Callab
     cfg = load_config(overrides=["dataset=custom", f"num_classes={classes}", f"embedding_size={DIMENSIONS}"])
     head = build_head(cfg).to(DEVICE)
     if kind == "plain":
-        made_plain(head)
+        make_plain(head)
     student, teacher = torch.randn(2, batch, DIMENSIONS, device=DEVICE)
     labels = torch.randint(0, classes, (batch,), device=DEVICE)
     autocast = {"device_type": DEVICE.type, "dtype": dtype, "enabled": dtype != torch.float32}

@@ -30,11 +30,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks.plain import PlainImages
-from utils.dataset import RecordDataset
-from utils.loader import Batches, GlobalOrder, start_worker
-from utils.make_demo_data import encoded_face
-from utils.make_rec import write_record_set
-from utils.run_log import describe_run
+from data.dataset import RecordDataset
+from data.loader import Batches, GlobalOrder, init_worker
+from data.recordio import write_record_set
+from demo.make_demo_data import encoded_face
+from utils.about import describe_run
 
 MS1MV2 = 5_822_653  # images
 MXNET = """
@@ -88,7 +88,7 @@ def measure(
             cv2.imdecode(encoded[position], cv2.IMREAD_COLOR_RGB)
 
     plain = DataLoader(
-        PlainImages(dataset), order.batch_size, sampler=positions, num_workers=1, worker_init_fn=start_worker,
+        PlainImages(dataset), order.batch_size, sampler=positions, num_workers=1, worker_init_fn=init_worker,
         persistent_workers=True,
     )  # fmt: skip
     cases = {"OpenCV alone": opencv, "plain, 1 worker": partial(_exhaust, plain)}

@@ -11,12 +11,12 @@ from easydict import EasyDict
 from torch import Tensor, nn
 
 from backbones import build_backbone
+from data.dataset import RecordDataset
 from heads import build_head
 from heads.head import AdaDistillHead, MarginSoftmax
-from utils.dataset import RecordDataset
 
 
-def made_plain(head: AdaDistillHead) -> AdaDistillHead:
+def make_plain(head: AdaDistillHead) -> AdaDistillHead:
     """The head, from now on by the plain softmax: equal in loss and gradient, as tests hold."""
     head.softmax, head.unit_centers = _PlainSoftmax(head.softmax.margin, head.softmax.s), _NoUnitCenters()
     return head
@@ -61,7 +61,7 @@ class PlainStep:
 
     def __init__(self, cfg: EasyDict, device: torch.device, teacher: nn.Module | None) -> None:
         self.cfg, self.teacher = cfg, teacher
-        self.student, self.head = build_backbone(cfg).to(device), made_plain(build_head(cfg)).to(device)
+        self.student, self.head = build_backbone(cfg).to(device), make_plain(build_head(cfg)).to(device)
         self.optimizer = torch.optim.SGD(
             self.student.parameters(), lr=1e-3, momentum=cfg.momentum, weight_decay=cfg.weight_decay
         )

@@ -27,7 +27,7 @@ from sklearn.metrics import roc_curve
 
 from eval.ijb import FPRS, VARIANTS, evaluate_templates
 from eval.tinyface import RANKS, evaluate_identification
-from utils.run_log import describe_run
+from utils.about import describe_run
 
 DIMENSIONS = 512
 

@@ -27,12 +27,12 @@ from backbones import build_teacher, find_teacher
 from benchmarks.plain import PlainStep
 from benchmarks.training_inputs import IDENTITIES, make_inputs
 from config import load_config
+from data.dataset import build_dataset
+from data.images import to_input
+from data.loader import Batches
 from train.loop import Trainer
 from train.tasks import Distillation, compiles
-from utils.dataset import build_dataset
-from utils.images import to_input
-from utils.loader import Batches
-from utils.run_log import describe_run
+from utils.about import describe_run
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -8,11 +8,11 @@ from safetensors.torch import save_file
 
 from backbones import NETWORKS
 from config import load_config
+from data.dataset import build_dataset
+from data.recordio import write_record_set
+from data.teacher_cache_writer import EmbeddingWriter
+from demo.make_demo_data import encoded_face
 from train.teachers import describe
-from utils.dataset import build_dataset
-from utils.embedding_writer import EmbeddingWriter
-from utils.make_demo_data import encoded_face
-from utils.make_rec import write_record_set
 
 MS1MV2 = 5_822_653  # images
 IDENTITIES = 85_742  # of MS1MV2

@@ -1,6 +1,6 @@
 """How the demo's teacher (demo/teacher.pth) was trained, on drawn faces that the demo does not use:
 
-python utils/make_demo_data.py output/demo_teacher_data --identities 700 --images 20 --first 10000 --pairs 400
+python demo/make_demo_data.py output/demo_teacher_data --identities 700 --images 20 --first 10000 --pairs 400
 OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node=2 train/train_standalone.py --config config/demo_teacher.py
 """
 

@@ -8,16 +8,16 @@ from easydict import EasyDict
 
 from backbones import build_backbone
 from eval.protocols import Results, absence, embeddings_file, evaluate, find, flat, open_set, wanted
-from eval.report import Scored, left_out, write_report
-from eval.results import read_csv, read_json, screen, write_csv, write_json, write_rows
+from eval.report.results import read_csv, read_json, screen, write_csv, write_json, write_rows
+from eval.report.tables import Table, best, markdown, methods_table
+from eval.report.writing import ScoredCheckpoint, left_out, write_report
 from eval.sets import Sets
-from eval.tables import Table, best, markdown, methods_table
-from utils.checkpoint import step_in_name
+from utils.about import describe_run
 from utils.distributed import on_all_ranks, on_rank_0
 from utils.errors import InputError
 from utils.files import write_text
 from utils.precision import compute_type
-from utils.run_log import describe_run
+from utils.weights import step_in_name
 
 
 def find_checkpoints(folder: str | os.PathLike, suffix: str) -> list[Path]:
@@ -46,7 +46,7 @@ class Batch:
     ) -> None:
         self.cfg, self.names, self.reports, self.save_json, self.embeddings = cfg, names, reports, save_json, embeddings
         self.sets = Sets(cache_gb)
-        self.scored: list[Scored] = []
+        self.scored: list[ScoredCheckpoint] = []
         self.failed: list[str] = []
 
     def score(self, path: Path, device: torch.device, force: bool) -> str:
@@ -117,7 +117,7 @@ class Batch:
     def _add(self, path: Path, results: Results) -> None:
         if results.arrays:  # of the last checkpoint alone: those of IJB-C take a quarter of a GB
             self.scored = [one._replace(results=one.results._replace(arrays={})) for one in self.scored]
-        self.scored.append(Scored(path.stem, results))
+        self.scored.append(ScoredCheckpoint(path.stem, results))
 
     def _summary_rows(self) -> list[list]:
         """A row a checkpoint, a column a figure, and the best of each column in the last row."""

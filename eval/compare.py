@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from utils.errors import clear_errors
+from utils.errors import exit_on_input_error
 
 LEVEL = 0.05
 
@@ -42,9 +42,9 @@ def main() -> None:
     parser.add_argument("--latex", action="store_true", help="print tables for a paper (booktabs)")
     args = parser.parse_args()
 
-    from eval.figures import reading
-    from eval.results import read_json
-    from eval.tables import Table, headlines, latex, markdown, methods_table
+    from eval.report.figures import reading
+    from eval.report.results import read_json
+    from eval.report.tables import Table, headlines, latex, markdown, methods_table
 
     results = {
         name: read_json(path, ["verification"]) for name, path in zip(names(args.results), args.results, strict=True)
@@ -92,5 +92,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with clear_errors():
+    with exit_on_input_error():
         main()

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from data.images import SIZE, to_input
+from data.loader import decoded_batches
 from utils.distributed import on_all_ranks, rank, world_size
 from utils.errors import InputError
-from utils.images import SIZE, to_input
-from utils.loader import decoded_batches
 
 
 class Embeddings(NamedTuple):

@@ -11,17 +11,17 @@ import torch
 from easydict import EasyDict
 from torch import nn
 
+from data.arrow_set import INTEGERS, NUMBERS, TEXTS, ArrowVerificationSet, TemplateSet
+from data.bin_set import BinError, VerificationSet, read_bin
+from data.nist_set import NistSet, is_nist
 from eval.embeddings import Embeddings, embed
 from eval.ijb import score_templates
 from eval.sets import Sets
 from eval.tinyface import score_identification
 from eval.verification import FOLDS, score_pairs
-from utils.bin_file import BinError, VerificationSet, read_bin
 from utils.distributed import on_all_ranks, on_rank_0, rank
 from utils.errors import InputError
-from utils.files import written_whole
-from utils.nist_set import NistSet, is_nist
-from utils.template_set import INTEGERS, NUMBERS, TEXTS, ArrowVerificationSet, TemplateSet
+from utils.files import atomic_write
 
 # Of a figure; None: there is no such number (a threshold above every score).
 Figures = dict[str, float | None]
@@ -213,7 +213,7 @@ def _score_set(
     if rank() != 0:
         return None
     if folder is not None:
-        with written_whole(embeddings_file(folder, name, target)) as file:
+        with atomic_write(embeddings_file(folder, name, target)) as file:
             np.save(file, embeddings.features)
     return PROTOCOLS[name].score(images, embeddings)
 

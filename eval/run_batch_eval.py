@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from eval.arguments import NOTHING_THERE, parser, read_config
-from utils.errors import InputError, clear_errors
+from utils.errors import InputError, exit_on_input_error
 
 
 def gigabytes(text: str) -> float:
@@ -38,17 +38,17 @@ def main() -> None:
     # After the config: --help and a wrong key answer at once, without torch.
     from eval.batch import Batch, find_checkpoints
     from eval.protocols import enabled
-    from eval.results import require_ours, write_collected_json
-    from eval.tables import latex, markdown
+    from eval.report.results import refuse_to_overwrite, write_collected_json
+    from eval.report.tables import latex, markdown
+    from utils.about import describe_run
     from utils.distributed import on_rank_0, process_group, rank
     from utils.files import write_text
-    from utils.run_log import describe_run
 
     reports = Path(args.report_dir or Path(args.checkpoint_dir, "reports"))
     batch = Batch(cfg, enabled(cfg, named), reports, args.save_json, args.save_embeddings, args.cache_gb)
     with process_group(args.device) as device:
         if args.results_json and not args.force:
-            on_rank_0(lambda: require_ours(args.results_json, with_arrays=False))
+            on_rank_0(lambda: refuse_to_overwrite(args.results_json, with_arrays=False))
         checkpoints = on_rank_0(lambda: find_checkpoints(args.checkpoint_dir, args.checkpoint_suffix))
         for number, path in enumerate(checkpoints, 1):
             said = batch.score(path, device, args.force)
@@ -73,5 +73,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with clear_errors():
+    with exit_on_input_error():
         main()

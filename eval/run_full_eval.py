@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from eval.arguments import NOTHING_THERE, parser, read_config
-from utils.errors import InputError, clear_errors
+from utils.errors import InputError, exit_on_input_error
 
 
 def main() -> None:
@@ -26,17 +26,17 @@ def main() -> None:
 
     from backbones import build_backbone
     from eval.protocols import enabled, evaluate, open_set
-    from eval.report import Scored, write_report
-    from eval.results import require_ours, screen, write_json
+    from eval.report.results import refuse_to_overwrite, screen, write_json
+    from eval.report.writing import ScoredCheckpoint, write_report
     from eval.sets import Sets
+    from utils.about import describe_run
     from utils.distributed import on_rank_0, process_group, rank
     from utils.precision import compute_type
-    from utils.run_log import describe_run
 
     sets = Sets()
     with process_group(args.device) as device:
         if args.results_json and not args.force:
-            on_rank_0(lambda: require_ours(args.results_json, with_arrays=True))
+            on_rank_0(lambda: refuse_to_overwrite(args.results_json, with_arrays=True))
         network = build_backbone(cfg).to(device, memory_format=torch.channels_last)
         dtype, folder = compute_type(cfg.dtype, device), args.save_embeddings
         results = evaluate(network, cfg, enabled(cfg, named), device, dtype, sets, folder)
@@ -48,7 +48,7 @@ def main() -> None:
         write_json(args.results_json, results, about)
         print(f"written: {args.results_json}, and each pair's score beside it (.npz)")
     if args.plots:
-        scored, page = Scored(Path(args.checkpoint).stem, results), Path(args.plots, "report.html")
+        scored, page = ScoredCheckpoint(Path(args.checkpoint).stem, results), Path(args.plots, "report.html")
         write_report(page, args.plots, [scored], about, lambda target: open_set(cfg, "verification", target, sets), [])
         print(f"written: {page}, and the plots beside it (.png)")
     if not results.figures and not results.failed:
@@ -58,5 +58,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with clear_errors():
+    with exit_on_input_error():
         main()

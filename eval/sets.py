@@ -6,10 +6,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data.images import SIZE
 from eval.embeddings import KeptImages
 from utils.distributed import on_all_ranks, rank
 from utils.errors import InputError
-from utils.images import SIZE
 
 
 class Sets:

@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import utils  # noqa: F401 (before tests import OpenCV, which reads its limit when it is loaded)
+import data  # noqa: F401 (before the tests import OpenCV, which reads the limit when it is loaded)
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the scripts that tests start: the arithmetic does not depend on the machine
 
@@ -79,9 +79,9 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     import torch
 
     from backbones.mobilefacenet import MobileFaceNet
-    from utils.bin_file import write_bin
-    from utils.make_demo_data import encoded_face
-    from utils.make_rec import write_record_set
+    from data.bin_set import write_bin
+    from data.recordio import write_record_set
+    from demo.make_demo_data import encoded_face
 
     folder = tmp_path_factory.mktemp("small_run")
     labels = np.repeat(np.arange(6), 8)

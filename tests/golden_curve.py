@@ -24,7 +24,7 @@ SETTINGS = [
 
 def write_images(folder: Path) -> None:
     """A record set of smooth patterns, one an identity, under noise: integers alone, so the same on every machine."""
-    from utils.make_rec import write_record_set
+    from data.recordio import write_record_set
 
     rng = np.random.default_rng(0)
     patterns = rng.integers(40, 216, (IDENTITIES, 8, 8, 3)).repeat(14, axis=1).repeat(14, axis=2)  # [N, 112, 112, 3]

@@ -17,10 +17,10 @@ from scipy.stats import kstest
 from test_training import SCRIPTS, assert_same_checkpoint, metrics, train
 
 from config import ConfigError, load_config
-from utils.augment import DRAWS, Augmentation, probabilities
-from utils.dataset import RecordDataset
-from utils.images import decode_rgb, to_input
-from utils.make_demo_data import encoded_face
+from data.augment import DRAWS, Augmentation, probabilities
+from data.dataset import RecordDataset
+from data.images import decode_rgb, to_input
+from demo.make_demo_data import encoded_face
 
 CPU = torch.device("cpu")
 KINDS = ("crop", "low_res", "photometric")

@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.bin_file import BinError, fit, read_bin, write_bin
+from data.bin_set import BinError, read_bin, write_bin
+from data.images import fit
 
 
 def random_image(seed, height=112, width=112):
@@ -210,7 +211,7 @@ def test_an_array_that_would_take_numbers_for_addresses_is_refused(tmp_path, kin
     array = WithState(np.ndarray, ((2,), dtype, b"AAAAAAAABBBBBBBB"))
     path = write(tmp_path / "evil.bin", pickle.dumps((array, [True]), 4))
     # In a process of its own: a reader that is fooled dies of it.
-    code = "import sys; from utils.bin_file import read_bin; read_bin(sys.argv[1])"
+    code = "import sys; from data.bin_set import read_bin; read_bin(sys.argv[1])"
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     done = subprocess.run([sys.executable, "-c", code, path], cwd=root, capture_output=True, text=True)
     assert done.returncode == 1

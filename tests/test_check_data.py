@@ -11,17 +11,16 @@ import torch
 from conftest import run_script
 
 from config import load_config
+from data.bin_set import write_bin
+from data.dataset import FolderDataset, RecordDataset, build_dataset
+from data.pairs import sample_pairs, significantly_higher
+from data.recordio import MAGIC, RecordWriter, write_record_set
+from demo.make_demo_data import encoded_face
+from tools import check_data
+from tools.examine import Report
 from train import sanity, tasks
 from train.loop import Trainer
 from train.tasks import Distillation, Standalone
-from utils import check_data
-from utils.bin_file import write_bin
-from utils.dataset import FolderDataset, RecordDataset, build_dataset
-from utils.examine import Report
-from utils.make_demo_data import encoded_face
-from utils.make_rec import write_record_set
-from utils.pairs import clearly_higher, sample_pairs
-from utils.recordio import MAGIC, RecordWriter
 
 CPU = torch.device("cpu")
 LABELS = np.repeat(np.arange(4), 3)
@@ -204,19 +203,19 @@ def test_a_bin_is_held_against_itself(faces, check, tmp_path):
 
 def test_the_exit_code_tells_sound_from_wrong_from_unreadable(faces, tmp_path):
     write_record_set(tmp_path / "sound", faces, LABELS, 4)
-    sound = run_script("utils/check_data.py", tmp_path / "sound", "--num-workers", 1)
+    sound = run_script("tools/check_data.py", tmp_path / "sound", "--num-workers", 1)
     assert (sound.returncode, sound.stdout.splitlines()[-1]) == (0, "nothing wrong"), sound.stderr
     (tmp_path / "sound" / "property").write_text("5,112,112")
-    wrong = run_script("utils/check_data.py", tmp_path / "sound", "--num-workers", 0)
+    wrong = run_script("tools/check_data.py", tmp_path / "sound", "--num-workers", 0)
     assert wrong.returncode == 1 and "property that disagrees with record 0: 1 (5 identities, not 4)" in wrong.stdout
     (tmp_path / "sound" / "train.idx").write_text("no index")
-    unreadable = run_script("utils/check_data.py", tmp_path / "sound")
+    unreadable = run_script("tools/check_data.py", tmp_path / "sound")
     assert unreadable.returncode == 2 and "train.idx" in unreadable.stderr
 
 
 def test_a_report_is_written_over_and_nothing_else_without_force(faces, tmp_path):
     write_record_set(tmp_path / "set", faces, LABELS, 4)
-    command = ["utils/check_data.py", tmp_path / "set", "--num-workers", 0, "--json"]
+    command = ["tools/check_data.py", tmp_path / "set", "--num-workers", 0, "--json"]
     for _ in range(2):
         assert run_script(*command, tmp_path / "report.json").returncode == 0
     mine = tmp_path / "set" / "property"
@@ -250,10 +249,12 @@ def test_pairs_are_what_their_labels_say_and_no_image_is_in_two():
 
 def test_a_difference_by_chance_is_not_clear():
     rng = np.random.default_rng(0)
-    chance = sum(clearly_higher(*rng.normal(0, 1, (2, 32))) for _ in range(500))
+    chance = sum(significantly_higher(*rng.normal(0, 1, (2, 32))) for _ in range(500))
     assert chance <= 3
-    assert clearly_higher(rng.normal(2, 1, 32), rng.normal(0, 1, 32))
-    assert not clearly_higher(np.full(3, np.nan), np.zeros(3)) and not clearly_higher(np.zeros(0), np.zeros(3))
+    assert significantly_higher(rng.normal(2, 1, 32), rng.normal(0, 1, 32))
+    assert not significantly_higher(np.full(3, np.nan), np.zeros(3)) and not significantly_higher(
+        np.zeros(0), np.zeros(3)
+    )
 
 
 # With real faces and a real network.
@@ -326,7 +327,7 @@ def test_training_says_whether_the_teacher_agrees_with_the_labels(real_faces, te
     assert np.allclose(values, [same, different], atol=0.0011) and "24 pairs" in from_file
     line, warning = notes_of(load_config(overrides=[*settings, f"rec={tmp_path / 'wrong'}"]))
     assert line.startswith("teacher on 24 pairs") and warning.startswith("WARNING")
-    assert all(word in warning for word in ("labels", "colour order", "random weights", "utils/check_data.py"))
+    assert all(word in warning for word in ("labels", "colour order", "random weights", "tools/check_data.py"))
 
 
 def test_the_line_is_in_the_log_and_changes_nothing_of_the_training(small_run, tmp_path, monkeypatch):

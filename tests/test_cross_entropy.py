@@ -11,7 +11,7 @@ from conftest import ROOT
 from easydict import EasyDict
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from benchmarks.plain import made_plain
+from benchmarks.plain import make_plain
 from config import load_config
 from heads import MARGINS, build_head, build_standalone_head, cross_entropy
 
@@ -59,7 +59,7 @@ def step(head: torch.nn.Module, seed: int, dtype: torch.dtype, autocast: torch.d
 def test_loss_and_gradient_equal_the_plain_head(loss, block, monkeypatch):
     monkeypatch.setitem(cross_entropy.CLASSES_A_BLOCK, "cpu", block)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
-        head, reference = trained_head(f"loss={loss}").to(dtype), made_plain(trained_head(f"loss={loss}").to(dtype))
+        head, reference = trained_head(f"loss={loss}").to(dtype), make_plain(trained_head(f"loss={loss}").to(dtype))
         for seed in range(2):
             found, gradient = step(head, seed, dtype)
             wanted, reference_gradient = step(reference, seed, dtype)
@@ -75,8 +75,8 @@ def test_loss_and_gradient_equal_the_plain_head(loss, block, monkeypatch):
 def test_narrow_types_err_no_more_than_the_plain_head_in_them(loss, dtype, capability, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setitem(cross_entropy.CLASSES_A_BLOCK, "cpu", 100)
-    exact = made_plain(trained_head(f"loss={loss}").double())
-    narrow, reference = trained_head(f"loss={loss}"), made_plain(trained_head(f"loss={loss}"))
+    exact = make_plain(trained_head(f"loss={loss}").double())
+    narrow, reference = trained_head(f"loss={loss}"), make_plain(trained_head(f"loss={loss}"))
     for seed in range(2):
         wanted, wanted_gradient = step(exact, seed, torch.float64)
         errors = []

@@ -10,13 +10,13 @@ import pytest
 import torch
 from easydict import EasyDict
 
-from utils import loader
-from utils.bin_file import read_bin
-from utils.dataset import DataError, FaceDataset, FolderDataset, RecordDataset, build_dataset
+from data import loader
+from data.bin_set import read_bin
+from data.dataset import DataError, FaceDataset, FolderDataset, RecordDataset, build_dataset
+from data.images import ImageError
+from data.loader import Batches, GlobalOrder
+from data.recordio import RecordWriter
 from utils.errors import InputError
-from utils.images import ImageError
-from utils.loader import Batches, GlobalOrder
-from utils.recordio import RecordWriter
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")

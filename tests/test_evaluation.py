@@ -18,12 +18,12 @@ from conftest import run_script
 from scipy.stats import binom
 from test_template_set import COUNT, datasets, write_set
 
+from data.bin_set import write_bin
+from demo.make_demo_data import encoded_face
 from eval.compare import mcnemar
-from eval.results import read_csv, read_json
-from eval.tables import Table, best, latex, markdown, methods_table
-from utils.bin_file import write_bin
-from utils.errors import clear_errors
-from utils.make_demo_data import encoded_face
+from eval.report.results import read_csv, read_json
+from eval.report.tables import Table, best, latex, markdown, methods_table
+from utils.errors import exit_on_input_error
 
 FULL, BATCH, COMPARE = "eval/run_full_eval.py", "eval/run_batch_eval.py", "eval/compare.py"
 IJB = {
@@ -79,7 +79,7 @@ def score(script: str, *arguments: str | Path, code: int = 0, ranks: int = 0) ->
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             patch.setattr(sys, "argv", [script, *map(str, arguments)])
             try:
-                with clear_errors():
+                with exit_on_input_error():
                     main()
             except SystemExit as end:
                 ended = end.code
@@ -234,13 +234,13 @@ def test_a_folder_is_scored_alike_by_two_ranks_and_without_a_cache(root, checkpo
 def test_a_set_is_decoded_once_for_all_checkpoints(root, checkpoints, tmp_path, monkeypatch):
     from easydict import EasyDict
 
-    import utils.bin_file
+    import data.bin_set
     from eval.batch import Batch
     from eval.protocols import wanted
 
     decoded = []
-    whole = utils.bin_file.decode_rgb
-    monkeypatch.setattr(utils.bin_file, "decode_rgb", lambda data, name: decoded.append(name) or whole(data, name))
+    whole = data.bin_set.decode_rgb
+    monkeypatch.setattr(data.bin_set, "decode_rgb", lambda data, name: decoded.append(name) or whole(data, name))
     cfg = EasyDict(val_rec=str(root), val_targets=["pairs"], val_batch_size=8, num_workers=0, dtype="float32",
                    network="mobilefacenet", embedding_size=16, width=0.125)  # fmt: skip
     assert wanted(cfg, ["verification"]) == [("verification", "pairs")]

@@ -8,9 +8,9 @@ import pytest
 from sklearn.metrics import roc_curve
 
 from benchmarks import protocols
+from data.arrow_set import read_metadata
 from eval import ijb
 from eval.ijb import FPRS, TemplateError, evaluate_templates, pair_scores, roc_points, score_templates, tpr_at_fpr
-from utils.template_set import read_metadata
 
 ARRAYS = ("faceness_scores", "templates", "medias", "label", "p1", "p2")
 VARIANTS = {

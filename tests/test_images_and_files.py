@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from utils.checkpoint import PARTS, SUMS, Checkpoint, CheckpointError, complete_steps, load, prune, save
-from utils.files import make_writable_folder, written_whole
-from utils.images import ImageError, decode_aligned, decode_rgb, to_input
+from data.images import ImageError, decode_aligned, decode_rgb, to_input
+from train.checkpoint import PARTS, SUMS, Checkpoint, CheckpointError, complete_steps, load, prune, save
+from utils.files import atomic_write, make_writable_folder
 
 CPU = torch.device("cpu")
 
@@ -68,7 +68,7 @@ def test_an_image_of_another_size_is_named_with_its_size():
 
 def test_a_file_appears_when_it_is_whole(tmp_path):
     path = tmp_path / "new" / "file.bin"
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"half")
         file.flush()
         assert not path.exists()
@@ -79,7 +79,7 @@ def test_a_file_appears_when_it_is_whole(tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_while_writing_leaves_nothing(tmp_path, error):
-    with pytest.raises(error), written_whole(tmp_path / "file.bin") as file:
+    with pytest.raises(error), atomic_write(tmp_path / "file.bin") as file:
         file.write(b"half")
         raise error
     assert list(tmp_path.iterdir()) == []
@@ -88,11 +88,11 @@ def test_an_error_while_writing_leaves_nothing(tmp_path, error):
 def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path):
     path = tmp_path / "file.bin"
     path.write_bytes(b"a long old content")
-    with pytest.raises(ValueError, match="stop"), written_whole(path) as file:
+    with pytest.raises(ValueError, match="stop"), atomic_write(path) as file:
         file.write(b"half")
         raise ValueError("stop")
     assert path.read_bytes() == b"a long old content"
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"new")
         file.flush()
         assert path.read_bytes() == b"a long old content"

@@ -18,9 +18,8 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.bin_file import write_bin
-from utils.make_rec import write_record_set
-from utils.recordio import MAGIC, IndexedRecordReader, RecordWriter
+from data.bin_set import write_bin
+from data.recordio import MAGIC, IndexedRecordReader, RecordWriter, write_record_set
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements" / "mxnet.txt"
 WORD = struct.pack("<I", MAGIC)

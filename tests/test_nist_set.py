@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from data.arrow_set import TemplateSet
+from data.loader import keep_batch
+from data.nist_set import NistSet, NistSetError, is_nist, similarity_to_arcface
 from utils.errors import InputError
-from utils.loader import unchanged
-from utils.nist_set import NistSet, NistSetError, is_nist, similarity_to_arcface
-from utils.template_set import TemplateSet
 
 ARCFACE = np.array([38.2946, 51.6963, 73.5318, 51.5014, 56.0252, 71.7366, 41.5493, 92.3655, 70.7299, 92.2041])
 ARCFACE = ARCFACE.reshape(5, 2)
@@ -171,7 +171,7 @@ def test_tabs_several_spaces_empty_lines_and_windows_line_ends_are_white_space(t
 def test_workers_read_it(tmp_path, method):
     loader = torch.utils.data.DataLoader(
         NistSet(small(tmp_path / "set")), batch_size=None, sampler=[range(0, 3), range(3, COUNT)],
-        collate_fn=unchanged, num_workers=2, multiprocessing_context=method,
+        collate_fn=keep_batch, num_workers=2, multiprocessing_context=method,
     )  # fmt: skip
     assert np.array_equal(torch.cat(list(loader)).numpy(), [aligned(i) for i in range(COUNT)])
 

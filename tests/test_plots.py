@@ -16,9 +16,9 @@ from sklearn.metrics import roc_curve
 from sklearn.model_selection import KFold
 
 from eval.ijb import FPRS, VARIANTS, tpr_at_fpr
-from eval.page import PairError, pair_thresholds, worst_errors, write_page
-from eval.plots import png, roc, set_plots, step_plots, wilson
-from eval.tables import Table
+from eval.report.page import PairError, pair_thresholds, worst_errors, write_page
+from eval.report.plots import png, roc, set_plots, step_plots, wilson
+from eval.report.tables import Table
 
 ONE_PIXEL = cv2.imencode(".png", np.zeros((1, 1, 3), dtype=np.uint8))[1].tobytes()
 

@@ -14,8 +14,8 @@ from torch import nn
 
 from config import load_config
 from heads import build_head
+from train.sync_batchnorm import synchronise
 from utils.distributed import Agreement, all_gather, broadcast_buffers, from_rank_0, mean_over_ranks, rank, world_size
-from utils.sync_batchnorm import synchronise
 
 WORLDS = (2, 3, 4)
 CLASSES, SIZE = 20, 32

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from utils.recordio import MAGIC, IndexedRecordReader, RecordError, RecordWriter
+from data.recordio import MAGIC, IndexedRecordReader, RecordError, RecordWriter
 
 GOLDEN = Path(__file__).parent / "golden" / "recordio"
 WORD = struct.pack("<I", MAGIC)

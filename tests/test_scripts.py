@@ -54,8 +54,8 @@ def test_a_broken_record_set_is_named(small_run, broken_set, case):
 
 
 def test_a_label_outside_the_classes_is_named_from_a_worker(small_run, tmp_path):
-    from utils.make_demo_data import encoded_face
-    from utils.recordio import RecordWriter
+    from data.recordio import RecordWriter
+    from demo.make_demo_data import encoded_face
 
     with RecordWriter(tmp_path / "train") as writer:
         for key in range(16):
@@ -140,7 +140,7 @@ def test_evaluation_is_the_same_from_any_folder_and_over_ranks(small_run, checkp
     refused("eval/compare.py", checkpoint, names="5backbone.pth: holds no results")
 
 
-SCRIPTS = [path for folder in ("train", "eval", "utils") for path in (ROOT / folder).rglob("*.py")]
+SCRIPTS = [path for folder in ("train", "eval", "tools", "demo") for path in (ROOT / folder).rglob("*.py")]
 
 
 @pytest.mark.parametrize("script", sorted(str(p.relative_to(ROOT)) for p in SCRIPTS if "__main__" in p.read_text()))
@@ -153,9 +153,9 @@ def test_the_pretrained_network_scores_as_computed_elsewhere(face_data):
     """The first 100 held-out pairs; the whole sets take minutes and stand in docs/results.md."""
     from backbones import build_backbone
     from config import load_config
+    from data.bin_set import VerificationSet, read_bin
     from eval.embeddings import embed
     from eval.verification import evaluate_pairs
-    from utils.bin_file import VerificationSet, read_bin
 
     pairs = read_bin(face_data / "lfw" / "lfw_heldout.bin")
     weights = f"init_from={face_data / 'mobilefacenet_y1_128.pth'}"

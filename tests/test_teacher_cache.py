@@ -20,13 +20,13 @@ from test_training import SCRIPTS, metrics, train
 
 from backbones import build_backbone, build_teacher
 from config import load_config
+from data import teacher_cache_writer as embedding_writer
+from data.dataset import RecordDataset, build_dataset
+from data.recordio import write_record_set
+from data.teacher_cache import EmbeddingError, EmbeddingFile
+from data.teacher_cache_writer import EmbeddingWriter
 from train.loop import Trainer
 from train.tasks import Distillation
-from utils import embedding_writer
-from utils.dataset import RecordDataset, build_dataset
-from utils.embedding_file import EmbeddingError, EmbeddingFile
-from utils.embedding_writer import EmbeddingWriter
-from utils.make_rec import write_record_set
 
 CACHE, TRAIN = "train/cache_teacher.py", SCRIPTS[0]
 CPU = torch.device("cpu")
@@ -212,7 +212,7 @@ def test_a_part_of_another_teacher_is_not_gone_on_with(slow_run, tmp_path):
 
 def test_a_second_process_that_makes_the_same_file_is_refused(tmp_path):
     path = tmp_path / "teacher.npy"
-    other = "import sys; from utils.embedding_writer import EmbeddingWriter as W; W(sys.argv[1], eval(sys.argv[2]))"
+    other = "import sys; from data.teacher_cache_writer import EmbeddingWriter as W; W(sys.argv[1], eval(sys.argv[2]))"
     command = [sys.executable, "-c", other, str(path), repr(described(3, 4))]
     with EmbeddingWriter(path, described(3, 4)) as writer:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -14,13 +14,7 @@ from easydict import EasyDict
 
 import eval.protocols as protocols
 from backbones import build_backbone
-from eval.embeddings import embed
-from eval.ijb import evaluate_templates
-from eval.tinyface import evaluate_identification
-from utils.bin_file import fit
-from utils.errors import InputError
-from utils.loader import unchanged
-from utils.template_set import (
+from data.arrow_set import (
     INTEGERS,
     NUMBERS,
     TEXTS,
@@ -29,6 +23,12 @@ from utils.template_set import (
     TemplateSetError,
     read_metadata,
 )
+from data.images import fit
+from data.loader import keep_batch
+from eval.embeddings import embed
+from eval.ijb import evaluate_templates
+from eval.tinyface import evaluate_identification
+from utils.errors import InputError
 
 datasets = pytest.importorskip("datasets")
 COUNT = 12
@@ -77,7 +77,7 @@ def test_workers_read_it(tmp_path, method):
     images = TemplateSet(write_set(tmp_path / "set"))
     images[range(2)]  # read before the workers start, as after an earlier checkpoint
     loader = torch.utils.data.DataLoader(
-        images, batch_size=None, sampler=[range(0, 5), range(5, 12)], collate_fn=unchanged, num_workers=2,
+        images, batch_size=None, sampler=[range(0, 5), range(5, 12)], collate_fn=keep_batch, num_workers=2,
         multiprocessing_context=method,
     )  # fmt: skip
     assert [number for batch in loader for number in numbers(batch)] == list(range(COUNT))

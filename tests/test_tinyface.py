@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import pytest
 
+from data.arrow_set import read_metadata
 from eval import tinyface
 from eval.tinyface import (
     RANKS,
@@ -16,7 +17,6 @@ from eval.tinyface import (
     ranks,
     score_identification,
 )
-from utils.template_set import read_metadata
 
 LISTS = ("probe_paths", "gallery_paths", "distractor_paths")
 

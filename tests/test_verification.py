@@ -254,7 +254,7 @@ def test_batches_come_through_torchs_pinning_of_memory_as_they_went_in(monkeypat
     """On a GPU every batch passes torch's pin_memory, which rebuilds containers; here, without copying tensors."""
     from torch.utils.data._utils.pin_memory import pin_memory
 
-    from utils import loader
+    from data import loader
 
     class Images(torch.utils.data.Dataset):
         def __len__(self):

@@ -77,7 +77,7 @@ class BadSteps:
             f"step {step}: the loss or gradient of the last {int(self._counts[0])} steps was not finite, more than "
             f"max_bad_steps = {self._largest} in a row; they were skipped, and {finite}. Usual causes: a learning rate "
             "too high for the batch, float16 where bfloat16 would do, a teacher or images that are broken "
-            "(utils/check_data.py). See docs/troubleshooting.md, NaN loss"
+            "(tools/check_data.py). See docs/troubleshooting.md, NaN loss"
         )
 
     def state(self) -> dict[str, Any]:

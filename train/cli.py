@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 
 from config import BASE, load_config
-from utils.errors import clear_errors
+from utils.errors import exit_on_input_error
 
 
 def main(description: str, run: Callable[..., None]) -> None:
@@ -17,13 +17,13 @@ def main(description: str, run: Callable[..., None]) -> None:
     parser.add_argument("--config", default=str(BASE), help="config or preset file (default: config/config.py)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the config, as batch_size=64")
     args = parser.parse_args()
-    with clear_errors():
+    with exit_on_input_error():
         cfg = load_config(args.config, args.overrides)
 
         # After the config: --help and a wrong key answer at once, without torch.
         import torch
 
-        from utils.dataset import build_dataset
+        from data.dataset import build_dataset
         from utils.distributed import process_group
 
         with process_group(timeout=cfg.rank_timeout) as device:

@@ -14,34 +14,35 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from config import dump_config
+from data.augment import DRAWS, Augmentation, probabilities
+from data.dataset import FaceDataset
+from data.loader import Batches, GlobalOrder, TrainingBatch
 from eval.protocols import due, evaluate, flat
-from eval.results import screen
+from eval.report.results import screen
 from heads import HeadOutput
 from train.bad_steps import BadSteps, skippable_sgd, step_unless
+from train.checkpoint import PARTS, Saver
+from train.curves import save_curves, save_preview
 from train.resume import RunState
+from train.run_log import Rate, RunLog
 from train.schedules import learning_rate
 from train.step_profile import StepProfile
 from train.tasks import Task, step_input
-from utils.augment import DRAWS, Augmentation, probabilities
-from utils.checkpoint import PARTS, Saver
-from utils.dataset import FaceDataset
+from utils.about import describe_run
 from utils.distributed import (
     Agreement,
     barrier,
     broadcast_buffers,
-    doing,
     from_rank_0,
     mean_over_ranks,
     on_rank_0,
     rank,
+    report_activity,
     world_size,
 )
 from utils.errors import InputError
-from utils.files import locked, make_writable_folder, write_text
-from utils.loader import Batches, GlobalOrder, TrainingBatch
-from utils.plots import save_curves, save_preview
+from utils.files import lock_folder, make_writable_folder, write_text
 from utils.precision import compute_type
-from utils.run_log import Rate, RunLog, describe_run
 
 
 class Trainer:
@@ -110,7 +111,7 @@ class Trainer:
 
     def _take_output(self) -> None:
         make_writable_folder(self.output)
-        self._lock = locked(self.output)
+        self._lock = lock_folder(self.output)
 
     def _train(self, profile: StepProfile) -> bool:
         """Train to the last step; True where a signal ended it before."""
@@ -158,14 +159,14 @@ class Trainer:
         torch.manual_seed(hash((self.cfg.seed, self.step, rank())) & (2**63 - 1))
         self.task.begin_step()
         for number in range(self.cfg.accumulate_steps):
-            doing(self.step + 1, "waiting for input")
+            report_activity(self.step + 1, "waiting for input")
             with record_function("input"):
                 batch = step_input(next(micro_batches), self.augment, self.device)
             if self.step == 0 and number == 0 and rank() == 0:
                 preview = self.output / "first_batch.png"
                 self.log.unless_full(partial(save_preview, preview, batch.images, batch.labels))
             last = number == self.cfg.accumulate_steps - 1
-            doing(self.step + 1, "forward and backward")
+            report_activity(self.step + 1, "forward and backward")
             with nullcontext() if last else self.task.no_sync():
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                     output = self.task.step(batch)
@@ -204,7 +205,7 @@ class Trainer:
         names = due(self.cfg, epoch)
         if not names:
             return
-        doing(self.step, "evaluation")
+        report_activity(self.step, "evaluation")
         broadcast_buffers(self.task.student)
         results = evaluate(self.task.student, self.cfg, names, self.device, self.dtype)
         absent = [where for where in results.absent if where not in self._named_absent]

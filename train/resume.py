@@ -3,10 +3,10 @@
 import torch
 from easydict import EasyDict
 
+from train import checkpoint
 from train.bad_steps import BadSteps
+from train.checkpoint import Checkpoint, CheckpointError
 from train.tasks import Task
-from utils import checkpoint
-from utils.checkpoint import Checkpoint, CheckpointError
 from utils.distributed import on_all_ranks, on_rank_0
 
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from utils.dataset import FaceDataset
-from utils.pairs import clearly_higher, pair_cosines, sample_pairs
+from data.dataset import FaceDataset
+from data.pairs import pair_cosines, sample_pairs, significantly_higher
 
 PAIRS = 32
 # Labels that are read to find pairs: of runs of neighbours, for most sets are in the order of their identities and a
@@ -30,12 +30,12 @@ def teacher_notes(dataset: FaceDataset, embed: Callable[[np.ndarray], np.ndarray
     used = pairs.positions()
     cosines = pair_cosines(pairs, used, embed(used))
     line = f"teacher on {len(pairs.same)} pairs of the training set: {cosines}"
-    if clearly_higher(*cosines):
+    if significantly_higher(*cosines):
         return (line,)
     return line, (
         "WARNING: to the teacher, images of one identity are no more alike than images of two. Usual causes: labels "
         "shuffled against the images, another colour order or preprocessing than the teacher's, a teacher of random "
-        "weights. utils/check_data.py looks into it"
+        "weights. tools/check_data.py looks into it"
     )
 
 

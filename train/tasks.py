@@ -17,20 +17,20 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from backbones import build_backbone, find_teacher
+from data.augment import Augmentation, probabilities
+from data.dataset import FaceDataset
+from data.images import to_input
+from data.loader import TrainingBatch
+from data.teacher_cache import EmbeddingFile
 from eval.embeddings import embed_views
 from heads import HeadOutput, build_head, build_standalone_head
 from heads.head import Head
 from train.sanity import teacher_notes
+from train.sync_batchnorm import synchronise
 from train.teachers import cached_teacher, live_teacher
-from utils.augment import Augmentation, probabilities
-from utils.dataset import FaceDataset
 from utils.distributed import rank, world_size
-from utils.embedding_file import EmbeddingFile
 from utils.errors import InputError
-from utils.images import to_input
-from utils.loader import TrainingBatch
 from utils.precision import compute_type
-from utils.sync_batchnorm import synchronise
 
 
 class StepInput(NamedTuple):

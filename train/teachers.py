@@ -11,14 +11,14 @@ from tqdm import tqdm
 
 from backbones import build_teacher, find_teacher
 from backbones.teacher import REPOSITORIES, MissingWeights, Release
+from data.dataset import FaceDataset
+from data.images import PREPROCESSING
+from data.teacher_cache import Description, EmbeddingError, EmbeddingFile
+from data.teacher_cache_writer import EmbeddingWriter
 from eval.embeddings import embed_batches
-from utils.dataset import FaceDataset
+from utils.about import describe_run
 from utils.distributed import on_rank_0, rank, world_size
-from utils.embedding_file import Description, EmbeddingError, EmbeddingFile
-from utils.embedding_writer import EmbeddingWriter
-from utils.images import PREPROCESSING
 from utils.precision import cast_products, compute_type
-from utils.run_log import describe_run
 
 
 def live_teacher(cfg: EasyDict, device: torch.device, release: Release) -> nn.Module:

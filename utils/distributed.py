@@ -111,10 +111,10 @@ def _or_else_exit(seconds: float) -> Iterator[None]:
         timer.cancel()
 
 
-def doing(step: int, what: str) -> None:
+def report_activity(step: int, what: str) -> None:
     """This rank begins with `what` at `step`: what the others say of it should it hang or die. Alike on all ranks."""
     if _heartbeat is not None:
-        _heartbeat.doing(step, what)
+        _heartbeat.report_activity(step, what)
 
 
 def all_gather(tensor: Tensor) -> Tensor:

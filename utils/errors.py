@@ -11,7 +11,7 @@ class InputError(ValueError):
 
 
 @contextmanager
-def clear_errors() -> Iterator[None]:
+def exit_on_input_error() -> Iterator[None]:
     """Around a script's main: an InputError or an unusable path ends it with one line and code 2, Ctrl-C with 130."""
     try:
         yield

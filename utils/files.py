@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 
 @contextmanager
-def written_whole(path: str | os.PathLike) -> Iterator[BinaryIO]:
+def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A binary file to write, beside `path` until the block ends without an error, then flushed and renamed to it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ def written_whole(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a file of text whole."""
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode())
 
 
@@ -40,7 +40,7 @@ def sha256(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def locked(folder: str | os.PathLike) -> BinaryIO:
+def lock_folder(folder: str | os.PathLike) -> BinaryIO:
     """A lock on the folder for this process, for as long as the file that it gives is open; a kill lets go of it.
 
     Raises OSError where another process has it. Where the file system has no locks there is none.
@@ -62,7 +62,7 @@ def make_writable_folder(path: str | os.PathLike) -> Path:
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with written_whole(path / ".writable") as file:
+        with atomic_write(path / ".writable") as file:
             file.write(b"")
         (path / ".writable").unlink()
     except OSError as error:

@@ -39,7 +39,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def doing(self, step: int, what: str) -> None:
+    def report_activity(self, step: int, what: str) -> None:
         """This rank begins with `what` at `step`; every rank must say the same in the same order."""
         self._now = (self._now[0] + 1, step, what, time.monotonic())
         self._news.set()

@@ -48,6 +48,12 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
     return state
 
 
+def step_in_name(name: str) -> int | None:
+    """The step that a file name such as 15163backbone.pth begins with; None where it begins with none."""
+    digits = re.match(r"\d+", name)
+    return int(digits[0]) if digits else None
+
+
 def read_weights_file(path: str | os.PathLike) -> Any:
     """What a .safetensors or torch file holds, on the CPU: tensors and plain values (weights_only).
 

@@ -22,14 +22,14 @@ import torch
 from fuzzing import Seed, Target, fuzz, opcodes, words
 
 from config import BASE, load_config
-from eval.results import read_json
-from utils.bin_file import read_bin
-from utils.dataset import RecordDataset
-from utils.embedding_file import EmbeddingFile
-from utils.images import decode_into, decode_rgb
-from utils.nist_set import NistSet
-from utils.recordio import MAGIC, IndexedRecordReader, RecordError, RecordWriter
-from utils.template_set import INTEGERS, TEXTS, _as_array, read_metadata
+from data.arrow_set import INTEGERS, TEXTS, _as_array, read_metadata
+from data.bin_set import read_bin
+from data.dataset import RecordDataset
+from data.images import decode_into, decode_rgb
+from data.nist_set import NistSet
+from data.recordio import MAGIC, IndexedRecordReader, RecordError, RecordWriter
+from data.teacher_cache import EmbeddingFile
+from eval.report.results import read_json
 from utils.weights import read_state_dict
 
 
@@ -66,18 +66,18 @@ def read_training_set(folder: Path) -> None:
 
 def records(folder: Path) -> Target:
     files = record_files(folder)
-    return Target(read_records, "utils/recordio.py", [Seed("train.rec", files["train.rec"])], files)
+    return Target(read_records, "data/recordio.py", [Seed("train.rec", files["train.rec"])], files)
 
 
 def index(folder: Path) -> Target:
     files = record_files(folder)
-    return Target(read_records, "utils/recordio.py", [Seed("train.idx", files["train.idx"], words)], files)
+    return Target(read_records, "data/recordio.py", [Seed("train.idx", files["train.idx"], words)], files)
 
 
 def training_set(folder: Path) -> Target:
     files = record_files(folder)
     seeds = [Seed("property", b"2,112,112\n", words), *(Seed(name, data) for name, data in files.items())]
-    return Target(read_training_set, "utils/dataset.py", seeds)
+    return Target(read_training_set, "data/dataset.py", seeds)
 
 
 # Opcodes whose arguments claim much, or that make much of little.
@@ -121,7 +121,7 @@ def bin_files(folder: Path) -> Target:
     pickles.append(pickle.dumps(contents[3], 5))
     pickles.append(b"((lp0\nS'\\x01'\np1\naS'b'\na(lp2\nI01\natp3\n.")  # of Python 2
     seeds = [Seed("set.bin", data, opcodes) for data in pickles]
-    return Target(lambda folder: read_bin(folder / "set.bin"), "utils/bin_file.py", seeds, words=[*EVIL, LEGACY])
+    return Target(lambda folder: read_bin(folder / "set.bin"), "data/bin_set.py", seeds, words=[*EVIL, LEGACY])
 
 
 def torch_files(content: object, name: str) -> list[Seed]:
@@ -154,7 +154,7 @@ def metadata(folder: Path) -> Target:
                 array.tolist()
 
     seeds = [seed for content in contents for seed in torch_files(content, "metadata.pt")]
-    return Target(read, "utils/template_set.py", seeds, words=[*EVIL, LEGACY], addresses=CLAIMED)
+    return Target(read, "data/arrow_set.py", seeds, words=[*EVIL, LEGACY], addresses=CLAIMED)
 
 
 def weights(folder: Path) -> Target:
@@ -204,7 +204,7 @@ def nist_lists(folder: Path) -> Target:
     photo = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
     others = {f"loose_crop/{number}.jpg": photo for number in (1, 2, 3)}
     seeds = [Seed(file, text.encode(), words) for file, text in lists.items()]
-    return Target(read, "utils/nist_set.py", seeds, others)
+    return Target(read, "data/nist_set.py", seeds, others)
 
 
 def embeddings(folder: Path) -> Target:
@@ -217,7 +217,7 @@ def embeddings(folder: Path) -> Target:
         file.rows(np.arange(2), np.zeros(2, bool))
         file.summary()
 
-    return Target(read, "utils/embedding_file.py", seeds)
+    return Target(read, "data/teacher_cache.py", seeds)
 
 
 def results(folder: Path) -> Target:
@@ -225,7 +225,7 @@ def results(folder: Path) -> Target:
     text = json.dumps({**figures, "absent": [], "failed": ["a: b"], "about": {"run": "x"}}).encode()
     arrays = {"verification/lfw/score": np.zeros(3), "ijb/a/b/score": np.zeros(2, np.float32)}
     seeds = [Seed("r.json", text, words), Seed("r.npz", saved(np.savez, **arrays))]
-    return Target(lambda folder: read_json(folder / "r.json"), "eval/results.py", seeds)
+    return Target(lambda folder: read_json(folder / "r.json"), "eval/report/results.py", seeds)
 
 
 def images(folder: Path) -> Target:
@@ -239,7 +239,7 @@ def images(folder: Path) -> Target:
         assert decode_rgb(encoded, "image").dtype == np.uint8
         decode_into(batch, [encoded], lambda row: "image")
 
-    return Target(read, "utils/images.py", [*seeds, Seed("image", progressive)])
+    return Target(read, "data/images.py", [*seeds, Seed("image", progressive)])
 
 
 TARGETS: dict[str, Callable[[Path], Target]] = {

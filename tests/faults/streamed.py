@@ -10,8 +10,8 @@ import torch
 
 from backbones import build_backbone
 from config import load_config
+from data.arrow_set import TemplateSet
 from eval.embeddings import embed
-from utils.template_set import TemplateSet
 
 folder, more = Path(sys.argv[1]), int(sys.argv[2])
 network = build_backbone(load_config(overrides=["embedding_size=16", "width=0.125"]))

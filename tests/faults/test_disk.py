@@ -17,8 +17,8 @@ from test_interruption import start
 from test_training import assert_same_checkpoint, metrics, train
 
 from config import load_config
-from utils import checkpoint
-from utils.checkpoint import (
+from train import checkpoint
+from train.checkpoint import (
     PARTS,
     SUMS,
     Checkpoint,
@@ -118,7 +118,7 @@ def test_what_a_full_disk_kept_from_tensorboard_follows_beside_what_was_there(tm
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
 
-    from utils.run_log import RunLog
+    from train.run_log import RunLog
 
     log, flush, full = RunLog(tmp_path, 0, 4), SummaryWriter.flush, [False, False, False, True, False, False]
 

@@ -20,14 +20,14 @@ from strangers import TARGETS
 from test_strangers import png
 
 from config import BASE, load_config
+from data.arrow_set import TemplateSet, TemplateSetError, read_metadata
+from data.bin_set import read_bin
+from data.nist_set import NistSet, NistSetError
+from data.teacher_cache import EmbeddingFile
 from eval.protocols import PROTOCOLS, embeddings_file
-from eval.results import read_json, require_ours, write_json
-from utils import checkpoint
-from utils.bin_file import read_bin
-from utils.embedding_file import EmbeddingFile
+from eval.report.results import read_json, refuse_to_overwrite, write_json
+from train import checkpoint
 from utils.errors import InputError
-from utils.nist_set import NistSet, NistSetError
-from utils.template_set import TemplateSet, TemplateSetError, read_metadata
 
 
 class Touch:
@@ -193,11 +193,11 @@ def a_result(tmp_path) -> Path:
 
 
 def test_a_result_of_ours_is_written_over(a_result):
-    require_ours(a_result, with_arrays=True)
-    require_ours(a_result.with_name("new.json"), with_arrays=True)
+    refuse_to_overwrite(a_result, with_arrays=True)
+    refuse_to_overwrite(a_result.with_name("new.json"), with_arrays=True)
     collected = a_result.with_name("all.json")
     collected.write_text('{"checkpoints": {}, "about": {}}')
-    require_ours(collected, with_arrays=False)
+    refuse_to_overwrite(collected, with_arrays=False)
 
 
 @pytest.mark.parametrize(
@@ -207,9 +207,9 @@ def test_what_is_no_result_is_not_written_over(a_result, content):
     for file, arrays in ((a_result.with_name("x.json"), False), (a_result.with_suffix(".npz"), True)):
         file.write_bytes(content)
         with pytest.raises(InputError, match=rf"{file.name}: exists, and holds no results; .*--force"):
-            require_ours(a_result if arrays else file, with_arrays=arrays)
+            refuse_to_overwrite(a_result if arrays else file, with_arrays=arrays)
     with pytest.raises(InputError, match="exists, and holds no results"):
-        require_ours(a_result.parent, with_arrays=False)
+        refuse_to_overwrite(a_result.parent, with_arrays=False)
 
 
 def test_scripts_refuse_to_write_over_what_is_no_result_before_they_score(tmp_path, a_result):

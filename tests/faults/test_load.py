@@ -11,8 +11,8 @@ import pytest
 from conftest import LONG, ROOT, size
 from test_interruption import RANKS, TRAIN, descendants
 
-from utils.make_demo_data import encoded_face
-from utils.recordio import IndexedRecordReader
+from data.recordio import IndexedRecordReader
+from demo.make_demo_data import encoded_face
 
 
 def resident(process: int) -> int:

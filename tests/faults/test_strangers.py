@@ -19,15 +19,15 @@ from conftest import ROOT
 from strangers import TARGETS, record_files, saved
 
 from config import BASE, ConfigError, load_config
-from eval.results import read_json
-from utils.bin_file import BinError, read_bin
-from utils.dataset import DataError, RecordDataset
-from utils.embedding_file import EmbeddingError, EmbeddingFile
+from data.arrow_set import INTEGERS, TEXTS, TemplateSet, TemplateSetError, read_metadata
+from data.bin_set import BinError, read_bin
+from data.dataset import DataError, RecordDataset
+from data.images import MOST_PIXELS, ImageError, decode_into, decode_rgb
+from data.nist_set import NistSet, NistSetError
+from data.recordio import IndexedRecordReader, RecordError, RecordWriter
+from data.teacher_cache import EmbeddingError, EmbeddingFile
+from eval.report.results import read_json
 from utils.errors import InputError
-from utils.images import MOST_PIXELS, ImageError, decode_into, decode_rgb
-from utils.nist_set import NistSet, NistSetError
-from utils.recordio import IndexedRecordReader, RecordError, RecordWriter
-from utils.template_set import INTEGERS, TEXTS, TemplateSet, TemplateSetError, read_metadata
 from utils.weights import WeightsError, read_state_dict
 
 
@@ -327,7 +327,7 @@ def test_photos_up_to_the_limit_are_read():
 
 def test_a_program_that_imports_opencv_first_is_guarded_too(tmp_path):
     (tmp_path / "image").write_bytes(jpeg(20_000, 20_000))
-    code = "import cv2, sys; from utils.images import decode_rgb; decode_rgb(open(sys.argv[1], 'rb').read(), 'image')"
+    code = "import cv2, sys; from data.images import decode_rgb; decode_rgb(open(sys.argv[1], 'rb').read(), 'image')"
     without = {name: value for name, value in os.environ.items() if not name.startswith("OPENCV")}
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "image"], cwd=ROOT, env=without, capture_output=True, text=True

@@ -1,0 +1,109 @@
+"""AdaFace's training augmentations (Kim, Jain, Liu, CVPR 2022), for whole batches on their device.
+
+Each acts on an image with its own probability: crop and pad, then rescaling down and up, then photometric. What is
+random comes in as uniform numbers, so that the same image of the same epoch is changed in the same way whatever the
+number of ranks, workers or resumes.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from easydict import EasyDict
+from torch import Tensor
+
+from data.images import SIZE
+
+DRAWS = 16  # uniform numbers an image
+_CROP, _LOW_RES, _PHOTOMETRIC = slice(0, 5), slice(5, 9), slice(9, 13)
+_GRAY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow and torchvision have it
+_DOWN, _UP = ("nearest", "area", "bilinear", "bicubic"), ("nearest", "bilinear", "bicubic")
+_SMALLEST = round(0.2 * SIZE)
+
+
+def probabilities(cfg: EasyDict) -> tuple[float, float, float]:
+    """Of crop and pad, of rescaling, of photometric changes; all 0: no augmentation."""
+    return cfg.crop_augmentation_prob, cfg.low_res_augmentation_prob, cfg.photometric_augmentation_prob
+
+
+class Augmentation:
+    """x [B, 3, 112, 112] in [-1, 1], draws [B, DRAWS] in [0, 1) -> x of the same shape and range."""
+
+    def __init__(self, cfg: EasyDict, device: torch.device) -> None:
+        self.probabilities = probabilities(cfg)
+        if cfg.low_res_augmentation_prob:
+            self._down = torch.stack([resampling(mode, SIZE, size) for mode in _DOWN for size in _sizes()]).to(device)
+            self._up = torch.stack([resampling(mode, size, SIZE) for mode in _UP for size in _sizes()]).to(device)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, draws: Tensor) -> Tensor:
+        changes = (crop_and_pad, self._rescale, photometric)
+        for change, probability, part in zip(changes, self.probabilities, (_CROP, _LOW_RES, _PHOTOMETRIC), strict=True):
+            if probability:
+                chosen, *numbers = draws[:, part].unbind(1)
+                x = torch.where((chosen < probability)[:, None, None, None], change(x, *numbers), x)
+        return x
+
+    def _rescale(self, x: Tensor, side: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        """To a side of 0.2 to 1 times 112 pixels and back, each way by a resampling of its own; x is square."""
+        size = (side * len(_sizes())).long()
+        small = _resample(x, self._down[(down * len(_DOWN)).long() * len(_sizes()) + size])
+        return _resample(small, self._up[(up * len(_UP)).long() * len(_sizes()) + size])
+
+
+def crop_and_pad(x: Tensor, area: Tensor, ratio: Tensor, top: Tensor, left: Tensor) -> Tensor:
+    """All but a rectangle becomes black: 0.2 to 1 of the area, 3/4 to 4/3 as wide as high, where it fits."""
+    height, width = x.shape[2:]
+    area = (0.2 + 0.8 * area) * height * width
+    root = torch.exp(0.5 * (2 * ratio - 1) * math.log(4 / 3))
+    high = (area.sqrt() / root).round().clamp(max=height)
+    wide = (area.sqrt() * root).round().clamp(max=width)
+    first_row, first_column = (top * (height - high + 1)).floor(), (left * (width - wide + 1)).floor()
+    rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
+    inside_rows = (rows >= first_row[:, None]) & (rows < (first_row + high)[:, None])  # [B, H]
+    inside_columns = (columns >= first_column[:, None]) & (columns < (first_column + wide)[:, None])  # [B, W]
+    return torch.where(inside_rows[:, None, :, None] & inside_columns[:, None, None, :], x, -1.0)
+
+
+def photometric(x: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
+    """Each times 0.5 to 1.5. But for what is clamped, the result is the same in any order of the three."""
+    x = (x + 1) / 2
+    for factor, without in ((brightness, torch.zeros_like), (contrast, _mean_gray), (saturation, _gray)):
+        x = torch.lerp(without(x), x, (0.5 + factor)[:, None, None, None]).clamp(0, 1)
+    return 2 * x - 1
+
+
+def resampling(mode: str, size: int, new_size: int) -> Tensor:
+    """[112, 112] float32: the matrix that takes a line of `size` pixels to `new_size`, in its upper left corner.
+
+    As OpenCV resamples: pixel centers at halves, nothing smoothed beforehand but by "area".
+    """
+    if mode == "area":  # new pixel i covers the old ones from i * step to (i + 1) * step
+        step = size / new_size
+        start, pixel = torch.arange(new_size, dtype=torch.float64)[:, None] * step, torch.arange(size)
+        matrix = (torch.minimum(start + step, pixel + 1.0) - torch.maximum(start, pixel.double())).clamp_min(0) / step
+    elif mode == "nearest":  # OpenCV's rounding: torch's takes the neighbor where old pixel and new one share an edge
+        pixel = (torch.arange(new_size, dtype=torch.float64) * (1 / (new_size / size))).long()
+        matrix = F.one_hot(pixel, size)
+    else:
+        identity = torch.eye(size)[None, :, :, None]  # [1, size channels, size rows, 1 column]
+        matrix = F.interpolate(identity, size=(new_size, 1), mode=mode, align_corners=False)[0, :, :, 0].t()
+    return F.pad(matrix.float(), (0, SIZE - size, 0, SIZE - new_size))
+
+
+def _sizes() -> range:
+    return range(_SMALLEST, SIZE)
+
+
+def _resample(x: Tensor, matrices: Tensor) -> Tensor:
+    """x [B, 3, 112, 112], matrices [B, 112, 112]: rows and columns resampled; what overshoots is cut, as in bytes."""
+    return (matrices[:, None] @ x @ matrices[:, None].transpose(2, 3)).clamp(-1, 1)
+
+
+def _gray(x: Tensor) -> Tensor:
+    red, green, blue = (weight * x[:, channel, None] for channel, weight in enumerate(_GRAY))
+    return (red + green + blue).expand_as(x)
+
+
+def _mean_gray(x: Tensor) -> Tensor:
+    return _gray(x).mean((2, 3), keepdim=True).expand_as(x)

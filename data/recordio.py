@@ -1,0 +1,266 @@
+"""MXNet record files: an indexed reader and a writer of the same format (docs: DESIGN of MXNet RecordIO).
+
+A record is uint32 magic, uint32 (top 3 bits: part flag, low 29: length), body, zero padding to 4 bytes. A body that
+holds the magic at a 4-byte boundary is split there: part flag 1 first, 2 middle, 3 last, 0 whole. The body is a header
+`IfQQ` (flag, label, id, id2); where flag > 0, flag float32 labels follow and replace the label; then the image bytes.
+"""
+
+import mmap
+import os
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data.images import SIZE
+from utils.errors import InputError
+from utils.files import atomic_write, make_writable_folder
+
+MAGIC = 0xCED7230A
+_MAGIC_BYTES = struct.pack("<I", MAGIC)
+_HEAD = struct.Struct("<II")
+_HEADER = struct.Struct("<IfQQ")
+_LENGTH_MASK = (1 << 29) - 1
+# What a whole record begins with, and its first label where it has more than the one in its header.
+_START = np.dtype(
+    [("magic", "<u4"), ("word", "<u4"), ("flag", "<u4"), ("label", "<f4"), ("ids", "<u8", 2), ("first_label", "<f4")]
+)
+
+
+class RecordError(InputError):
+    """A record file, its index or one of its records is not what the format says; the message names which."""
+
+
+class Header(NamedTuple):
+    """flag: how many labels follow the fixed header; label: a float (flag 0) or float32 [flag]; id, id2: integers."""
+
+    flag: int
+    label: float | np.ndarray
+    id: int
+    id2: int
+
+
+class RecordFile:
+    """The records of `rec_path` by their offsets.
+
+    The file is memory-mapped, once a process, so it may be used after fork and sent to spawned processes.
+    """
+
+    def __init__(self, rec_path: str | os.PathLike) -> None:
+        self.rec_path = _existing(rec_path)
+        self._size = os.path.getsize(self.rec_path)
+        self._map: mmap.mmap | None = None
+        self._map_pid = -1
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._size
+
+    def read_at(self, offset: int, key: int) -> tuple[Header, memoryview, int]:
+        """(header, image bytes, where the next record begins) of the record `key` at `offset`. Raises RecordError.
+
+        The bytes are a view of the file wherever they lie in one part.
+        """
+        body, end = self._body(key, offset)
+        if len(body) < _HEADER.size:
+            raise RecordError(f"{self.rec_path}: record {key} has {len(body)} bytes, too few for a header")
+        flag, label, id_, id2 = _HEADER.unpack_from(body)
+        start = _HEADER.size + 4 * flag
+        if flag:
+            if start > len(body):
+                raise RecordError(f"{self.rec_path}: record {key} claims {flag} labels in {len(body)} bytes")
+            label = np.frombuffer(body, dtype="<f4", count=flag, offset=_HEADER.size)
+        return Header(flag, label, id_, id2), body[start:], end
+
+    def _body(self, key: int, offset: int) -> tuple[memoryview, int]:
+        """The body of a record, put together from its parts, and where the next record begins."""
+        data = memoryview(self._mapped())
+        parts: list[memoryview] = []
+        while True:
+            if offset + _HEAD.size > self._size:
+                raise RecordError(f"{self.rec_path}: record {key} is cut off at the end of the file; fetch it again")
+            magic, word = _HEAD.unpack_from(data, offset)
+            part_flag, length = word >> 29, word & _LENGTH_MASK
+            start = offset + _HEAD.size
+            if magic != MAGIC:
+                raise RecordError(f"{self.rec_path}: no record at byte {offset}, where the index has key {key}")
+            if start + length > self._size:
+                raise RecordError(f"{self.rec_path}: record {key} is cut off at the end of the file; fetch it again")
+            if part_flag not in ((2, 3) if parts else (0, 1)):
+                raise RecordError(f"{self.rec_path}: record {key} has part flag {part_flag} out of turn")
+            parts.append(data[start : start + length])
+            offset = start + (length + 3) // 4 * 4
+            if part_flag == 0:
+                return parts[0], offset
+            if part_flag == 3:
+                return memoryview(_MAGIC_BYTES.join(parts)), offset
+
+    def _mapped(self) -> mmap.mmap:
+        if self._map is None or self._map_pid != os.getpid():
+            with open(self.rec_path, "rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._map_pid = os.getpid()
+        return self._map
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_map": None}
+
+
+class IndexedRecordReader(RecordFile):
+    """Random access to the records of `rec_path` by the keys of `idx_path`.
+
+    Keys and offsets are int64 tensors in shared memory: loader workers read the one copy. Raises RecordError.
+    """
+
+    def __init__(self, rec_path: str | os.PathLike, idx_path: str | os.PathLike) -> None:
+        super().__init__(rec_path)
+        self.idx_path = _existing(idx_path)
+        keys, offsets = read_index(self.idx_path)
+        outside = np.flatnonzero((offsets < 0) | (offsets > self._size - _HEAD.size) | (offsets % 4 != 0))
+        if len(outside):
+            first = outside[0]
+            raise RecordError(
+                f"{self.idx_path}: key {keys[first]} points to byte {offsets[first]}, where {self.rec_path} "
+                f"({self._size} bytes) can hold no record; the index belongs to another file, or the record file "
+                "was cut short: fetch both again"
+            )
+        order = np.argsort(keys, kind="stable")
+        keys, offsets = keys[order], offsets[order]
+        if len(twice := np.flatnonzero(keys[1:] == keys[:-1])):
+            raise RecordError(f"{self.idx_path}: key {keys[twice[0]]} stands twice")
+        self._keys = torch.from_numpy(keys).share_memory_()
+        self._offsets = torch.from_numpy(offsets).share_memory_()
+        self.read(int(keys[np.argmax(offsets)]))  # the last record in the file: shows a file that was cut short
+
+    @property
+    def keys(self) -> np.ndarray:
+        """The keys, ascending, int64."""
+        return self._keys.numpy()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def layout(self) -> bytes:
+        """Every key with its offset, and the size of the record file: what tells it from another, unread."""
+        return self._keys.numpy().tobytes() + self._offsets.numpy().tobytes() + str(self._size).encode()
+
+    def read(self, key: int) -> tuple[Header, memoryview]:
+        """(header, image bytes) of the record `key`; the bytes are a view of the file wherever they lie in one part."""
+        keys = self._keys.numpy()
+        position = int(np.searchsorted(keys, key))
+        if position == len(keys) or keys[position] != key:
+            raise RecordError(f"{self.idx_path}: no key {key}; there are {len(keys)} from {keys[0]} to {keys[-1]}")
+        header, data, _ = self.read_at(int(self._offsets[position]), key)
+        return header, data
+
+    def read_batch(self, keys: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """First labels, float32 [N], and N images' bytes, views of the file as in `read`, of the records `keys` [N].
+
+        The starts of the records are read all at once; those that are split, or wrong, go through `read`.
+        """
+        data = np.frombuffer(self._mapped(), dtype=np.uint8)
+        positions = np.searchsorted(self.keys, keys).clip(max=len(self) - 1)
+        offsets = self._offsets.numpy()[positions]
+        starts = data.take(offsets[:, None] + np.arange(_START.itemsize), mode="clip").view(_START)[:, 0]
+        begin = offsets + _HEAD.size + _HEADER.size + 4 * starts["flag"].astype(np.int64)
+        end = offsets + _HEAD.size + (starts["word"] & _LENGTH_MASK)
+        whole = (self.keys[positions] == keys) & (starts["magic"] == MAGIC) & (starts["word"] >> 29 == 0)
+        whole &= (begin <= end) & (end <= self._size) & (offsets + _START.itemsize <= self._size)
+        labels = np.where(starts["flag"] == 0, starts["label"], starts["first_label"])
+        images = [data[first:last] for first, last in zip(begin.tolist(), end.tolist(), strict=True)]
+        for row in np.flatnonzero(~whole):
+            header, image = self.read(int(keys[row]))
+            labels[row], images[row] = np.ravel(header.label)[0], np.frombuffer(image, dtype=np.uint8)
+        return labels, images
+
+
+class RecordWriter:
+    """Writes `stem`.rec and `stem`.idx; both appear, whole, when the `with` block ends without an error."""
+
+    def __init__(self, stem: str | os.PathLike) -> None:
+        self._stem = Path(stem)
+
+    def __enter__(self) -> "RecordWriter":
+        self._files = [atomic_write(self._stem.with_suffix(suffix)) for suffix in (".rec", ".idx")]
+        self._rec, self._idx = (file.__enter__() for file in self._files)
+        self._keys: set[int] = set()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file in self._files:
+            file.__exit__(*error)
+
+    def write(self, key: int, label: float | list[float] | np.ndarray, image: bytes, id: int | None = None) -> None:
+        """Append a record: one label (flag 0) or a list of labels (flag their number); `id` is the key by default."""
+        if key in self._keys:
+            raise RecordError(f"{self._stem}: key {key} stands twice")
+        self._keys.add(key)
+        id = key if id is None else id
+        if np.ndim(label):
+            body = _HEADER.pack(len(label), 0.0, id, 0) + np.asarray(label, dtype="<f4").tobytes() + image
+        else:
+            body = _HEADER.pack(0, float(label), id, 0) + image
+        if len(body) > _LENGTH_MASK:
+            raise RecordError(f"{self._stem}: record {key} has {len(body)} bytes, the format holds {_LENGTH_MASK}")
+        self._idx.write(f"{key}\t{self._rec.tell()}\n".encode())
+        parts = _split_at_magic(body)
+        for number, part in enumerate(parts):
+            part_flag = 0 if len(parts) == 1 else 1 if number == 0 else 3 if number == len(parts) - 1 else 2
+            self._rec.write(_HEAD.pack(MAGIC, part_flag << 29 | len(part)) + part + bytes(-len(part) % 4))
+
+
+def _split_at_magic(body: bytes) -> list[bytes]:
+    """Cut `body` wherever the magic stands at a 4-byte boundary; the magic itself is dropped."""
+    parts, start, found = [], 0, body.find(_MAGIC_BYTES)
+    while found != -1:
+        if found % 4 == 0:
+            parts.append(body[start:found])
+            start = found + 4
+        found = body.find(_MAGIC_BYTES, found + (4 if found % 4 == 0 else 1))
+    return [*parts, body[start:]]
+
+
+def write_record_set(output: Path, encoded: Iterable[bytes], labels: np.ndarray, num_classes: int) -> None:
+    """Write `encoded` images (an iterable of bytes) of identities `labels` [N], ascending, to a folder.
+
+    Record 0 says where the images end and the identities begin; each identity's record, where its images begin and end.
+    """
+    make_writable_folder(output)
+    end = len(labels) + 1
+    first = np.searchsorted(labels, np.arange(num_classes), "left") + 1
+    last = np.searchsorted(labels, np.arange(num_classes), "right") + 1
+    with RecordWriter(output / "train") as writer:
+        writer.write(0, [end, end + num_classes], b"")
+        images = zip(labels, encoded, strict=True)
+        for key, (label, image) in enumerate(tqdm(images, "writing images", len(labels), unit="image"), start=1):
+            writer.write(key, float(label), image)
+        for identity in range(num_classes):
+            writer.write(end + identity, [first[identity], last[identity]], b"")
+        with atomic_write(output / "property") as file:
+            file.write(f"{num_classes},{SIZE},{SIZE}".encode())
+
+
+def _existing(path: str | os.PathLike) -> str:
+    if not os.path.isfile(path):
+        raise RecordError(f"{path}: no such file; a record set is a .rec and its .idx side by side")
+    return str(path)
+
+
+def read_index(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """(keys, offsets), int64, of an .idx file: a line "key<TAB>offset" a record. Raises RecordError."""
+    with open(path, "rb") as file:
+        text = file.read().strip()
+    try:
+        values = np.fromstring(text, dtype=np.int64, sep=" ")
+    except ValueError:
+        values = np.empty(0, dtype=np.int64)
+    lines = text.count(b"\n") + 1
+    if len(values) != 2 * lines or text.count(b"\t") != lines:
+        what = "is empty" if not text else "has lines other than key<TAB>offset"
+        raise RecordError(f"{path}: the index {what}; fetch it again or make the set anew with tools/make_rec.py")
+    return values[0::2].copy(), values[1::2].copy()

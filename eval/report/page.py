@@ -1,0 +1,174 @@
+"""report.html: results, plots and the worst errors in one file that opens from disk, without network and scripts."""
+
+import base64
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from eval.report.tables import Table
+from utils.files import atomic_write
+
+_LABELS = {"the same person, rejected": True, "different people, accepted": False}  # wrong decision: is_same
+_CAPTIONS = {  # what a plot shows, by the first part of its file stem
+    "scores": "scores of genuine and impostor pairs, and thresholds",
+    "roc": "TAR against FAR",
+    "norm": "outcome by embedding norm",
+    "cmc": "identification rate against rank",
+    "accuracy": "verification accuracy over steps",
+    "tar": "TAR over steps",
+    "rank": "rank-1 identification rate over steps",
+}
+_STYLE = """
+:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
+body { max-width: 75rem; margin: 0 auto; padding: 1rem }
+nav a { margin-right: 1rem }
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .2rem .7rem; border-bottom: 1px solid #8886; text-align: right; white-space: nowrap }
+th:first-child { text-align: left }
+tbody th { font-weight: normal }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem }
+dd { margin: 0; overflow-wrap: anywhere }
+figure { margin: 0; break-inside: avoid }
+figcaption { font-size: .95rem }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: 1.5rem }
+.plots img { width: 100%; height: auto }
+.pairs { display: flex; flex-wrap: wrap; gap: 1rem }
+.pairs img { width: 112px; height: 112px }
+h2, h3, h4 { break-after: avoid }
+@media (max-width: 40rem) { dl { display: block } dd { margin-left: 1rem } }
+@media print {
+  nav { display: none }
+  .plots { grid-template-columns: 1fr 1fr }
+  table { font-size: .7rem }
+  th, td { white-space: normal; padding: .1rem .3rem }
+}
+"""
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>{title}</h1>
+<nav>{links}</nav>
+{sections}
+</body>
+</html>
+"""
+_FRAMES = {  # what stands around the parts of a section
+    "About": "<dl>{}</dl>",
+    "Notes": "<ul>{}</ul>",
+    "Results": "{}",
+    "Plots": '<div class="plots">{}</div>',
+    "Errors": "<p>The errors farthest from the decision first; pairs are numbered from 0.</p>{}",
+}
+
+
+class PairError(NamedTuple):
+    """A wrongly decided pair: first and second uint8 [112, 112, 3] RGB, score and its fold's threshold as cosines."""
+
+    number: int
+    first: np.ndarray
+    second: np.ndarray
+    score: float
+    threshold: float
+    is_same: bool
+
+
+def pair_thresholds(threshold: np.ndarray, pairs: int) -> np.ndarray:
+    """Thresholds [folds] -> [pairs], each pair's: folds are contiguous, as scikit-learn's KFold without shuffling."""
+    folds = len(threshold)
+    return np.repeat(threshold, pairs // folds + (np.arange(folds) < pairs % folds))
+
+
+def worst_errors(arrays: Mapping[str, np.ndarray], count: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """(genuine pairs rejected, impostor pairs accepted): numbers of at most `count` each, those with the score farthest
+    from their fold's threshold first.
+
+    arrays: `is_same` and `decision` bool [P], `score` [P], `threshold` [folds].
+    """
+    is_same, decision = arrays["is_same"], arrays["decision"]
+    margin = np.abs(arrays["score"] - pair_thresholds(arrays["threshold"], len(is_same)))
+    farthest = np.argsort(-margin, kind="stable")
+    wrong = [(is_same & ~decision)[farthest], (~is_same & decision)[farthest]]
+    return farthest[wrong[0]][:count], farthest[wrong[1]][:count]
+
+
+def write_page(
+    path: str | os.PathLike,
+    title: str,
+    about: Mapping[str, str],
+    tables: Sequence[Table],
+    plots: Mapping[str, bytes],
+    errors: Mapping[str, Sequence[PairError]],
+    notes: Sequence[str],
+) -> None:
+    """about: facts by name; plots: PNG bytes by file stem; errors: of each .bin set; notes: sentences. All are escaped.
+
+    A section with nothing in it is left out, but a set without errors says so.
+    """
+    bodies = {
+        "About": "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in about.items()),
+        "Notes": "".join(f"<li>{escape(note)}</li>" for note in notes),
+        "Results": "".join(map(_table, tables)),
+        "Plots": "".join(_plot(stem, png) for stem, png in plots.items()),
+        "Errors": "".join(_errors_of_set(target, pairs) for target, pairs in errors.items()),
+    }
+    bodies = {heading: body for heading, body in bodies.items() if body}
+    links = "".join(f'<a href="#{heading.lower()}">{heading}</a>' for heading in bodies)
+    sections = "\n".join(
+        f'<section id="{heading.lower()}"><h2>{heading}</h2>{_FRAMES[heading].format(body)}</section>'
+        for heading, body in bodies.items()
+    )
+    page = _PAGE.format(title=escape(title), style=_STYLE, links=links, sections=sections)
+    with atomic_write(path) as file:
+        file.write(page.encode())
+
+
+def _table(table: Table) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.header)
+    rows = ""
+    for number, (name, *cells) in enumerate(table.rows):
+        texts = [escape(cell) for cell in (name, *cells)]
+        texts = [f"<strong>{text}</strong>" if (number, at) in table.best else text for at, text in enumerate(texts)]
+        rows += f'<tr><th scope="row">{texts[0]}</th>' + "".join(f"<td>{text}</td>" for text in texts[1:]) + "</tr>"
+    grid = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    return f'<h3>{escape(table.title)}</h3><div class="scroll">{grid}</div>'
+
+
+def _plot(stem: str, png: bytes) -> str:
+    kind, _, target = stem.partition("_")
+    caption = ": ".join(part for part in (target, _CAPTIONS.get(kind, kind)) if part)
+    return f"<figure><figcaption>{escape(caption)}</figcaption>{_image(png, caption)}</figure>"
+
+
+def _errors_of_set(target: str, pairs: Sequence[PairError]) -> str:
+    groups = [(label, [pair for pair in pairs if pair.is_same == same]) for label, same in _LABELS.items()]
+    parts = [
+        f'<h4>{label.capitalize()}</h4><div class="pairs">{"".join(_pair(pair, label) for pair in chosen)}</div>'
+        if chosen
+        else f"<p>{label.capitalize()}: none.</p>"
+        for label, chosen in groups
+    ]
+    return f"<h3>{escape(target)}</h3>{''.join(parts)}"
+
+
+def _pair(pair: PairError, label: str) -> str:
+    images = ""
+    for which, image in (("first", pair.first), ("second", pair.second)):
+        png = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+        images += _image(png, f"pair {pair.number}, {which} image: {label}")
+    caption = f"pair {pair.number}<br>cosine {pair.score:.3f}, threshold {pair.threshold:.3f}"
+    return f"<figure>{images}<figcaption>{caption}</figcaption></figure>"
+
+
+def _image(png: bytes, alt: str) -> str:
+    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'

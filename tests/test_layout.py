@@ -1,0 +1,40 @@
+"""The rooms of the repository and the order of imports between them (docs/architecture.md)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+# A room may import from rooms of a lower level only. Rooms of one level do not know each other.
+LEVELS = [
+    ["utils"], ["config"], ["data"], ["backbones", "heads"], ["eval"], ["train"], ["deploy", "tools", "demo"],
+    ["benchmarks"],
+]  # fmt: skip
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+MODULES = sorted(path for room in LEVEL for path in (ROOT / room).rglob("*.py"))
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """The rooms that a file imports from, anywhere in it, also inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: line {node.lineno} is a relative import"
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names} & LEVEL.keys()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_import_runs_up(path):
+    own = path.relative_to(ROOT).parts[0]
+    up = [room for room in imported_rooms(path) if room != own and LEVEL[room] >= LEVEL[own]]
+    assert not up, f"{path.relative_to(ROOT)} imports from {', '.join(up)}"
+
+
+def test_utils_holds_less_than_a_tenth_of_the_code():
+    lines = {path: len(path.read_text().splitlines()) for path in MODULES}
+    in_utils = sum(count for path, count in lines.items() if path.relative_to(ROOT).parts[0] == "utils")
+    assert in_utils < 0.1 * sum(lines.values())
