@@ -1,44 +1,17 @@
 """Networks: a table from name to builder, build_backbone(cfg) for the student, build_teacher(cfg) for the teacher."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from easydict import EasyDict
 from torch import nn
 
-from backbones import cvlface_ir, iresnet
-from backbones.cvlface_ir import CVLFaceIR
-from backbones.iresnet import IResNet
-from backbones.mobilefacenet import MobileFaceNet
-from backbones.teacher import Release, find_cvlface, find_plain, load
+from backbones.teacher import Release, load
+from config import names
 from utils.weights import load_strictly, read_state_dict
 
-
-def _mobilefacenet(cfg: EasyDict) -> nn.Module:
-    return MobileFaceNet(cfg.embedding_size, cfg.width)
-
-
-def _iresnet(name: str, cfg: EasyDict) -> nn.Module:
-    return IResNet(iresnet.BLOCKS[name], cfg.embedding_size, cfg.SE)
-
-
-def _cvlface_ir(name: str, cfg: EasyDict) -> nn.Module:
-    return CVLFaceIR(cvlface_ir.BLOCKS[name], cfg.embedding_size)
-
-
-NETWORKS: dict[str, Callable[[EasyDict], nn.Module]] = {
-    "mobilefacenet": _mobilefacenet,
-    **{name: partial(_iresnet, name) for name in iresnet.BLOCKS},
-    **{name: partial(_cvlface_ir, name) for name in cvlface_ir.BLOCKS},
-}
-
-# A teacher is a network of the table, and the function that finds its weights.
-TEACHERS: dict[str, Callable[[EasyDict], Release]] = {
-    "mobilefacenet": find_plain,
-    **dict.fromkeys(iresnet.BLOCKS, find_plain),
-    **dict.fromkeys(cvlface_ir.BLOCKS, find_cvlface),
-}
+NETWORKS: dict[str, Callable[[EasyDict], nn.Module]] = names.resolve(names.NETWORKS)
+TEACHERS: dict[str, Callable[[EasyDict], Release]] = names.resolve(names.TEACHERS)
 
 
 def build_backbone(cfg: EasyDict) -> nn.Module:
@@ -67,7 +40,7 @@ def build_teacher(cfg: EasyDict, release: Release | None = None) -> nn.Module:
     """
     release = release or find_teacher(cfg)
     with torch.device("meta"):  # no random weights to be thrown away, and no random number drawn
-        network = NETWORKS[release.network](EasyDict(cfg, width=cfg.teacher_width, SE=False))
+        network = NETWORKS[release.network](EasyDict(cfg, network=release.network, width=cfg.teacher_width, SE=False))
     network.to_empty(device="cpu")
     load(network, release, cfg)
     return network.eval().requires_grad_(False)

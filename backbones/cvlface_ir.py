@@ -1,5 +1,6 @@
 """The IR networks of CVLFace and AdaFace (an IResNet of Deng et al.'s ArcFace), with those releases' key names."""
 
+from easydict import EasyDict
 from torch import Tensor, nn
 
 BLOCKS = {"cvlface_ir18": (2, 2, 2, 2), "cvlface_ir50": (3, 4, 14, 3), "cvlface_ir101": (3, 13, 30, 3)}
@@ -53,3 +54,8 @@ class CVLFaceIR(nn.Module):
         if self.bgr:
             x = x.flip(1)
         return self.output_layer(self.body(self.input_layer(x)))
+
+
+def build(cfg: EasyDict) -> CVLFaceIR:
+    """The network that cfg.network names."""
+    return CVLFaceIR(BLOCKS[cfg.network], cfg.embedding_size)

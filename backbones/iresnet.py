@@ -1,5 +1,6 @@
 """IResNet (Duta, Liu, Zhu, Shao, ICPR 2020) as InsightFace builds it, with InsightFace's key names."""
 
+from easydict import EasyDict
 from torch import Tensor, nn
 
 BLOCKS = {
@@ -73,3 +74,8 @@ class IResNet(nn.Module):
         x = self.prelu(self.bn1(self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.features(self.fc(self.bn2(x).flatten(1)))
+
+
+def build(cfg: EasyDict) -> IResNet:
+    """The network that cfg.network names."""
+    return IResNet(BLOCKS[cfg.network], cfg.embedding_size, cfg.SE)

@@ -1,5 +1,6 @@
 """MobileFaceNet (Chen, Liu, Gao, Han, CCBR 2018) with the key names of published AdaDistill checkpoints."""
 
+from easydict import EasyDict
 from torch import Tensor, nn
 
 
@@ -86,6 +87,11 @@ class MobileFaceNet(nn.Module):
         x = self.conv_4(self.conv_34(x))
         x = self.conv_5(self.conv_45(x))
         return self.output_layer(self.conv_6_sep(x))
+
+
+def build(cfg: EasyDict) -> MobileFaceNet:
+    """The network that cfg.network names."""
+    return MobileFaceNet(cfg.embedding_size, cfg.width)
 
 
 def _initialise(module: nn.Module) -> None:

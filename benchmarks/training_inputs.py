@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from easydict import EasyDict
 from safetensors.torch import save_file
 
 from backbones import NETWORKS
@@ -27,7 +28,7 @@ def make_inputs(folder: Path, images: int, classes: int, given: list[str]) -> tu
     faces = [encoded_face((0, number, 0, 0.3)) for number in range(min(images, 512))]
     labels = np.arange(images) * classes // images
     write_record_set(folder, (faces[number % len(faces)] for number in range(images)), labels, classes)
-    network = NETWORKS[cfg.teacher](cfg)
+    network = NETWORKS[cfg.teacher](EasyDict(cfg, network=cfg.teacher))
     (folder / "pretrained_model").mkdir()
     name = cfg.teacher.removeprefix("cvlface_")
     (folder / "pretrained_model" / "model.yaml").write_text(f"name: {name}\ncolor_space: RGB\n")

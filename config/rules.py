@@ -1,11 +1,12 @@
 """What each key of the config may hold: its type, its range, and how a command-line text becomes a value."""
 
 import ast
-import importlib
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from config import names
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,12 @@ def integer(low: int, optional: bool = False) -> Rule:
     return Rule(check, lambda: f"an integer of at least {low}" + (" or None" if optional else ""))
 
 
-def one_of(names: Iterable[str] | Callable[[], Iterable[str]]) -> Rule:
-    """One of the names, given as they are or by a function that looks them up when they are needed."""
-    lookup = names if callable(names) else lambda: names
-    return Rule(lambda value: value in list(lookup()), lambda: "one of " + ", ".join(lookup()), text=True)
+def one_of(choices: Iterable[str]) -> Rule:
+    """One of the names `choices`."""
+    return Rule(lambda value: value in list(choices), lambda: "one of " + ", ".join(choices), text=True)
 
 
-def table(module: str, name: str) -> Rule:
-    """A key of the table `name` in `module`, imported when it is needed."""
-    return one_of(lambda: list(getattr(importlib.import_module(module), name)))
-
-
-def names() -> Rule:
+def list_of_names() -> Rule:
     """A list of names; on the command line also a,b,c."""
 
     class Names(Rule):
@@ -109,7 +104,7 @@ RULES: dict[str, Rule] = {
     "dataset": words,  # held against the table of data sets when it is applied
     "rec": path,
     "data_path": path,
-    "db_file_format": one_of(["rec", "folder"]),
+    "db_file_format": one_of(names.FILE_FORMATS),
     "sample": integer(0),
     "num_classes": integer(1, optional=True),
     "num_image": integer(1, optional=True),
@@ -117,12 +112,12 @@ RULES: dict[str, Rule] = {
     "crop_augmentation_prob": probability,
     "low_res_augmentation_prob": probability,
     "photometric_augmentation_prob": probability,
-    "network": table("backbones", "NETWORKS"),
+    "network": one_of(names.NETWORKS),
     "embedding_size": integer(1),
     "width": positive,
     "SE": flag,
     "init_from": path,
-    "teacher": table("backbones", "TEACHERS"),
+    "teacher": one_of(names.TEACHERS),
     "teacher_width": positive,
     "pretrained_teacher_path": path,
     "pretrained_teacher_header_path": path,
@@ -132,28 +127,28 @@ RULES: dict[str, Rule] = {
     "teacher_embeddings": npy_path,
     "teacher_view": one_of(["same", "clean"]),
     "sync_bn": flag,
-    "loss": table("heads", "MARGINS"),
+    "loss": one_of(names.MARGINS),
     "s": positive,
     "m": number("of at least 0", lambda value: value >= 0, optional=True),
     "h": positive,
     "t_alpha": number("in (0, 1]", lambda value: 0 < value <= 1),
-    "centers": table("heads", "CENTERS"),
+    "centers": one_of(names.CENTERS),
     "adaptive_alpha": flag,
     "use_geom_margin": flag,
-    "geom_margin": table("heads", "GEOMETRY"),
+    "geom_margin": one_of(names.GEOMETRY),
     "geom_margin_w": not_negative,
     "geom_margin_k": not_negative,
     "geom_margin_mask": number("in [-1, 1]", lambda value: -1 <= value <= 1),
     "geom_margin_baseline": not_negative,
     "geom_margin_warmup_epoch": not_negative,
-    "feature_kd": table("heads", "FEATURE_KD"),
+    "feature_kd": one_of(names.FEATURE_KD),
     "feature_kd_weight": not_negative,
     "batch_size": integer(1),
     "accumulate_steps": integer(1),
     "num_epoch": integer(1),
     "max_steps": integer(0),
     "lr": positive,
-    "lr_schedule": table("train.schedules", "LR_SCHEDULES"),
+    "lr_schedule": one_of(names.LR_SCHEDULES),
     "lr_milestones": numbers(),
     "warmup_epoch": any_number,
     "momentum": number("in [0, 1)", lambda value: 0 <= value < 1),
@@ -172,20 +167,20 @@ RULES: dict[str, Rule] = {
     "keep_checkpoints": integer(0),
     "profile": integer(0),
     "val_rec": path,
-    "val_targets": names(),
+    "val_targets": list_of_names(),
     "val_batch_size": integer(1),
     "val_eval_every_n_epoch": integer(0),
     "run_eval_at_start": flag,
     "eval_every_n_epoch": integer(0),
     "eval_ijb": flag,
     "ijb_root": path,
-    "ijb_targets": names(),
+    "ijb_targets": list_of_names(),
     "ijb_batch_size": integer(1),
     "ijb_num_workers": integer(0),
     "ijb_flip": flag,
     "eval_tinyface": flag,
     "tinyface_root": path,
-    "tinyface_targets": names(),
+    "tinyface_targets": list_of_names(),
     "tinyface_batch_size": integer(1),
     "tinyface_num_workers": integer(0),
     "tinyface_flip": flag,

@@ -6,8 +6,9 @@ key is one); a folder set has a folder an identity.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from easydict import EasyDict
 from torch import Tensor
 from tqdm import tqdm
 
+from config import names
 from data.images import SIZE, decode_aligned, decode_into
 from data.recordio import IndexedRecordReader
 from utils.errors import InputError
@@ -229,10 +231,14 @@ def read_property(path: Path) -> int | None:
     return num_ids
 
 
-FORMATS: dict[str, Callable[[EasyDict], FaceDataset]] = {
-    "rec": lambda cfg: RecordDataset(cfg.rec),
-    "folder": lambda cfg: FolderDataset(cfg.data_path, cfg.sample),
-}
+def open_records(cfg: EasyDict) -> RecordDataset:
+    """The record set in the folder cfg.rec."""
+    return RecordDataset(cfg.rec)
+
+
+def open_folder(cfg: EasyDict) -> FolderDataset:
+    """The identity folders in cfg.data_path, at most cfg.sample images of each."""
+    return FolderDataset(cfg.data_path, cfg.sample)
 
 
 def build_dataset(cfg: EasyDict) -> FaceDataset:
@@ -241,7 +247,7 @@ def build_dataset(cfg: EasyDict) -> FaceDataset:
         raise DataError(
             f"sample = {cfg.sample} needs db_file_format = 'folder'; record sets are used whole: sample = 0"
         )
-    dataset = FORMATS[cfg.db_file_format](cfg)
+    dataset = resolve_name(names.FILE_FORMATS[cfg.db_file_format])(cfg)
     for key, found in (("num_classes", dataset.num_classes), ("num_image", len(dataset))):
         if cfg[key] is not None and cfg[key] != found:
             raise DataError(f"{key} = {cfg[key]}, but {dataset.source} has {found}; fix {key} or set {key}=None")

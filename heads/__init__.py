@@ -1,26 +1,29 @@
 """Heads: tables of margins, geometry terms and centers, build_head(cfg), and build_standalone_head(cfg)."""
 
+from pkgutil import resolve_name
+
 import torch
 from easydict import EasyDict
 from torch import Tensor
 
-from heads.feature_kd import FEATURE_KD
-from heads.geometry import GEOMETRY
+from config import names
 from heads.head import AdaDistillHead, HeadOutput, MarginSoftmax, TrainedCentersHead
-from heads.margins import AdaFace, ArcFace, CosFace, Margin, MLLoss
+from heads.margins import Margin
 from utils.weights import WeightsError, read_state_dict
 
-__all__ = ["CENTERS", "FEATURE_KD", "GEOMETRY", "MARGINS", "HeadOutput", "build_head", "build_standalone_head"]
+__all__ = ["MARGINS", "HeadOutput", "build_head", "build_standalone_head"]
 
-# A new margin is one new class (in a file of its own) and one entry here.
-MARGINS: dict[str, type[Margin]] = {"AdaFace": AdaFace, "ArcFace": ArcFace, "CosFace": CosFace, "MLLoss": MLLoss}
-
-
-def _ema_centers(cfg: EasyDict) -> Tensor:
-    return 0.01 * _normal(cfg)
+MARGINS: dict[str, type[Margin]] = names.resolve(names.MARGINS)
 
 
-def _fixed_centers(cfg: EasyDict) -> Tensor:
+def initial_centers(cfg: EasyDict) -> Tensor:
+    """Random centers [num_classes, embedding_size]: normal, standard deviation 0.01, from cfg.seed."""
+    generator = torch.Generator().manual_seed(cfg.seed)
+    return 0.01 * torch.randn(cfg.num_classes, cfg.embedding_size, generator=generator)
+
+
+def teacher_centers(cfg: EasyDict) -> Tensor:
+    """The class centers in the teacher's header.pth, [num_classes, embedding_size]. Raises WeightsError."""
     path = cfg.pretrained_teacher_header_path
     if not path:
         raise WeightsError("centers = 'fixed' needs pretrained_teacher_header_path, the teacher's header.pth")
@@ -35,25 +38,16 @@ def _fixed_centers(cfg: EasyDict) -> Tensor:
     return state["kernel"].float().t().contiguous()
 
 
-# Where centers come from, and whether they move.
-CENTERS = {"ema": (_ema_centers, True), "fixed": (_fixed_centers, False)}
-
-
 def build_head(cfg: EasyDict) -> AdaDistillHead:
     """The head under a teacher: head(student, teacher, labels) -> loss and stats. Needs cfg.num_classes."""
-    make, moving = CENTERS[cfg.centers]
-    return AdaDistillHead(cfg, _softmax(cfg), make(cfg), moving)
+    centers = resolve_name(names.CENTERS[cfg.centers])(cfg)
+    return AdaDistillHead(cfg, _softmax(cfg), centers, moving=cfg.centers == "ema")
 
 
 def build_standalone_head(cfg: EasyDict) -> TrainedCentersHead:
     """The head without a teacher: head(student, labels) -> loss and stats. Needs cfg.num_classes."""
-    return TrainedCentersHead(_softmax(cfg), 0.01 * _normal(cfg))
+    return TrainedCentersHead(_softmax(cfg), initial_centers(cfg))
 
 
 def _softmax(cfg: EasyDict) -> MarginSoftmax:
     return MarginSoftmax(MARGINS[cfg.loss](cfg), cfg.s)
-
-
-def _normal(cfg: EasyDict) -> Tensor:
-    generator = torch.Generator().manual_seed(cfg.seed)
-    return torch.randn(cfg.num_classes, cfg.embedding_size, generator=generator)

@@ -17,6 +17,3 @@ def cosine(student: Tensor, teacher: Tensor) -> Tensor:
 def l2(student: Tensor, teacher: Tensor) -> Tensor:
     """mean(||hat f_s - hat f_t||^2)."""
     return (F.normalize(student, eps=1e-12) - F.normalize(teacher, eps=1e-12)).square().sum(1).mean()
-
-
-FEATURE_KD = {"none": none, "cosine": cosine, "l2": l2}

@@ -15,9 +15,6 @@ def static(conf_t: Tensor, cos_st: Tensor, cfg: EasyDict) -> Tensor:
     return ((cos_st < cfg.geom_margin_mask) * difference - cfg.geom_margin_baseline).relu()
 
 
-GEOMETRY = {"adaptive": adaptive, "static": static}
-
-
 def ramp(epoch: float, warmup_epoch: float) -> float:
     """min(1, epoch / warmup_epoch) of the fractional epoch; 1 where there is no warm-up."""
     return 1.0 if warmup_epoch <= 0 else min(1.0, epoch / warmup_epoch)

@@ -1,5 +1,6 @@
 """The heads: centers, margin, geometry term and cross-entropy put together, as section "method" of the docs reads."""
 
+from pkgutil import resolve_name
 from typing import NamedTuple
 
 import torch
@@ -7,10 +8,10 @@ import torch.nn.functional as F
 from easydict import EasyDict
 from torch import Tensor, nn
 
+from config import names
 from heads.centers import UnitCenters, confidences, move_centers, update_weight
 from heads.cross_entropy import block_cross_entropy
-from heads.feature_kd import FEATURE_KD
-from heads.geometry import GEOMETRY, ramp
+from heads.geometry import ramp
 from heads.margins import Margin
 from utils.distributed import all_gather
 
@@ -109,7 +110,9 @@ class AdaDistillHead(Head):
     def __init__(self, cfg: EasyDict, softmax: MarginSoftmax, centers: Tensor, moving: bool) -> None:
         super().__init__(softmax)
         self.cfg, self.moving = cfg, moving
-        self.geometry = GEOMETRY[cfg.geom_margin] if cfg.use_geom_margin and softmax.margin.takes_geometry else None
+        takes_geometry = cfg.use_geom_margin and softmax.margin.takes_geometry
+        self.geometry = resolve_name(names.GEOMETRY[cfg.geom_margin]) if takes_geometry else None
+        self.feature_kd = resolve_name(names.FEATURE_KD[cfg.feature_kd])
         self.register_buffer("centers", centers)
         self.unit_centers = UnitCenters()
         self._before: list[tuple[Tensor, Tensor]] | None = None  # labels and centers that forward passes moved
@@ -139,7 +142,7 @@ class AdaDistillHead(Head):
             penalty = self.geometry(conf_t, cos_st, self.cfg) if self.geometry else torch.zeros_like(cos_st)
             geo = self.cfg.geom_margin_w * ramp(self.epoch, self.cfg.geom_margin_warmup_epoch) * penalty
         loss, margin = self.softmax.over_constants(student, self.centers, unit_centers, labels, geo)
-        loss = loss + self.cfg.feature_kd_weight * FEATURE_KD[self.cfg.feature_kd](student, teacher)
+        loss = loss + self.cfg.feature_kd_weight * self.feature_kd(student, teacher)
         stats = {
             "alpha": alpha, "conf_t": conf_t, "cos_st": cos_st, "margin": margin,
             "geom_penalty": penalty, "geom_penalty_weighted": geo,

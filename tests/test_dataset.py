@@ -71,7 +71,7 @@ def config(**settings):
 
 def run_script(name, *arguments, cwd):
     return subprocess.run(
-        [sys.executable, str(ROOT / "utils" / name), *map(str, arguments)], cwd=cwd, capture_output=True, text=True
+        [sys.executable, str(ROOT / "tools" / name), *map(str, arguments)], cwd=cwd, capture_output=True, text=True
     )
 
 

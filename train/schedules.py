@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 from easydict import EasyDict
 
+from config import names
+
 
 def warmup(epoch: float, cfg: EasyDict) -> float | None:
     """((e + 1) / (W + 1))^2 while the fractional epoch e is below W = cfg.warmup_epoch, then None."""
@@ -22,8 +24,8 @@ def cosine(epoch: float, cfg: EasyDict) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (epoch - start) / max(cfg.num_epoch - start, 1e-9))))
 
 
-# One's own schedule is one new function (fractional epoch, config) -> factor, and one line here.
-LR_SCHEDULES: dict[str, Callable[[float, EasyDict], float]] = {"step": step, "cosine": cosine}
+# Functions of the fractional epoch and the config that give the factor of the learning rate.
+LR_SCHEDULES: dict[str, Callable[[float, EasyDict], float]] = names.resolve(names.LR_SCHEDULES)
 
 
 def learning_rate(epoch: float, total_batch: int, cfg: EasyDict) -> float:
