@@ -10,7 +10,7 @@ from typing import Any
 
 from easydict import EasyDict
 
-from config.rules import RULES
+from config.rules import REMOVED, RULES
 from utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,6 +100,8 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _known(key: str) -> None:
+    if key in REMOVED:
+        raise ConfigError(f"{key}: no longer a key; {REMOVED[key]}")
     if key not in RULES:
         key = str(key)
         raise ConfigError(f"{key}: no such key{_nearest(key, RULES)}; config/config.py lists them all")

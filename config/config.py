@@ -18,6 +18,7 @@ config.sample = 0  # at most so many images of an identity; 0: all ("folder" onl
 config.num_classes = None  # identities; None: as the data say. A number is held against the data
 config.num_image = None  # images; None: as the data say. A number is held against the data
 config.num_workers = 4  # processes a rank that decode images; 0: decode in the training process
+config.train_flip = True  # mirror half of the images, chosen at random
 config.crop_augmentation_prob = 0.0  # of blacking out all but a rectangle of the student's image; [0, 1]
 config.low_res_augmentation_prob = 0.0  # of rescaling the student's image down and up again; [0, 1]
 config.photometric_augmentation_prob = 0.0  # of changing its brightness, contrast and saturation; [0, 1]
@@ -88,18 +89,18 @@ config.profile = 0  # steps to trace, a few after the start: where the time goes
 config.val_rec = "dataset/faces_emore"  # folder with the verification sets
 config.val_targets = ["lfw", "cfp_fp", "agedb_30", "calfw", "cplfw", "vgg2_fp"]  # names of .bin files
 config.val_batch_size = 128  # images a forward pass; >= 1
+config.val_num_workers = 4  # processes that decode; >= 0
+config.val_flip = True  # add the embedding of the flipped image
 config.val_eval_every_n_epoch = 1  # epochs between .bin evaluations; 0: never
 config.run_eval_at_start = False  # evaluate before the first step too
 config.eval_every_n_epoch = 4  # epochs between IJB and TinyFace evaluations; 0: never
-config.eval_ijb = True  # evaluate IJB sets found under ijb_root
 config.ijb_root = "dataset/facerec_val"  # folder with the template sets
-config.ijb_targets = ["IJBB_gt_aligned", "IJBC_gt_aligned"]  # names of folders
+config.ijb_targets = ["IJBB_gt_aligned", "IJBC_gt_aligned"]  # names of folders; []: none
 config.ijb_batch_size = 128  # images a forward pass; >= 1
 config.ijb_num_workers = 4  # processes that decode; >= 0
 config.ijb_flip = True  # add the embedding of the flipped image
-config.eval_tinyface = True  # evaluate TinyFace sets found under tinyface_root
 config.tinyface_root = "dataset/facerec_val"  # folder with the TinyFace sets
-config.tinyface_targets = ["tinyface_aligned_pad_0.1"]  # names of folders
+config.tinyface_targets = ["tinyface_aligned_pad_0.1"]  # names of folders; []: none
 config.tinyface_batch_size = 128  # images a forward pass; >= 1
 config.tinyface_num_workers = 4  # processes that decode; >= 0
 config.tinyface_flip = True  # add the embedding of the flipped image

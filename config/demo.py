@@ -17,7 +17,8 @@ preset = dict(
     warmup_epoch=0.25,
     num_workers=1,
     log_every=20,
-    eval_ijb=False,
-    eval_tinyface=False,
+    val_num_workers=1,
+    ijb_targets=[],
+    tinyface_targets=[],
     output="output/demo/adadistill",
 )

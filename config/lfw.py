@@ -18,7 +18,8 @@ preset = dict(
     warmup_epoch=0.5,
     num_workers=1,
     log_every=10,
-    eval_ijb=False,
-    eval_tinyface=False,
+    val_num_workers=1,
+    ijb_targets=[],
+    tinyface_targets=[],
     output="output/lfw",
 )

@@ -109,6 +109,7 @@ RULES: dict[str, Rule] = {
     "num_classes": integer(1, optional=True),
     "num_image": integer(1, optional=True),
     "num_workers": integer(0),
+    "train_flip": flag,
     "crop_augmentation_prob": probability,
     "low_res_augmentation_prob": probability,
     "photometric_augmentation_prob": probability,
@@ -169,19 +170,25 @@ RULES: dict[str, Rule] = {
     "val_rec": path,
     "val_targets": list_of_names(),
     "val_batch_size": integer(1),
+    "val_num_workers": integer(0),
+    "val_flip": flag,
     "val_eval_every_n_epoch": integer(0),
     "run_eval_at_start": flag,
     "eval_every_n_epoch": integer(0),
-    "eval_ijb": flag,
     "ijb_root": path,
     "ijb_targets": list_of_names(),
     "ijb_batch_size": integer(1),
     "ijb_num_workers": integer(0),
     "ijb_flip": flag,
-    "eval_tinyface": flag,
     "tinyface_root": path,
     "tinyface_targets": list_of_names(),
     "tinyface_batch_size": integer(1),
     "tinyface_num_workers": integer(0),
     "tinyface_flip": flag,
+}
+
+# Keys that earlier versions had, and what says the same now.
+REMOVED = {
+    "eval_ijb": "for False, set ijb_targets=[]",
+    "eval_tinyface": "for False, set tinyface_targets=[]",
 }

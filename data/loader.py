@@ -50,8 +50,8 @@ class GlobalOrder:
     so do the uniform numbers that come with each image, `draws` of them.
     """
 
-    def __init__(self, num_images: int, batch_size: int, seed: int, draws: int = 0) -> None:
-        self.num_images, self.batch_size, self.seed, self.draws = num_images, batch_size, seed, draws
+    def __init__(self, num_images: int, batch_size: int, seed: int, draws: int = 0, flip: bool = True) -> None:
+        self.num_images, self.batch_size, self.seed, self.draws, self.flip = num_images, batch_size, seed, draws, flip
         self.epoch, self.first = 0, 0
 
     def start_at(self, epoch: int, first_batch: int) -> None:
@@ -64,7 +64,7 @@ class GlobalOrder:
     def __iter__(self) -> Iterator[BatchPlan]:
         generator = np.random.default_rng((self.seed, self.epoch))
         order = generator.permutation(self.num_images)
-        flips = generator.integers(0, 2, self.num_images, dtype=np.uint8).astype(bool)
+        flips = generator.integers(0, 2, self.num_images, dtype=np.uint8).astype(bool) & self.flip
         for number in range(self.first, self.first + len(self)):
             start = (number * world_size() + rank()) * self.batch_size
             here = slice(start, start + self.batch_size)

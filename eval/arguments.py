@@ -45,12 +45,12 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
-def read_config(args: argparse.Namespace, **given: str) -> tuple[EasyDict, set[str]]:
-    """The config under the command line's overrides and flags, and the keys that these name. `given` comes last."""
+def read_config(args: argparse.Namespace, **given: str) -> EasyDict:
+    """The config under the command line's overrides and flags. `given` comes last."""
     overrides = [*args.overrides]
     for key in settings():
         value = getattr(args, key)
         if value is not None:
             overrides.append(f"{key}={os.path.abspath(value) if RULES[key].path else value}")
     overrides += [f"{key}={value}" for key, value in given.items()]
-    return load_config(args.config, overrides), {override.partition("=")[0] for override in overrides}
+    return load_config(args.config, overrides)

@@ -1,7 +1,7 @@
 """The protocols in one table, and the one way through them: find the sets, embed the images, score, collect."""
 
 import os
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,20 +109,9 @@ PROTOCOLS: dict[str, Protocol] = {
 }  # fmt: skip
 
 
-def enabled(cfg: EasyDict, named: Container[str] = ()) -> list[str]:
-    """Names of the protocols that the config does not switch off by `eval_<prefix> = False`, or that are `named`.
-
-    named: keys of the config that the command line sets; a protocol whose `<prefix>_targets` is among them counts.
-    """
-    prefixes = {name: protocol.prefix for name, protocol in PROTOCOLS.items()}
-    return [
-        name for name, prefix in prefixes.items() if f"{prefix}_targets" in named or cfg.get(f"eval_{prefix}", True)
-    ]
-
-
 def due(cfg: EasyDict, epoch: int) -> list[str]:
-    """Names of the enabled protocols that training evaluates after `epoch` epochs; at 0, all that it ever evaluates."""
-    every = {name: cfg[PROTOCOLS[name].every] for name in enabled(cfg)}
+    """Names of the protocols that training evaluates after `epoch` epochs; at 0, all that it ever evaluates."""
+    every = {name: cfg[protocol.every] for name, protocol in PROTOCOLS.items() if cfg[f"{protocol.prefix}_targets"]}
     return [name for name, interval in every.items() if interval and epoch % interval == 0]
 
 
@@ -198,12 +187,12 @@ def evaluate(
 def _embed_set(
     network: nn.Module, cfg: EasyDict, name: str, target: str, sets: Sets, device: torch.device, dtype: torch.dtype
 ) -> Embeddings:
-    def setting(key: str, default: Any = None) -> Any:
-        return cfg.get(f"{PROTOCOLS[name].prefix}_{key}", default)
+    def setting(key: str) -> Any:
+        return cfg[f"{PROTOCOLS[name].prefix}_{key}"]
 
     batch_size = setting("batch_size")
-    images, num_workers = sets.pixels(name, target, batch_size, setting("num_workers", cfg.num_workers))
-    return embed(network, images, device, batch_size, dtype, setting("flip", True), num_workers, title=target)
+    images, num_workers = sets.pixels(name, target, batch_size, setting("num_workers"))
+    return embed(network, images, device, batch_size, dtype, setting("flip"), num_workers, title=target)
 
 
 def _score_set(

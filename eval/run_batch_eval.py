@@ -33,11 +33,11 @@ def main() -> None:
     add("--force", action="store_true", help="write over what is there: score also what has a complete report "
         "that is newer than it; replace a file that --results-json names and that holds no results")  # fmt: skip
     args = arguments.parse_args()
-    cfg, named = read_config(args)
+    cfg = read_config(args)
 
     # After the config: --help and a wrong key answer at once, without torch.
     from eval.batch import Batch, find_checkpoints
-    from eval.protocols import enabled
+    from eval.protocols import PROTOCOLS
     from eval.report.results import refuse_to_overwrite, write_collected_json
     from eval.report.tables import latex, markdown
     from utils.about import describe_run
@@ -45,7 +45,7 @@ def main() -> None:
     from utils.files import write_text
 
     reports = Path(args.report_dir or Path(args.checkpoint_dir, "reports"))
-    batch = Batch(cfg, enabled(cfg, named), reports, args.save_json, args.save_embeddings, args.cache_gb)
+    batch = Batch(cfg, list(PROTOCOLS), reports, args.save_json, args.save_embeddings, args.cache_gb)
     with process_group(args.device) as device:
         if args.results_json and not args.force:
             on_rank_0(lambda: refuse_to_overwrite(args.results_json, with_arrays=False))

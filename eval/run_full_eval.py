@@ -19,13 +19,13 @@ def main() -> None:
         "names and that holds no results")  # fmt: skip
     arguments.add_argument("--plots", metavar="DIR", help="write plots as PNG there, and report.html")
     args = arguments.parse_args()
-    cfg, named = read_config(args, init_from=os.path.abspath(args.checkpoint))
+    cfg = read_config(args, init_from=os.path.abspath(args.checkpoint))
 
     # After the config: --help and a wrong key answer at once, without torch.
     import torch
 
     from backbones import build_backbone
-    from eval.protocols import enabled, evaluate, open_set
+    from eval.protocols import PROTOCOLS, evaluate, open_set
     from eval.report.results import refuse_to_overwrite, screen, write_json
     from eval.report.writing import ScoredCheckpoint, write_report
     from eval.sets import Sets
@@ -39,7 +39,7 @@ def main() -> None:
             on_rank_0(lambda: refuse_to_overwrite(args.results_json, with_arrays=True))
         network = build_backbone(cfg).to(device, memory_format=torch.channels_last)
         dtype, folder = compute_type(cfg.dtype, device), args.save_embeddings
-        results = evaluate(network, cfg, enabled(cfg, named), device, dtype, sets, folder)
+        results = evaluate(network, cfg, PROTOCOLS, device, dtype, sets, folder)
         about = {"checkpoint": args.checkpoint, "config": args.config, "run": describe_run()}
         if rank() != 0:
             return

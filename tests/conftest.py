@@ -95,7 +95,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     settings = dict(
         dataset="custom", rec=folder, val_rec=folder, val_targets="pairs", teacher="mobilefacenet", teacher_width=0.125,
         pretrained_teacher_path=folder / "teacher.pth", width=0.125, embedding_size=16, batch_size=8, num_epoch=2,
-        num_workers=1, log_every=1, eval_ijb=False, eval_tinyface=False,
+        num_workers=1, log_every=1, val_num_workers=1, ijb_targets=[], tinyface_targets=[],
     )  # fmt: skip
     return [f"{key}={value}" for key, value in settings.items()]
 

@@ -216,3 +216,9 @@ def test_presets_that_are_broken_or_lead_back_to_themselves_are_named(tmp_path):
         load_config(write_preset(tmp_path / "circle.py", "base = 'circle.py'; preset = {}"))
     with pytest.raises(ConfigError, match="3: no such key"):
         load_config(write_preset(tmp_path / "odd.py", "preset = {3: 1}"))
+
+
+@pytest.mark.parametrize("override", ["eval_ijb=False", "eval_tinyface=True"])
+def test_a_key_of_an_earlier_version_is_refused_with_what_says_the_same_now(override):
+    key = override.partition("=")[0]
+    assert refusal(override).startswith(f"{key}: no longer a key") and "_targets=[]" in refusal(override)

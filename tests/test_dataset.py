@@ -318,6 +318,13 @@ def test_about_half_of_the_images_are_mirrored():
     assert 4800 < flips.sum() < 5200
 
 
+def test_train_flip_off_mirrors_no_image_and_leaves_the_order_as_it_is():
+    mirrored, plain = (list(GlobalOrder(1000, 100, seed=0, flip=flip)) for flip in (True, False))
+    assert not any(plan.flips.any() for plan in plain)
+    for one, other in zip(mirrored, plain, strict=True):
+        assert np.array_equal(one.positions, other.positions)
+
+
 def test_the_numbers_drawn_for_an_image_are_uniform_and_differ_from_image_to_image():
     draws = np.concatenate([places.draws for places in epoch_of(GlobalOrder(10_000, 100, seed=0, draws=4), 0)])
     assert (draws.shape, draws.dtype) == ((10_000, 4), np.float32)

@@ -90,7 +90,7 @@ def score(script: str, *arguments: str | Path, code: int = 0, ranks: int = 0) ->
 
 def test_a_checkpoint_leaves_figures_pairs_embeddings_plots_and_a_page(root, checkpoints, tmp_path):
     done = score(FULL, "--checkpoint", checkpoints / "5backbone.pth", *flags(root, "pairs,arrow_pairs,none"),
-                 "eval_ijb=False", "eval_tinyface=False", "--results-json", tmp_path / "r.json",
+                 "ijb_targets=[]", "tinyface_targets=[]", "--results-json", tmp_path / "r.json",
                  "--save-embeddings", tmp_path / "e", "--plots", tmp_path / "p")  # fmt: skip
     content = json.loads((tmp_path / "r.json").read_text())
     assert content["absent"] == [f"verification.none: {root / 'none.bin'}"] and content["failed"] == []
@@ -241,7 +241,7 @@ def test_a_set_is_decoded_once_for_all_checkpoints(root, checkpoints, tmp_path, 
     decoded = []
     whole = data.bin_set.decode_rgb
     monkeypatch.setattr(data.bin_set, "decode_rgb", lambda data, name: decoded.append(name) or whole(data, name))
-    cfg = EasyDict(val_rec=str(root), val_targets=["pairs"], val_batch_size=8, num_workers=0, dtype="float32",
+    cfg = EasyDict(val_rec=str(root), val_targets=["pairs"], val_batch_size=8, val_num_workers=0, val_flip=True, dtype="float32",
                    network="mobilefacenet", embedding_size=16, width=0.125)  # fmt: skip
     assert wanted(cfg, ["verification"]) == [("verification", "pairs")]
     for cache_gb, times in ((1.0, 1), (0.0, 3)):

@@ -14,6 +14,7 @@ from easydict import EasyDict
 
 import eval.protocols as protocols
 from backbones import build_backbone
+from config import load_config
 from data.arrow_set import (
     INTEGERS,
     NUMBERS,
@@ -376,9 +377,9 @@ def test_protocols_import_without_the_slow_package():
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
 
 
-def test_a_protocol_that_is_switched_off_is_not_evaluated():
-    assert protocols.enabled(EasyDict(eval_ijb=True, eval_tinyface=True)) == ["verification", "ijb", "tinyface"]
-    assert protocols.enabled(EasyDict(eval_ijb=False, eval_tinyface=True)) == ["verification", "tinyface"]
+def test_a_protocol_without_targets_is_not_evaluated():
+    assert protocols.due(load_config(), 0) == ["verification", "ijb", "tinyface"]
+    assert protocols.due(load_config(overrides=["ijb_targets=[]"]), 0) == ["verification", "tinyface"]
 
 
 def test_absent_sets_are_reported(tmp_path):
@@ -405,7 +406,7 @@ def test_sets_go_the_whole_way_and_back_to_the_protocol_s_own_function(tmp_path)
     write_set(tmp_path / "tiny", metadata=tinyface)
     cfg = EasyDict(
         ijb_root=str(tmp_path), ijb_targets=["templates"], ijb_batch_size=5, tinyface_root=str(tmp_path),
-        tinyface_targets=["tiny"], tinyface_batch_size=5, num_workers=0,
+        tinyface_targets=["tiny"], tinyface_batch_size=5, ijb_num_workers=0, tinyface_num_workers=0, ijb_flip=True, tinyface_flip=True,
     )  # fmt: skip
     device = torch.device("cpu")
     figures = protocols.evaluate(MeanColour(), cfg, ["ijb", "tinyface"], device, torch.float32).figures

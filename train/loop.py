@@ -66,7 +66,7 @@ class Trainer:
         self.bad_steps = BadSteps(cfg.max_bad_steps, device)
         self.state = RunState(cfg, self.total_batch, task, self.optimizer, self.scaler, self.bad_steps)
         self.augment = Augmentation(cfg, device) if any(probabilities(cfg)) else None
-        self.order = GlobalOrder(len(dataset), cfg.batch_size, cfg.seed, DRAWS if self.augment else 0)
+        self.order = GlobalOrder(len(dataset), cfg.batch_size, cfg.seed, DRAWS if self.augment else 0, cfg.train_flip)
         self.step = 0
         self._stop_signal = 0
         self._named_absent: set[str] = set()
