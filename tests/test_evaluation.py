@@ -241,8 +241,8 @@ def test_a_set_is_decoded_once_for_all_checkpoints(root, checkpoints, tmp_path, 
     decoded = []
     whole = data.bin_set.decode_rgb
     monkeypatch.setattr(data.bin_set, "decode_rgb", lambda data, name: decoded.append(name) or whole(data, name))
-    cfg = EasyDict(val_rec=str(root), val_targets=["pairs"], val_batch_size=8, val_num_workers=0, val_flip=True, dtype="float32",
-                   network="mobilefacenet", embedding_size=16, width=0.125)  # fmt: skip
+    cfg = EasyDict(val_rec=str(root), val_targets=["pairs"], val_batch_size=8, val_num_workers=0, val_flip=True,
+                   dtype="float32", network="mobilefacenet", embedding_size=16, width=0.125)  # fmt: skip
     assert wanted(cfg, ["verification"]) == [("verification", "pairs")]
     for cache_gb, times in ((1.0, 1), (0.0, 3)):
         decoded.clear()

@@ -406,7 +406,8 @@ def test_sets_go_the_whole_way_and_back_to_the_protocol_s_own_function(tmp_path)
     write_set(tmp_path / "tiny", metadata=tinyface)
     cfg = EasyDict(
         ijb_root=str(tmp_path), ijb_targets=["templates"], ijb_batch_size=5, tinyface_root=str(tmp_path),
-        tinyface_targets=["tiny"], tinyface_batch_size=5, ijb_num_workers=0, tinyface_num_workers=0, ijb_flip=True, tinyface_flip=True,
+        tinyface_targets=["tiny"], tinyface_batch_size=5,
+        ijb_num_workers=0, tinyface_num_workers=0, ijb_flip=True, tinyface_flip=True,
     )  # fmt: skip
     device = torch.device("cpu")
     figures = protocols.evaluate(MeanColour(), cfg, ["ijb", "tinyface"], device, torch.float32).figures
