@@ -31,7 +31,7 @@ from benchmarks.plain import PlainImages, PlainStep
 from benchmarks.training_inputs import IDENTITIES, MS1MV2, make_inputs
 from config import load_config
 from data.dataset import build_dataset
-from data.loader import init_worker
+from data.workers import init_worker
 from utils.about import describe_run
 
 EPOCHS = 26

@@ -31,8 +31,9 @@ from torch.utils.data import DataLoader
 
 from benchmarks.plain import PlainImages
 from data.dataset import RecordDataset
-from data.loader import Batches, GlobalOrder, init_worker
+from data.loader import GlobalOrder, TrainingLoader
 from data.recordio import write_record_set
+from data.workers import init_worker
 from demo.make_demo_data import encoded_face
 from utils.about import describe_run
 
@@ -81,7 +82,7 @@ def measure(
     order = GlobalOrder(len(dataset), min(args.batch, args.images, len(dataset)), seed=0)
     order.start_at(0, max(0, len(order) - args.images // order.batch_size))
     positions = np.concatenate([places.positions for places in order])
-    encoded = {position: np.frombuffer(bytes(dataset.read(position).data), np.uint8) for position in sorted(positions)}
+    encoded = {position: np.frombuffer(bytes(dataset.read(position)[0]), np.uint8) for position in sorted(positions)}
 
     def opencv() -> None:
         for position in positions:
@@ -93,7 +94,7 @@ def measure(
     )  # fmt: skip
     cases = {"OpenCV alone": opencv, "plain, 1 worker": partial(_exhaust, plain)}
     for count in (0, *args.workers):
-        cases[f"ours, {count} workers"] = partial(_exhaust, Batches(dataset, order, count, torch.device("cpu")))
+        cases[f"ours, {count} workers"] = partial(_exhaust, TrainingLoader(dataset, order, count, torch.device("cpu")))
     if args.mxnet:
         keys, folder = scratch / "keys.npy", Path(dataset.source).parent
         np.save(keys, dataset.keys[positions])

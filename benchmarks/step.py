@@ -15,23 +15,28 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import numpy as np
 import torch
 
 from backbones import build_teacher, find_teacher
 from benchmarks.plain import PlainStep
 from benchmarks.training_inputs import IDENTITIES, make_inputs
 from config import load_config
-from data.dataset import build_dataset
-from data.images import to_input
-from data.loader import Batches
-from train.loop import Trainer
-from train.tasks import Distillation, compiles
+from data.augment import DRAWS, build_augmentation
+from data.dataset import FaceDataset, build_dataset
+from data.images import SIZE
+from data.loader import Batch, to_batch
+from data.teacher_cache import EmbeddingFile
+from train.step import TrainingStep
+from train.tasks import Distillation
+from train.wrapping import compiles
 from utils.about import describe_run
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -76,18 +81,22 @@ def make_steps(settings: list[str]) -> dict[str, Callable[[], object]]:
     cfg = load_config(overrides=settings)
     dataset = build_dataset(cfg)
     task = Distillation(cfg, dataset, DEVICE)
-    trainer = Trainer(cfg, task, dataset, DEVICE)
-    trainer.step = 1  # step 0 draws its batch
+    take_step = TrainingStep(cfg, task, len(dataset), cfg.batch_size, DEVICE)
     task.student.train()
-    batch = next(iter(Batches(dataset, trainer.order, 0, DEVICE, task.embeddings)))
-    feed = itertools.repeat(batch)
+    tensors = _read(dataset, cfg.batch_size, task.embeddings)
+    augment = build_augmentation(cfg, DEVICE)
 
-    images, labels = to_input(batch.images, None, DEVICE), batch.labels.to(DEVICE)
-    embeddings = None if batch.teacher is None else batch.teacher.to(DEVICE).float()
+    def feed() -> Iterator[Batch]:
+        while True:
+            yield to_batch(*tensors, DEVICE, augment)
+
+    batch = next(feed())
+    images, labels = batch.clean, batch.labels
+    embeddings = None if batch.teacher is None else batch.teacher.float()
     network = torch.compile(task.student, dynamic=False) if compiles(cfg.compile, DEVICE) else task.student
 
     def student_alone() -> None:
-        with torch.autocast(DEVICE.type, trainer.dtype, enabled=trainer.dtype != torch.float32):
+        with torch.autocast(DEVICE.type, take_step.dtype, enabled=take_step.dtype != torch.float32):
             output = network(images)
         output.sum().backward()
         task.student.zero_grad()
@@ -97,9 +106,19 @@ def make_steps(settings: list[str]) -> dict[str, Callable[[], object]]:
     plain_images = images.contiguous()
     return {
         "student alone": student_alone,
-        "ours": lambda: trainer.optimise(feed),
+        "ours": partial(take_step, feed(), 1),
         "plain": lambda: plain(plain_images, labels, embeddings),
     }
+
+
+def _read(dataset: FaceDataset, count: int, embeddings: EmbeddingFile | None) -> list[torch.Tensor | None]:
+    """The first `count` images as workers read them, on the device: images, labels, flips, draws, embeddings."""
+    positions, flips = np.arange(count), np.arange(count) % 2 == 0
+    images = np.empty((count, SIZE, SIZE, 3), dtype=np.uint8)
+    labels = dataset.read_batch(positions, images)
+    rows = None if embeddings is None else embeddings.rows(positions, flips)
+    arrays = (images, labels, flips, np.random.default_rng(0).random((count, DRAWS), dtype=np.float32))
+    return [*(torch.from_numpy(array).to(DEVICE) for array in arrays), None if rows is None else rows.to(DEVICE)]
 
 
 def in_turns(steps: dict[str, Callable[[], object]], number: int, rounds: int) -> dict[str, float]:

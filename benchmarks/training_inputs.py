@@ -13,7 +13,7 @@ from data.dataset import build_dataset
 from data.recordio import write_record_set
 from data.teacher_cache_writer import EmbeddingWriter
 from demo.make_demo_data import encoded_face
-from train.teachers import describe
+from train.teachers import describe_embeddings
 
 MS1MV2 = 5_822_653  # images
 IDENTITIES = 85_742  # of MS1MV2
@@ -39,7 +39,7 @@ def make_inputs(folder: Path, images: int, classes: int, given: list[str]) -> tu
     ]  # fmt: skip
     path = folder / "teacher.npy"
     cfg = load_config(overrides=settings)
-    with EmbeddingWriter(path, describe(cfg, build_dataset(cfg))) as writer:
+    with EmbeddingWriter(path, describe_embeddings(cfg, build_dataset(cfg))) as writer:
         for positions in np.array_split(np.arange(images), -(-images // 4096)):
             writer.write(positions, torch.randn(len(positions), 2, cfg.embedding_size))
     return settings, f"teacher_embeddings={path}"

@@ -52,7 +52,7 @@ FEATURE_KD = {"none": "heads.feature_kd:none", "cosine": "heads.feature_kd:cosin
 LR_SCHEDULES = {"step": "train.schedules:step", "cosine": "train.schedules:cosine"}
 
 # `db_file_format`: functions of the config that open the training set.
-FILE_FORMATS = {"rec": "data.dataset:open_records", "folder": "data.dataset:open_folder"}
+FILE_FORMATS = {"rec": "data.dataset:open_records", "folder": "data.folder_set:open_folder"}
 
 # Benchmarks: descriptions of type eval.protocols.Protocol. Their config keys begin with the name here, <name>_targets,
 # <name>_root and so on; those of "verification" begin with val_.

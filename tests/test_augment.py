@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_script
-from easydict import EasyDict
 from PIL import Image, ImageEnhance
 from scipy.stats import kstest
 from test_training import SCRIPTS, assert_same_checkpoint, metrics, train
 
 from config import ConfigError, load_config
-from data.augment import DRAWS, Augmentation, probabilities
+from data.augment import DRAWS, Augmentation, build_augmentation
 from data.dataset import RecordDataset
 from data.images import decode_rgb, to_input
 from demo.make_demo_data import encoded_face
@@ -55,8 +54,7 @@ def random_numbers(batch: int, seed: int, **values: float | np.ndarray) -> torch
 
 @functools.cache
 def augmentation(crop: float = 0.0, low_res: float = 0.0, photometric: float = 0.0) -> Augmentation:
-    named = zip(KINDS, (crop, low_res, photometric), strict=True)
-    return Augmentation(EasyDict({f"{kind}_augmentation_prob": value for kind, value in named}), CPU)
+    return Augmentation(crop, low_res, photometric, CPU)
 
 
 def as_input(images: np.ndarray) -> torch.Tensor:
@@ -470,7 +468,7 @@ def test_the_first_batch_is_shown_as_the_student_sees_it(augmented_run, plain_ru
     cfg = load_config(overrides=[*settings, "num_classes=6"])
     stream = np.random.Generator(np.random.PCG64((cfg.seed, 0, 1)))
     draws = torch.from_numpy(stream.random((48, DRAWS))[:8].astype(np.float32))
-    expected = as_bytes(Augmentation(cfg, CPU)(as_input(tiles(plain_runs[0])), draws))
+    expected = as_bytes(build_augmentation(cfg, CPU)(as_input(tiles(plain_runs[0])), draws))
     assert abs(expected - tiles(output)).max() <= 0.5 + 1e-3
     altered = [not np.array_equal(*pair) for pair in zip(tiles(output), tiles(plain_runs[0]), strict=True)]
     assert altered == (draws[:, [MEANING.index(kind) for kind in KINDS]] < 0.5).any(1).tolist()
@@ -502,8 +500,11 @@ def test_a_probability_outside_0_to_1_is_refused(kind):
             load_config(overrides=[f"{kind}_augmentation_prob={value}"])
     for value in ("0", "1", "0.2"):
         cfg = load_config(overrides=[f"{kind}_augmentation_prob={value}"])
-        assert sorted(probabilities(cfg)) == [0, 0, float(value)]
-        assert probabilities(cfg)[KINDS.index(kind)] == float(value)
+        augment = build_augmentation(cfg, CPU)
+        assert (augment is None) == (float(value) == 0)
+        if augment:
+            assert sorted(augment.probabilities) == [0, 0, float(value)]
+            assert augment.probabilities[KINDS.index(kind)] == float(value)
 
 
 def test_a_script_names_the_probability_that_it_refuses(small_run, tmp_path):

@@ -12,7 +12,8 @@ from conftest import run_script
 
 from config import load_config
 from data.bin_set import write_bin
-from data.dataset import FolderDataset, RecordDataset, build_dataset
+from data.dataset import RecordDataset, build_dataset
+from data.folder_set import FolderDataset
 from data.pairs import sample_pairs, significantly_higher
 from data.recordio import MAGIC, RecordWriter, write_record_set
 from demo.make_demo_data import encoded_face
@@ -267,7 +268,7 @@ def real_faces(face_data):
     labels = dataset.read_labels(np.arange(len(dataset)))
     several = np.flatnonzero(np.bincount(labels) >= 2)[:24]
     positions = np.concatenate([np.flatnonzero(labels == label)[:2] for label in several])
-    return [bytes(dataset.read(int(position)).data) for position in positions], np.repeat(np.arange(24), 2)
+    return [bytes(dataset.read(int(position))[0]) for position in positions], np.repeat(np.arange(24), 2)
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from data.arrow_set import TemplateSet
-from data.loader import keep_batch
 from data.nist_set import NistSet, NistSetError, is_nist, similarity_to_arcface
+from data.workers import keep_batch
 from utils.errors import InputError
 
 ARCFACE = np.array([38.2946, 51.6963, 73.5318, 51.5014, 56.0252, 71.7366, 41.5493, 92.3655, 70.7299, 92.2041])

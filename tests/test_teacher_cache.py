@@ -59,7 +59,7 @@ def test_the_file_holds_the_embeddings_of_each_image_and_of_its_mirror_image(sma
     stored = np.load(cached, mmap_mode="r")
     assert (stored.shape, stored.dtype) == ((48, 2, 16), np.float16)
     for position in range(48):
-        bgr = cv2.imdecode(np.frombuffer(dataset.read(position).data, np.uint8), cv2.IMREAD_COLOR)
+        bgr = cv2.imdecode(np.frombuffer(dataset.read(position)[0], np.uint8), cv2.IMREAD_COLOR)
         for view, image in enumerate((bgr, cv2.flip(bgr, 1))):
             x = (image[..., ::-1].astype(np.float32) - 127.5) / 127.5
             with torch.no_grad():
@@ -109,9 +109,9 @@ def test_from_random_weights_the_live_teacher_rounded_to_float16_gives_the_very_
 def write_lfw(folder: Path, face_data: Path, images: int) -> None:
     """The first images of LFW's training set as a record set of their own."""
     dataset = RecordDataset(face_data / "lfw")
-    encoded = [dataset.read(position) for position in range(images)]
-    labels = np.unique([image.label for image in encoded], return_inverse=True)[1]
-    write_record_set(folder, [bytes(image.data) for image in encoded], labels, labels.max() + 1)
+    encoded, labels = zip(*(dataset.read(position) for position in range(images)), strict=True)
+    labels = np.unique(labels, return_inverse=True)[1]
+    write_record_set(folder, [bytes(image) for image in encoded], labels, labels.max() + 1)
 
 
 def test_200_steps_from_the_file_follow_200_steps_with_the_live_teacher(face_data, tmp_path):
@@ -302,7 +302,7 @@ def test_a_file_of_another_teacher_is_refused_with_the_difference(small_run, cop
 
 def test_a_file_of_other_images_is_refused_with_the_difference(small_run, copy, tmp_path):
     dataset = RecordDataset(value(small_run, "rec"))
-    encoded = [bytes(dataset.read(position).data) for position in range(48)]
+    encoded = [bytes(dataset.read(position)[0]) for position in range(48)]
     write_record_set(tmp_path / "swapped", [encoded[1], encoded[0], *encoded[2:]], np.repeat(np.arange(6), 8), 6)
     write_record_set(tmp_path / "fewer", encoded[:40], np.repeat(np.arange(5), 8), 5)
     settings = [*small_run, f"teacher_embeddings={copy}", f"output={tmp_path / 'run'}"]
@@ -355,7 +355,11 @@ def test_an_object_array_in_the_file_is_never_unpickled(copy):
 def test_training_needs_no_teacher_where_its_embeddings_are_there(small_run, copy, tmp_path):
     gone = f"pretrained_teacher_path={tmp_path / 'gone.pth'}"
     settings = [*small_run, gone, f"teacher_embeddings={copy}", f"output={tmp_path / 'other'}"]
-    refused(TRAIN, *settings, words=r"embeddings by .*teacher\.pth, and the weights asked for \(.*gone\.pth\) are not")
+    refused(
+        TRAIN,
+        *settings,
+        words=r"embeddings by .*teacher\.pth, but the config asks for .*gone\.pth, whose weights are not",
+    )
     description = json.loads(copy.with_suffix(".json").read_text())
     description["about"]["teacher"] = str(tmp_path / "gone.pth")
     copy.with_suffix(".json").write_text(json.dumps(description))
@@ -379,9 +383,9 @@ def test_without_the_weights_the_repository_must_still_be_the_files(small_run, c
     ]  # fmt: skip
     train(TRAIN, settings, tmp_path / "run")
     other = [*settings, "teacher_repo_id=minchul/cvlface_adaface_ir50_ms1mv2", f"output={tmp_path / 'other'}"]
-    refused(TRAIN, *other, words=r"embeddings by minchul/\w+_webface4m@1+, and .*_ms1mv2@main\) are not")
+    refused(TRAIN, *other, words=r"embeddings by minchul/\w+_webface4m@1+, but .*_ms1mv2@main, whose weights are not")
     pinned = [*settings, f"teacher_revision={40 * '2'}", f"output={tmp_path / 'other'}"]
-    refused(TRAIN, *pinned, words=r"embeddings by minchul/\w+_webface4m@1+, and .*@2+\) are not")
+    refused(TRAIN, *pinned, words=r"embeddings by minchul/\w+_webface4m@1+, but .*@2+, whose weights are not")
 
 
 def test_a_file_is_of_one_compute_type_and_overwrites_nobody_elses(slow_run, tmp_path):

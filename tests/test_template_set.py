@@ -25,7 +25,7 @@ from data.arrow_set import (
     read_metadata,
 )
 from data.images import fit
-from data.loader import keep_batch
+from data.workers import keep_batch
 from eval.embeddings import embed
 from eval.ijb import evaluate_templates
 from eval.tinyface import evaluate_identification

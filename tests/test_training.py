@@ -141,7 +141,7 @@ def test_two_ranks_train_on_the_same_global_batches_as_one_process(small_run, tm
 def test_accumulated_steps_count_as_one_step_of_the_total_batch(small_run, tmp_path):
     train(SCRIPTS[0], small_run, tmp_path, "accumulate_steps=2", "batch_size=4", "max_steps=3")
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3]
-    assert "6 steps an epoch of 8 images" in (tmp_path / "training.log").read_text()
+    assert "6 steps per epoch with 8 images each" in (tmp_path / "training.log").read_text()
 
 
 def test_keep_checkpoints_leaves_the_newest(small_run, tmp_path):

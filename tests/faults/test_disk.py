@@ -16,7 +16,6 @@ from conftest import LONG, ROOT, run_script, size
 from test_interruption import start
 from test_training import assert_same_checkpoint, metrics, train
 
-from config import load_config
 from train import checkpoint
 from train.checkpoint import (
     PARTS,
@@ -49,19 +48,19 @@ def damaged(path: Path, chance: random.Random) -> None:
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, tried):
-    chance, cfg = random.Random(0), load_config(overrides=[f"output={tmp_path}", "resume=auto"])
+    chance = random.Random(0)
     times, found = size(100, 5000), 0
     save(tmp_path, 5, content(5))
     for number in range(times):
         save(tmp_path, 10, content(10))
         part = (*PARTS, SUMS)[number % 4]
         damaged(tmp_path / f"10{part}", chance)
-        step, problems = step_to_resume(cfg)
+        step, problems = step_to_resume(tmp_path, True, 0)
         found += step == 5 and len(problems) == 1 and (f"10{part}: broken" in problems[0] or part == SUMS)
     tried("checkpoints cut short or with a bit flipped, found", times, found)
     damaged(tmp_path / f"5{PARTS[0]}", chance)
-    with pytest.raises(CheckpointError, match=r"no checkpoint is whole: .*; .*5backbone"):
-        step_to_resume(cfg)
+    with pytest.raises(CheckpointError, match=r"no checkpoint is intact: .*; .*5backbone"):
+        step_to_resume(tmp_path, True, 0)
 
 
 def test_a_run_says_which_checkpoint_is_broken_and_goes_on_from_the_one_before(small_run, tmp_path):
@@ -71,7 +70,7 @@ def test_a_run_says_which_checkpoint_is_broken_and_goes_on_from_the_one_before(s
     damaged(tmp_path / "run" / "4header.pth", random.Random(0))
     train(TRAIN, settings, tmp_path / "run", "max_steps=8", "resume=auto")
     log = (tmp_path / "run" / "training.log").read_text()
-    assert "NOT RESUMED" in log and "4header.pth: broken" in log and "going on from step 2" in log
+    assert "NOT RESUMED" in log and "4header.pth: broken" in log and "resuming from step 2" in log
     assert_same_checkpoint(tmp_path / "whole", tmp_path / "run", 8)
 
 
@@ -93,13 +92,12 @@ def test_the_last_checkpoint_that_is_whole_is_never_removed(tmp_path, keep):
 
 
 def test_a_checkpoint_whose_writing_was_cut_off_is_named(tmp_path):
-    cfg = load_config(overrides=[f"output={tmp_path}", "resume=auto"])
     for step in (1, 2):
         save(tmp_path, step, content(step))
     (tmp_path / f"2{SUMS}").unlink()  # a kill before the last file: the three are whole
-    assert step_to_resume(cfg) == (2, [])
+    assert step_to_resume(tmp_path, True, 0) == (2, [])
     (tmp_path / "2state.pth").unlink()
-    step, (problem,) = step_to_resume(cfg)
+    step, (problem,) = step_to_resume(tmp_path, True, 0)
     assert step == 1 and "step 2 lacks state.pth" in problem
 
 
@@ -120,7 +118,8 @@ def test_what_a_full_disk_kept_from_tensorboard_follows_beside_what_was_there(tm
 
     from train.run_log import RunLog
 
-    log, flush, full = RunLog(tmp_path, 0, 4), SummaryWriter.flush, [False, False, False, True, False, False]
+    log, flush, full = RunLog(tmp_path, 4), SummaryWriter.flush, [False, False, False, True, False, False]
+    log.open(0)
 
     def flushed(board: SummaryWriter) -> None:
         if full.pop(0):
