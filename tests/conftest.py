@@ -100,9 +100,29 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [f"{key}={value}" for key, value in settings.items()]
 
 
+@pytest.fixture(scope="session")
+def cached(small_run, tmp_path_factory) -> Path:
+    """The file with the teacher's embeddings of the small set, made by one process."""
+    path = tmp_path_factory.mktemp("cache") / "teacher.npy"
+    done = run_script("train/cache_teacher.py", *small_run, f"teacher_embeddings={path}")
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.fixture(scope="session")
+def images() -> np.ndarray:
+    """uint8 [8, 112, 112, 3]: seven drawn faces, and noise, which overshoots and rounds the most."""
+    from data.images import decode_rgb
+    from demo.make_demo_data import encoded_face
+
+    faces = [decode_rgb(encoded_face((0, identity, 0, 0.3)), "face") for identity in range(7)]
+    noise = np.random.default_rng(0).integers(0, 256, faces[0].shape, dtype=np.uint8)
+    return np.stack([*faces, noise])
+
+
 @pytest.fixture
 def scratch() -> Iterator[Path]:
-    """A folder for what is large: it goes as soon as the test ends."""
+    """A folder for large files, removed as soon as the test ends."""
     with TemporaryDirectory() as name:
         yield Path(name)
 

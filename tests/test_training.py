@@ -1,52 +1,16 @@
 """The training scripts as users run them: what they leave, resume to the same bits, signals, ranks."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import cv2
 import pytest
 import torch
 from conftest import ROOT, run_script
-
-SCRIPTS = ["train/train_AdaDistill.py", "train/train_standalone.py"]
-TIME_FIELDS = {"time", "images_per_second"}
-
-
-def train(script: str, settings: list[str], output: Path, *more: str, ranks: int = 0) -> str:
-    done = run_script(script, *settings, f"output={output}", *more, ranks=ranks)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def metrics(output: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIME_FIELDS} for line in lines]
-
-
-def tensors(value, name=""):
-    """Every tensor and number of a nested structure, by name."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from tensors(item, f"{name}.{key}")
-    elif isinstance(value, list | tuple):
-        for number, item in enumerate(value):
-            yield from tensors(item, f"{name}.{number}")
-    else:
-        yield name, value
-
-
-def assert_same_checkpoint(one: Path, other: Path, step: int) -> None:
-    for part in ("backbone.pth", "header.pth", "state.pth"):
-        first, second = (dict(tensors(torch.load(o / f"{step}{part}", weights_only=True))) for o in (one, other))
-        assert first.keys() == second.keys()
-        for name, value in first.items():
-            equal = torch.equal(value, second[name]) if isinstance(value, torch.Tensor) else value == second[name]
-            assert equal, f"{part}{name} differs"
+from runs import SCRIPTS, assert_same_checkpoint, metrics, tensors, train
 
 
 @pytest.fixture(scope="module", params=SCRIPTS)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import LONG, ROOT, run_script, size
+from runs import assert_same_checkpoint, metrics, train
 from test_interruption import start
-from test_training import assert_same_checkpoint, metrics, train
 
 from train import checkpoint
 from train.checkpoint import (

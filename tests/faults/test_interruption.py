@@ -13,7 +13,7 @@ from typing import IO
 import pytest
 import torch
 from conftest import LONG, ROOT, run_script, size
-from test_training import assert_same_checkpoint, metrics, train
+from runs import assert_same_checkpoint, metrics, train
 
 TRAIN = "train/train_AdaDistill.py"
 STEPS = 60

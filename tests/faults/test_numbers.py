@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import LONG, run_script
-from test_training import metrics, tensors
+from runs import metrics, tensors
 
 FAULTY = "tests/faults/faulty_training.py"
 SHORT = ["val_eval_every_n_epoch=0", "checkpoint_every=1", "dtype=float32"]
