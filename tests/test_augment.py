@@ -29,7 +29,7 @@ FACTORS = (0.5, 0.7, 1.0, 1.2, 1.499)
 
 
 def rescaled(images: np.ndarray, down: str, up: str) -> np.ndarray:
-    """Image i of as many as there are sizes by size i, in units of a byte."""
+    """Rescale image i to size i, for all sizes, in units of a byte."""
     draws = numbers(
         len(SIZES),
         side=np.array([center_of(number, len(SIZES)) for number in range(len(SIZES))]),
@@ -40,8 +40,8 @@ def rescaled(images: np.ndarray, down: str, up: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("down", "up"), list(itertools.product(DOWN, UP)))
-def test_rescaling_is_opencvs_at_every_size(images, down, up):
-    """Against its float32 arithmetic to 0.01 of 255, against its bytes within what they round.
+def test_rescaling_equals_opencvs_at_every_size(images, down, up):
+    """Compared with its float32 arithmetic to 0.01 of 255, and with its uint8 arithmetic to its rounding error.
 
     The small image is off by 0.5, which no resampling but the cubic one makes larger: its weights (A = -0.75) sum up to
     at most 1.375 in absolute value, squared 1.9, so 0.95; the large image adds 0.5. The weights of its integer
@@ -59,8 +59,8 @@ def test_rescaling_is_opencvs_at_every_size(images, down, up):
         assert abs(result - exact).max() < 0.01, size
 
 
-def test_sides_and_resamplings_are_equally_likely():
-    """A side is 22 to 111 pixels; the number of different columns of a ramp tells it, blown up by nearest neighbor."""
+def test_all_sizes_and_resampling_modes_are_equally_likely():
+    """The side is 22 to 111 pixels. It is the number of different columns of a ramp after nearest resizing."""
     ramp = torch.linspace(-1, 1, 112).expand(1, 3, 112, 112)
     draws = numbers(180, side=(np.arange(180) + 0.5) / 180, down=center_of(0, 4), up=center_of(0, 3))
     found = [len(image[0, 0].unique()) for image in augmentation(low_res=1.0)(ramp.expand(180, -1, -1, -1), draws)]
@@ -79,7 +79,7 @@ def changed(x: torch.Tensor, factors: dict[str, float]) -> torch.Tensor:
 
 
 def in_float64(image: np.ndarray, factors: dict[str, float]) -> np.ndarray:
-    """The definitions, [H, W, 3] from 0 to 255: away from black, from the mean gray, from each pixel's own gray."""
+    """By definition, for [H, W, 3] from 0 to 255: blend with black, with the mean gray, with the gray of each pixel."""
     for name, factor in factors.items():
         gray = image @ np.array([0.299, 0.587, 0.114])
         without = {"brightness": 0.0, "contrast": gray.mean(), "saturation": gray[..., None]}[name]
@@ -89,16 +89,16 @@ def in_float64(image: np.ndarray, factors: dict[str, float]) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ENHANCERS)
 @pytest.mark.parametrize("factor", FACTORS)
-def test_each_photometric_change_is_pillows(images, name, factor):
-    """Pillow drops what is behind the point, less than 1, and rounds its grays: 0.5 as often as they weigh."""
+def test_each_photometric_change_equals_pillows(images, name, factor):
+    """Pillow truncates results to integers (an error below 1) and rounds its gray values (an error up to 0.5)."""
     tolerance = 1 + abs(1 - factor) * 0.5 + 1e-3
     for image, result in zip(images, as_bytes(changed(as_input(images), {name: factor})), strict=True):
         assert abs(result - by_pillow(image, {name: factor})).max() < tolerance
 
 
 @pytest.mark.parametrize("values", list(itertools.product((0.5, 0.8, 1.499), repeat=3)))
-def test_all_photometric_changes_are_pillows_one_after_the_other(images, values):
-    """Within what its three roundings add up to, and to 0.001 of 255 what the definitions say without rounding."""
+def test_all_photometric_changes_equal_pillows_in_sequence(images, values):
+    """Equal to Pillow within its three roundings, and to the definitions without rounding within 0.001 of 255."""
     factors = dict(zip(ENHANCERS, values, strict=True))
     tolerance = 1e-3
     for factor, gray in zip(values, (0.0, 1.0, 1.0), strict=True):  # what was off before, also by its gray, and 1 anew
@@ -125,13 +125,13 @@ def test_the_order_of_photometric_changes_matters_only_where_values_are_clamped(
 
 @pytest.fixture(scope="module")
 def crops() -> tuple[torch.Tensor, np.ndarray]:
-    """8,000 draws, and the rectangles that they give."""
+    """8,000 random draws, and the rectangles that they give."""
     draws = random_numbers(8000, seed=1, crop=0.0)
     return draws, np.concatenate([rectangles(part) for part in draws.split(200)])
 
 
 def torchvision_sides(area: np.ndarray, ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Height and width that RandomResizedCrop.get_params tries for scale (0.2, 1), ratio (3/4, 4/3), not rounded.
+    """Height and width, before rounding, that RandomResizedCrop.get_params tries for scale (0.2, 1), ratio (3/4, 4/3).
 
     area, ratio: uniform in [0, 1). torchvision rounds, and tries anew where one is above 112.
     """
@@ -140,7 +140,7 @@ def torchvision_sides(area: np.ndarray, ratio: np.ndarray) -> tuple[np.ndarray, 
     return np.sqrt(target_area / aspect_ratio), np.sqrt(target_area * aspect_ratio)
 
 
-def test_what_a_crop_keeps_stays_as_it_is_and_where_it_is(images):
+def test_a_crop_does_not_change_or_move_the_pixels_that_it_keeps(images):
     draws = random_numbers(64, seed=2, crop=0.0)
     x = as_input(images[np.arange(64) % 8] // 2 + 1)  # nothing black
     result = augmentation(crop=1.0)(x, draws)
@@ -150,7 +150,7 @@ def test_what_a_crop_keeps_stays_as_it_is_and_where_it_is(images):
         assert torch.equal(image, expected)
 
 
-def test_a_crop_has_the_size_that_torchvision_computes_cut_to_the_image(crops):
+def test_a_crop_has_torchvisions_size_limited_to_the_image(crops):
     draws, found = crops
     area, ratio = (draws[:, MEANING.index(name)].double().numpy() for name in ("area", "ratio"))
     for side, exact in zip(found.T[2:], torchvision_sides(area, ratio), strict=True):
@@ -164,8 +164,8 @@ def test_a_crop_has_the_size_that_torchvision_computes_cut_to_the_image(crops):
     assert height.min() < 48 and height.max() == 112 and width.min() < 48 and width.max() == 112
 
 
-def test_crops_are_distributed_as_torchvisions(crops):
-    """Where the rectangle fits at the first try, sizes and places are those of get_params: Kolmogorov and Smirnov."""
+def test_crops_have_the_distribution_of_torchvisions(crops):
+    """If the rectangle fits at the first try, sizes and positions have get_params' distribution (Kolmogorov-Smirnov)."""
     draws, found = crops
     area, ratio = (draws[:, MEANING.index(name)].double().numpy() for name in ("area", "ratio"))
     fits = (np.round(torchvision_sides(area, ratio)) <= 112).all(0)
@@ -185,7 +185,7 @@ def test_crops_are_distributed_as_torchvisions(crops):
 
 
 @pytest.mark.parametrize("name", ["top", "left"])
-def test_every_place_of_a_crop_occurs_equally_often(name):
+def test_all_positions_of_a_crop_are_equally_likely(name):
     steps = 63 * 8  # a square of 0.2 of the area is 50 pixels wide, so there are 63 places
     draws = numbers(steps, area=0.0, **{name: (np.arange(steps) + 0.5) / steps})
     found = rectangles(draws)

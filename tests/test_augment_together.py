@@ -32,7 +32,7 @@ ONE_EACH = ({"crop": 1.0}, {"low_res": 1.0}, {"photometric": 1.0})
 
 
 def test_each_augmentation_acts_with_its_probability_independently():
-    """Over 1,500 draws, within four standard deviations; each change leaves a trace that the others do not hide.
+    """1,500 draws, within four standard deviations. Each change leaves a trace that the others do not hide.
 
     A gray image with a dot: a crop to the left half blackens the right edge, a rescaling smears the dot, a photometric
     change darkens the left edge.
@@ -57,7 +57,7 @@ def test_each_augmentation_acts_with_its_probability_independently():
     assert torch.equal(result[untouched], x.expand(int(untouched.sum()), -1, -1, -1))
 
 
-def test_probability_0_leaves_images_to_the_bit_and_1_changes_all(images):
+def test_probability_0_changes_no_bit_and_probability_1_changes_every_image(images):
     x = as_input(images)
     for draw in (0.0, 0.5, LARGEST):
         draws = random_numbers(8, 5, **dict.fromkeys(KINDS, draw), area=0.4)
@@ -68,7 +68,7 @@ def test_probability_0_leaves_images_to_the_bit_and_1_changes_all(images):
 
 
 @pytest.mark.parametrize("chosen", [*ONE_EACH, {"crop": 1.0, "low_res": 1.0, "photometric": 1.0}])
-def test_images_not_chosen_stay_to_the_bit_beside_chosen_ones(images, chosen):
+def test_images_that_are_not_chosen_stay_bit_equal(images, chosen):
     x = as_input(images)
     is_chosen = torch.arange(8) % 3 == 0
     where = np.where(is_chosen, 0.49, 0.5)
@@ -79,8 +79,8 @@ def test_images_not_chosen_stay_to_the_bit_beside_chosen_ones(images, chosen):
 
 
 @pytest.mark.parametrize("chosen", [*ONE_EACH, {"crop": 0.7, "low_res": 0.7, "photometric": 0.7}])
-def test_an_image_is_changed_in_the_same_way_in_any_batch(images, chosen):
-    """To the bit, but for the order of sums: over rows and columns in a resampling, over the image in its mean gray."""
+def test_an_image_is_changed_in_the_same_way_whatever_the_batch(images, chosen):
+    """Bit-equal, except for the order of sums in resampling (rows and columns) and in the mean gray (whole image)."""
     x, draws = as_input(images), random_numbers(8, 7)
     change = augmentation(**chosen)
     together = change(x, draws)
@@ -95,8 +95,8 @@ def test_an_image_is_changed_in_the_same_way_in_any_batch(images, chosen):
 
 
 @pytest.mark.parametrize("chosen", [*ONE_EACH, {"crop": 1.0, "low_res": 1.0, "photometric": 1.0}])
-def test_the_smallest_and_largest_draws_are_fine_for_every_parameter(images, chosen):
-    """All combinations of 0 and of the largest float32 below 1, for the parameters of what is chosen."""
+def test_the_smallest_and_largest_draws_are_valid_for_every_parameter(images, chosen):
+    """All combinations of 0 and the largest float32 below 1, for the parameters of the chosen change."""
     groups = {"crop": MEANING[1:5], "low_res": MEANING[6:9], "photometric": MEANING[10:]}
     names = [name for kind in chosen for name in groups[kind]]
     ends = list(itertools.product((0.0, LARGEST), repeat=len(names)))
@@ -125,7 +125,7 @@ def test_the_smallest_and_largest_draws_are_the_ends_of_each_range(images):
 
 
 @pytest.mark.parametrize("chosen", [*ONE_EACH, {"crop": 0.7, "low_res": 0.7, "photometric": 0.7}])
-def test_the_result_stays_in_range_float32_and_does_not_depend_on_the_memory_layout(chosen):
+def test_the_result_is_float32_in_range_whatever_the_memory_layout(chosen):
     generator = torch.Generator().manual_seed(8)
     x = torch.rand(16, 3, 112, 112, generator=generator) * 2 - 1
     x[8:] = x[8:].sign()  # overshoots most
@@ -144,8 +144,8 @@ def test_the_result_stays_in_range_float32_and_does_not_depend_on_the_memory_lay
         assert (augmentation(**chosen)(layout, strided[:, ::2]) - result).abs().max() <= 1e-6
 
 
-def test_augmentations_act_on_real_faces_as_on_drawn_ones(face_data):
-    """Crops, rescalings and photometric changes of LFW's faces one after the other, against OpenCV and Pillow."""
+def test_augmentations_of_real_faces_equal_opencv_and_pillow(face_data):
+    """Crops, then rescalings, then photometric changes of LFW faces, compared with OpenCV and Pillow."""
     faces = RecordDataset(face_data / "lfw")[np.arange(0, 64, 4)].images.numpy()
     draws = random_numbers(len(faces), 10)
     result = as_bytes(augmentation(1.0, 1.0, 1.0)(as_input(faces), draws))

@@ -20,7 +20,7 @@ QUICK = ["val_eval_every_n_epoch=0", "sync_bn=True"]  # on one rank as without i
 
 @pytest.fixture(scope="module")
 def augmented_run(small_run, tmp_path_factory):
-    """Settings and output of a run of eight steps over two epochs, with all augmentations on; it saves each fourth."""
+    """Settings and output of a run with all augmentations: eight steps over two epochs, checkpoints every four."""
     output = tmp_path_factory.mktemp("augmented")
     settings = [*small_run, *QUICK, *HALF]
     train(SCRIPTS[0], settings, output, "max_steps=8", "checkpoint_every=4")
@@ -29,7 +29,7 @@ def augmented_run(small_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain_runs(small_run, tmp_path_factory):
-    """Outputs of two steps without augmentations, the teacher's view the same and clean."""
+    """Outputs of two runs of two steps without augmentations, with teacher_view "same" and "clean"."""
     outputs = []
     for view in ("same", "clean"):
         outputs.append(tmp_path_factory.mktemp(view))
@@ -39,19 +39,19 @@ def plain_runs(small_run, tmp_path_factory):
 
 
 def tiles(output, count: int = 8) -> np.ndarray:
-    """The images of first_batch.png, without the labels below: uint8 [count, 112, 112, 3]."""
+    """The images of first_batch.png without the labels under them: uint8 [count, 112, 112, 3]."""
     picture = cv2.cvtColor(cv2.imread(str(output / "first_batch.png")), cv2.COLOR_BGR2RGB)
     return np.stack([picture[:112, column * 112 : (column + 1) * 112] for column in range(count)])
 
 
-def test_without_augmentations_the_teachers_view_makes_no_difference(plain_runs):
+def test_without_augmentations_teacher_view_makes_no_difference(plain_runs):
     same, clean = plain_runs
     assert metrics(same) == metrics(clean)
     assert_same_checkpoint(same, clean, 2)
 
 
 def test_the_teacher_sees_the_augmented_or_the_clean_image(augmented_run, plain_runs, tmp_path):
-    """At step 1 the teacher's confidence follows from its embeddings and the first centers alone."""
+    """At step 1 the teacher's confidence depends only on its embeddings and the initial centers."""
     settings, same = augmented_run
     train(SCRIPTS[0], settings, tmp_path, "teacher_view=clean", "max_steps=2")
     same, clean, plain = metrics(same), metrics(tmp_path), metrics(plain_runs[0])
@@ -60,8 +60,8 @@ def test_the_teacher_sees_the_augmented_or_the_clean_image(augmented_run, plain_
     assert clean[0]["loss"] != same[0]["loss"] and clean[1]["loss"] != same[1]["loss"]
 
 
-def test_the_first_batch_is_shown_as_the_student_sees_it(augmented_run, plain_runs):
-    """The plain run's first batch (same order, same flips), changed by the first numbers of the epoch's stream."""
+def test_first_batch_png_shows_what_the_student_sees(augmented_run, plain_runs):
+    """It is the plain run's first batch (same order and flips), augmented with the first random numbers."""
     settings, output = augmented_run
     cfg = load_config(overrides=[*settings, "num_classes=6"])
     stream = np.random.Generator(np.random.PCG64((cfg.seed, 0, 1)))
@@ -73,7 +73,7 @@ def test_the_first_batch_is_shown_as_the_student_sees_it(augmented_run, plain_ru
     assert any(altered)
 
 
-def test_a_resumed_run_with_augmentations_ends_in_the_same_bits_as_one_never_stopped(augmented_run, tmp_path):
+def test_a_resumed_run_with_augmentations_ends_bit_equal_to_an_uninterrupted_run(augmented_run, tmp_path):
     settings, output = augmented_run
     shutil.copytree(output, tmp_path, dirs_exist_ok=True)
     train(SCRIPTS[0], settings, tmp_path, "max_steps=8", "global_step=4", "num_workers=0")
@@ -105,7 +105,7 @@ def test_a_probability_outside_0_to_1_is_refused(kind):
             assert augment.probabilities[KINDS.index(kind)] == float(value)
 
 
-def test_a_script_names_the_probability_that_it_refuses(small_run, tmp_path):
+def test_the_scripts_name_a_probability_that_they_refuse(small_run, tmp_path):
     for script in SCRIPTS:
         done = run_script(script, *small_run, f"output={tmp_path}", "crop_augmentation_prob=2")
         assert done.returncode == 2 and "crop_augmentation_prob = 2: allowed is a number in [0, 1]" in done.stderr

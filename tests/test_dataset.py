@@ -42,7 +42,7 @@ def test_the_cvlface_layout_is_read_from_key_0(tmp_path, stated, found):
     assert np.array_equal(images, np.stack([image_of(number) for number in (4, 0, 1)]))
 
 
-def test_the_insightface_layout_leaves_the_identity_records_out(tmp_path):
+def test_the_identity_records_of_the_insightface_layout_are_left_out(tmp_path):
     records = [(label, png(image_of(number))) for number, label in enumerate([0, 0, [1, 5, 5], [2]])]
     dataset = RecordDataset(write_insightface_set(tmp_path / "set", records, 3))
     assert (len(dataset), dataset.num_classes) == (4, 3)
@@ -62,7 +62,7 @@ def test_a_folder_set_is_read_in_the_order_of_names(tmp_path):
     assert np.array_equal(images, np.stack([image_of(number) for number in range(6)]))
 
 
-def test_a_sample_of_a_folder_set_takes_the_first_images_of_each(tmp_path):
+def test_sample_takes_the_first_images_of_each_identity(tmp_path):
     folder = write_folder_set(tmp_path / "faces", {"a": 3, "b": 1, "c": 2})
     dataset = build_dataset(config(db_file_format="folder", data_path=str(folder), sample=2))
     assert dataset.read_labels(np.arange(len(dataset))).tolist() == [0, 0, 1, 2, 2]
@@ -71,7 +71,7 @@ def test_a_sample_of_a_folder_set_takes_the_first_images_of_each(tmp_path):
 
 
 @pytest.mark.parametrize(("key", "value", "found"), [("num_classes", 5, 3), ("num_image", 3, 4)])
-def test_a_config_that_the_set_does_not_fit_is_told_both_numbers(tmp_path, key, value, found):
+def test_a_config_that_contradicts_the_set_is_refused_with_both_numbers(tmp_path, key, value, found):
     folder = write_cvlface_set(tmp_path / "set", [0, 1, 2, 2], 3)
     build_dataset(config(rec=str(folder), num_classes=3, num_image=4))
     with pytest.raises(DataError, match=rf"{key} = {value}, but .*train\.rec has {found}"):

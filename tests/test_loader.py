@@ -74,7 +74,7 @@ def test_the_global_batch_does_not_depend_on_the_number_of_ranks(monkeypatch, ra
     assert equal(joined, whole)
 
 
-def test_every_position_stands_at_most_once_in_an_epoch():
+def test_every_position_occurs_at_most_once_per_epoch():
     order = GlobalOrder(103, 10, seed=0)
     positions = np.concatenate([plan.positions for plan in epoch_of(order, epoch=0)])
     assert len(positions) == 100 == 10 * len(order)
@@ -99,14 +99,14 @@ def test_about_half_of_the_images_are_mirrored():
     assert 4800 < flips.sum() < 5200
 
 
-def test_train_flip_off_mirrors_no_image_and_leaves_the_order_as_it_is():
+def test_without_train_flip_no_image_is_mirrored_and_the_order_is_the_same():
     mirrored, plain = (list(GlobalOrder(1000, 100, seed=0, flip=flip)) for flip in (True, False))
     assert not any(plan.flips.any() for plan in plain)
     for one, other in zip(mirrored, plain, strict=True):
         assert np.array_equal(one.positions, other.positions)
 
 
-def test_the_numbers_drawn_for_an_image_are_uniform_and_differ_from_image_to_image():
+def test_the_random_numbers_of_images_are_uniform_and_independent():
     draws = np.concatenate([plan.draws for plan in epoch_of(GlobalOrder(10_000, 100, seed=0, draws=4), 0)])
     assert (draws.shape, draws.dtype) == ((10_000, 4), np.float32)
     assert draws.min() >= 0 and draws.max() < 1
@@ -115,7 +115,7 @@ def test_the_numbers_drawn_for_an_image_are_uniform_and_differ_from_image_to_ima
 
 
 @pytest.mark.parametrize("first", [0, 1, 4, 5])
-def test_an_epoch_goes_on_from_any_batch_as_if_uninterrupted(first):
+def test_an_epoch_that_starts_at_a_later_batch_continues_in_the_same_order(first):
     order = GlobalOrder(53, 10, seed=9, draws=5)
     whole = epoch_of(order, 3)
     rest = epoch_of(GlobalOrder(53, 10, seed=9, draws=5), 3, first)
@@ -194,7 +194,7 @@ def test_the_memory_of_batches_is_used_again(received, num_workers):
         assert_as_planned(batch, plan)
 
 
-def test_too_little_shared_memory_is_told_with_what_to_do(monkeypatch):
+def test_too_little_shared_memory_is_an_error_that_says_what_to_do(monkeypatch):
     def full(tensor):
         raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
 
@@ -205,7 +205,7 @@ def test_too_little_shared_memory_is_told_with_what_to_do(monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_batches_are_copied_ahead_to_the_gpu():
+def test_batches_are_copied_to_the_gpu():
     order, device = GlobalOrder(160, 8, seed=4), torch.device("cuda")
     batches = list(TrainingLoader(Numbers(160), order, 2, device))
     for batch, plan in zip(batches, epoch_of(order, 0), strict=True):

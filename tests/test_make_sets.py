@@ -12,7 +12,7 @@ from data.folder_set import FolderDataset
 
 
 @pytest.mark.parametrize("sample", [0, 2])
-def test_a_folder_made_into_records_gives_the_same_images_and_labels(tmp_path, sample):
+def test_make_rec_writes_the_images_and_labels_of_a_folder(tmp_path, sample):
     write_folder_set(tmp_path / "faces", {"a": 3, "b": 1, "c": 2, "d": 4})
     done = run_script("tools/make_rec.py", "faces", "set", "--sample", sample, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -31,7 +31,7 @@ def test_a_folder_made_into_records_gives_the_same_images_and_labels(tmp_path, s
         assert last - first == (folder.labels == identity).sum()
 
 
-def test_making_records_of_a_broken_image_names_it_and_leaves_no_set(tmp_path):
+def test_make_rec_names_a_broken_image_and_writes_no_set(tmp_path):
     folder = write_folder_set(tmp_path / "faces", {"a": 2})
     (folder / "a" / "001.png").write_bytes(b"no image")
     done = run_script("tools/make_rec.py", folder, tmp_path / "set", cwd="/")
@@ -41,7 +41,7 @@ def test_making_records_of_a_broken_image_names_it_and_leaves_no_set(tmp_path):
     assert list((tmp_path / "set").iterdir()) == []
 
 
-def test_a_list_of_pairs_made_into_a_bin_reads_back(tmp_path):
+def test_make_bin_writes_a_set_that_reads_back(tmp_path):
     write_folder_set(tmp_path / "faces", {"a": 2, "b": 2})
     (tmp_path / "pairs.txt").write_text("a/000.png a/001.png 1\n\na/000.png\tb/001.png\t0\n")
     done = run_script("tools/make_bin.py", "pairs.txt", "out/set.bin", "--root", "faces", cwd=tmp_path)
@@ -51,7 +51,7 @@ def test_a_list_of_pairs_made_into_a_bin_reads_back(tmp_path):
     assert np.array_equal(made[range(4)].numpy(), np.stack([image_of(number) for number in (0, 1, 0, 3)]))
 
 
-def test_a_line_that_is_no_pair_is_named(tmp_path):
+def test_make_bin_names_a_line_that_is_not_a_pair(tmp_path):
     (tmp_path / "pairs.txt").write_text("\na b yes\n")
     done = run_script("tools/make_bin.py", "pairs.txt", "set.bin", cwd=tmp_path)
     assert done.returncode == 2

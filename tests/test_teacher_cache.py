@@ -45,13 +45,13 @@ def test_the_description_names_weights_images_and_preprocessing(small_run, cache
 
 
 def test_any_number_of_ranks_makes_the_same_file(small_run, cached, tmp_path):
-    """Also one that training makes first, since it is missing."""
+    """Training makes the file first if it is missing."""
     settings = [*small_run, "batch_size=4", f"teacher_embeddings={tmp_path / 'teacher.npy'}", "max_steps=1"]
     train(TRAIN, settings, tmp_path / "run", ranks=2)
     assert (tmp_path / "teacher.npy").read_bytes() == cached.read_bytes()
 
 
-def test_training_from_the_file_takes_the_same_steps_as_with_the_live_teacher(small_run, cached, tmp_path):
+def test_training_from_the_file_starts_as_with_the_live_teacher(small_run, cached, tmp_path):
     train(TRAIN, small_run, tmp_path / "live", "max_steps=1")
     train(TRAIN, small_run, tmp_path / "cached", "max_steps=1", f"teacher_embeddings={cached}")
     live, from_file = (metrics(tmp_path / name)[0] for name in ("live", "cached"))
@@ -59,8 +59,8 @@ def test_training_from_the_file_takes_the_same_steps_as_with_the_live_teacher(sm
         assert from_file[name] == pytest.approx(live[name], rel=1e-3), name
 
 
-def test_from_random_weights_the_live_teacher_rounded_to_float16_gives_the_very_same_run(small_run, tmp_path):
-    """Nothing but that rounding tells the two apart: batches, flips and rows are the same, bit for bit."""
+def test_a_live_teacher_rounded_to_float16_gives_the_same_run_as_the_file(small_run, tmp_path):
+    """The rounding is the only difference between the two: batches, flips and rows are the same, bit for bit."""
     settings = [*small_run, "dtype=float32", "val_batch_size=8", "val_eval_every_n_epoch=0"]
     for name, file in (("live", ""), ("cached", tmp_path / "teacher.npy")):
         cfg = load_config(overrides=[*settings, f"output={tmp_path / name}", f"teacher_embeddings={file}"])
@@ -75,7 +75,7 @@ def test_from_random_weights_the_live_teacher_rounded_to_float16_gives_the_very_
 
 
 def write_lfw(folder: Path, face_data: Path, images: int) -> None:
-    """The first images of LFW's training set as a record set of their own."""
+    """Write the first images of LFW's training set as a record set."""
     dataset = RecordDataset(face_data / "lfw")
     encoded, labels = zip(*(dataset.read(position) for position in range(images)), strict=True)
     labels = np.unique(labels, return_inverse=True)[1]
@@ -83,7 +83,7 @@ def write_lfw(folder: Path, face_data: Path, images: int) -> None:
 
 
 def test_200_steps_from_the_file_follow_200_steps_with_the_live_teacher(face_data, tmp_path):
-    """float32, the pretrained MobileFaceNet as the teacher, batch 16, losses equal to a relative 1e-3.
+    """In float32, under the pretrained MobileFaceNet, at batch 16, all losses agree to a relative 1e-3.
 
     The student has been trained for a while: from random weights, the first steps magnify a change of the weights by
     1e-7 to some percent of the loss within ten steps, whatever the teacher.
@@ -119,7 +119,7 @@ def test_the_live_teacher_is_frozen_in_the_compute_type_and_channels_last(small_
     assert {id(p) for p in teacher.parameters()}.isdisjoint({id(p) for p in task.student.parameters()})
 
 
-def test_an_ir50_in_a_cvlface_folder_teaches_two_ranks_live_and_from_the_file(face_data, tmp_path):
+def test_an_ir50_from_a_cvlface_folder_teaches_two_ranks_live_and_from_the_file(face_data, tmp_path):
     from golden_networks import golden_keys, recipe
     from safetensors.torch import save_file
 

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def copy(cached, tmp_path) -> Path:
-    """A copy of the finished file and its description, to break."""
+    """A copy of the finished file and its description, for tests that damage it."""
     for suffix in (".npy", ".json"):
         shutil.copy(cached.with_suffix(suffix), tmp_path / f"copy{suffix}")
     return tmp_path / "copy.npy"
@@ -45,7 +45,7 @@ def test_a_file_of_other_images_is_refused_with_the_difference(small_run, copy, 
     refused(TRAIN, *settings, f"rec={tmp_path / 'fewer'}", words=r"data\.images is 48, not 40")
 
 
-def test_the_same_images_in_another_place_are_the_same(small_run, copy, tmp_path):
+def test_moved_images_and_weights_still_fit_the_file(small_run, copy, tmp_path):
     for name in ("train.rec", "train.idx", "property"):
         shutil.copy(Path(value(small_run, "rec"), name), tmp_path)
     shutil.copy(value(small_run, "pretrained_teacher_path"), tmp_path / "moved.pth")
@@ -61,7 +61,7 @@ def test_a_file_of_another_preprocessing_is_refused_with_the_difference(small_ru
     refused(TRAIN, *settings, words=r"preprocessing\.scale is 'x / 255', not '\(x - 127\.5\) / 127\.5'")
 
 
-def test_broken_files_are_refused_by_name(copy):
+def test_broken_files_are_refused_with_their_name(copy):
     wanted = json.loads(copy.with_suffix(".json").read_text())
     whole = copy.read_bytes()
     for content in (whole[:-10], whole[:50], b"", b"text"):
@@ -87,7 +87,7 @@ def test_an_object_array_in_the_file_is_never_unpickled(copy):
         EmbeddingFile(copy, wanted)
 
 
-def test_training_needs_no_teacher_where_its_embeddings_are_there(small_run, copy, tmp_path):
+def test_training_from_the_file_needs_no_teacher_weights(small_run, copy, tmp_path):
     gone = f"pretrained_teacher_path={tmp_path / 'gone.pth'}"
     settings = [*small_run, gone, f"teacher_embeddings={copy}", f"output={tmp_path / 'other'}"]
     refused(
@@ -106,7 +106,7 @@ def test_training_needs_no_teacher_where_its_embeddings_are_there(small_run, cop
     refused(CACHE, *missing, words=r"gone\.pth: no such file")
 
 
-def test_without_the_weights_the_repository_must_still_be_the_files(small_run, copy, tmp_path, monkeypatch):
+def test_without_the_weights_the_repository_must_be_the_one_of_the_file(small_run, copy, tmp_path, monkeypatch):
     description = json.loads(copy.with_suffix(".json").read_text())
     description["teacher"]["network"] = "cvlface_ir50"
     description["about"]["teacher"] = "minchul/cvlface_adaface_ir50_webface4m@" + 40 * "1"
@@ -123,7 +123,7 @@ def test_without_the_weights_the_repository_must_still_be_the_files(small_run, c
     refused(TRAIN, *pinned, words=r"embeddings by minchul/\w+_webface4m@1+, but .*@2+, whose weights are not")
 
 
-def test_what_the_teacher_sees_is_explicit(small_run, copy, tmp_path):
+def test_augmentations_with_cached_embeddings_need_teacher_view_clean(small_run, copy, tmp_path):
     augmented = [*small_run, f"teacher_embeddings={copy}", "low_res_augmentation_prob=0.5"]
     refused(TRAIN, *augmented, f"output={tmp_path / 'refused'}", words="set teacher_view=clean")
     train(TRAIN, augmented, tmp_path / "run", "teacher_view=clean", "max_steps=2")

@@ -33,7 +33,7 @@ def described(images: int, dimensions: int) -> dict:
 
 @pytest.fixture(scope="module")
 def slow_run(tmp_path_factory) -> list[str]:
-    """Overrides for 200 images of noise under a random full-width teacher: some seconds to embed."""
+    """Overrides for 200 images of noise and a random full-width teacher, which takes some seconds to embed them."""
     folder = tmp_path_factory.mktemp("slow")
     rng = np.random.default_rng(0)
     noise = [cv2.imencode(".jpg", rng.integers(0, 256, (112, 112, 3), np.uint8))[1].tobytes() for _ in range(200)]
@@ -50,7 +50,7 @@ def slow_run(tmp_path_factory) -> list[str]:
 
 
 def interrupt(settings: list[str], path: Path, number: int, ranks: int) -> tuple[int, str]:
-    """Start making the file and send the signal to all processes once a part is marked: return code, errors."""
+    """Start making the file, and send a signal to all processes once a part is marked. Returns exit code and stderr."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
     command = [sys.executable, *launcher, str(ROOT / CACHE), *settings, f"teacher_embeddings={path}"]
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where the tests run in the background
@@ -71,7 +71,7 @@ def interrupt(settings: list[str], path: Path, number: int, ranks: int) -> tuple
 
 
 @pytest.mark.parametrize(("number", "ranks"), [(signal.SIGKILL, 0), (signal.SIGKILL, 2), (signal.SIGINT, 0)])
-def test_a_file_cut_short_goes_on_without_embedding_anything_twice(slow_run, tmp_path, number, ranks):
+def test_an_interrupted_file_is_continued_without_embedding_an_image_twice(slow_run, tmp_path, number, ranks):
     path = tmp_path / "teacher.npy"
     code, errors = interrupt(slow_run, path, number, ranks)
     assert not path.exists()
@@ -91,7 +91,7 @@ def test_a_file_cut_short_goes_on_without_embedding_anything_twice(slow_run, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["teacher.json", "teacher.npy"]
 
 
-def test_a_part_of_another_teacher_is_not_gone_on_with(slow_run, tmp_path):
+def test_a_partial_file_of_another_teacher_is_not_continued(slow_run, tmp_path):
     path = tmp_path / "teacher.npy"
     interrupt(slow_run, path, signal.SIGKILL, 0)
     state = torch.load(value(slow_run, "pretrained_teacher_path"), weights_only=True)
@@ -115,7 +115,7 @@ def test_a_second_process_that_makes_the_same_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("left", ["done only", "part cut short", "no description"])
-def test_what_a_kill_or_a_hand_left_behind_is_begun_anew(tmp_path, left):
+def test_incomplete_leftovers_are_started_again(tmp_path, left):
     path, part = tmp_path / "teacher.npy", tmp_path / "teacher.npy.part"
     with pytest.raises(KeyboardInterrupt), EmbeddingWriter(path, described(3, 4)) as writer:
         writer.write(np.arange(2), torch.ones(2, 2, 4))
@@ -130,13 +130,13 @@ def test_what_a_kill_or_a_hand_left_behind_is_begun_anew(tmp_path, left):
     assert (np.load(path) == 1).all()
 
 
-def test_a_disk_too_small_is_named_before_anything_is_written(tmp_path, monkeypatch):
+def test_too_small_a_disk_is_an_error_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(embedding_writer.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 10**9))
     with pytest.raises(EmbeddingError, match=r"takes 11\.9 GB, and there are 1\.0 GB free"):
         EmbeddingWriter(tmp_path / "teacher.npy", described(5_822_653, 512))
 
 
-def test_a_file_with_images_left_out_does_not_get_its_name(tmp_path):
+def test_a_file_that_lacks_images_does_not_get_its_final_name(tmp_path):
     with (
         pytest.raises(EmbeddingError, match="1 images were left out"),
         EmbeddingWriter(tmp_path / "teacher.npy", described(3, 4)) as writer,
@@ -146,7 +146,7 @@ def test_a_file_with_images_left_out_does_not_get_its_name(tmp_path):
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e6, 1e-6, 0.0])
-def test_embeddings_that_float16_cannot_hold_are_refused_by_image(tmp_path, number):
+def test_embeddings_that_float16_cannot_hold_are_refused_with_the_image(tmp_path, number):
     values = torch.ones(4, 2, 8)
     values[2] = number
     with (
@@ -157,7 +157,7 @@ def test_embeddings_that_float16_cannot_hold_are_refused_by_image(tmp_path, numb
     assert not (tmp_path / "teacher.npy").exists()
 
 
-def test_positions_with_gaps_go_to_their_places(tmp_path):
+def test_positions_with_gaps_are_written_to_the_right_rows(tmp_path):
     path, values = tmp_path / "teacher.npy", torch.arange(1.0, 61.0).reshape(6, 2, 5)
     with pytest.raises(KeyboardInterrupt), EmbeddingWriter(path, described(6, 5)) as writer:
         writer.write(np.array([0, 1, 3]), values[[0, 1, 3]])
@@ -169,7 +169,7 @@ def test_positions_with_gaps_go_to_their_places(tmp_path):
     assert rows.dtype == torch.float16 and torch.equal(rows.float(), values[[5, 0, 3], [1, 0, 1]])
 
 
-def test_a_file_is_of_one_compute_type_and_overwrites_nobody_elses(slow_run, tmp_path):
+def test_a_file_has_one_compute_type_and_replaces_no_other_file(slow_run, tmp_path):
     path = tmp_path / "teacher.npy"
     interrupt(slow_run, path, signal.SIGKILL, 0)
     settings = [*slow_run, f"teacher_embeddings={path}"]

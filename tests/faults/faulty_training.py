@@ -1,4 +1,4 @@
-"""train_AdaDistill.py with a fault: FAULT=what:first:last:rank in forward passes `first` to `last` of that rank."""
+"""train_AdaDistill.py with a fault. FAULT=what:first:last:rank puts it into forward passes first to last of a rank."""
 
 import os
 import signal
