@@ -4,7 +4,6 @@ The order of the images follows from (seed, epoch, position) alone. It depends n
 how many ranks share the global batch.
 """
 
-import weakref
 from collections.abc import Iterator
 from functools import partial
 from itertools import starmap
@@ -13,11 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.augment import Augmentation
+from data.batch_memory import SharedSlots, copied_ahead
 from data.dataset import FaceDataset
-from data.images import SIZE, to_input
+from data.images import to_input
 from data.teacher_cache import EmbeddingFile
 from data.workers import init_worker, keep_batch, raise_errors
 from utils.distributed import rank, world_size
@@ -49,7 +49,7 @@ class Batch(NamedTuple):
     teacher: Tensor | None
 
 
-class GlobalOrder:
+class GlobalOrder(Sampler[BatchPlan]):
     """The batch plans of one rank.
 
     An epoch is a permutation of the set, cut into global batches of ranks * batch_size; rank r takes the r-th slice of
@@ -101,7 +101,7 @@ class TrainingLoader:
     ) -> None:
         self._device, self._augment = device, augment
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._slots = _Slots(order, num_workers)
+        self._slots = SharedSlots(order, order.batch_size, num_workers)
         self._loader = DataLoader(
             _BatchReader(dataset, embeddings, self._slots.memory),
             batch_size=None,
@@ -116,7 +116,7 @@ class TrainingLoader:
     def __iter__(self) -> Iterator[Batch]:
         parts = map(self._received, raise_errors(self._loader))
         if self._stream:
-            parts = _copied_ahead(parts, self._stream)
+            parts = copied_ahead(parts, self._stream)
         return starmap(partial(to_batch, device=self._device, augment=self._augment), parts)
 
     def _received(self, message: tuple) -> list[Tensor | None]:
@@ -145,47 +145,6 @@ def to_batch(
     return Batch(student, clean, labels.to(device), None if teacher is None else teacher.to(device))
 
 
-class _Slots:
-    """Memory for batches of images, shared with the workers, and the plans of what they read into it.
-
-    A slot is used again as soon as nothing holds the tensor of its batch: fresh memory pages would cost as much time as
-    decoding. When all slots are in use, a batch gets memory of its own.
-    """
-
-    def __init__(self, order: GlobalOrder, num_workers: int) -> None:
-        self.order = order
-        count = 2 * num_workers + 3  # two on the way to each worker, one received, one in use, one about to be freed
-        self.memory = torch.empty(count, order.batch_size, SIZE, SIZE, 3, dtype=torch.uint8)
-        if num_workers:
-            try:
-                self.memory.share_memory_()
-            except RuntimeError as error:
-                raise InputError(
-                    f"no shared memory for {self.memory.nbytes / 1e6:.0f} MB of batches: lower num_workers or "
-                    f"batch_size, or give this container more (docker run --shm-size=8g) ({error})"
-                ) from error
-        self._free, self._sent = list(range(count)), set[int]()
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __iter__(self) -> Iterator[tuple[int | None, BatchPlan]]:
-        self._free.extend(self._sent)  # those sent to workers in an iteration that was not finished
-        self._sent.clear()
-        for plan in self.order:
-            slot = self._free.pop() if self._free else None
-            if slot is not None:
-                self._sent.add(slot)
-            yield slot, plan
-
-    def images(self, slot: int) -> Tensor:
-        """The images that a worker has read into `slot`."""
-        self._sent.remove(slot)
-        images = self.memory[slot].numpy()
-        weakref.finalize(images, self._free.append, slot).atexit = False
-        return torch.from_numpy(images)  # this tensor and all its views keep the array alive
-
-
 class _BatchReader(Dataset):
     """Reads whole batches in the workers. An InputError comes back as a value, so that it can be raised as itself.
 
@@ -204,30 +163,3 @@ class _BatchReader(Dataset):
             return error
         teacher = None if self.embeddings is None else self.embeddings.rows(positions, flips).numpy()
         return images if slot is None else slot, labels, flips, draws, teacher
-
-
-def _copied_ahead(parts: Iterator[list[Tensor | None]], stream: torch.cuda.Stream) -> Iterator[list[Tensor | None]]:
-    """Copy batches to the GPU through pinned memory, on a stream of their own, one ahead of the one in use."""
-    ahead = None
-    for tensors in parts:
-        with torch.cuda.stream(stream):
-            copies = [
-                None if tensor is None else tensor.pin_memory().to(stream.device, non_blocking=True)
-                for tensor in tensors
-            ]
-            copied = copies, stream.record_event()
-        if ahead is not None:
-            yield _arrived(*ahead)
-        ahead = copied
-    if ahead is not None:
-        yield _arrived(*ahead)
-
-
-def _arrived(tensors: list[Tensor | None], copied: torch.cuda.Event) -> list[Tensor | None]:
-    """Make the current stream wait for the copy; the memory is not reused before that stream is done with it."""
-    current = torch.cuda.current_stream()
-    current.wait_event(copied)
-    for tensor in tensors:
-        if tensor is not None:
-            tensor.record_stream(current)
-    return tensors

@@ -165,7 +165,7 @@ def test_a_crop_has_torchvisions_size_limited_to_the_image(crops):
 
 
 def test_crops_have_the_distribution_of_torchvisions(crops):
-    """If the rectangle fits at the first try, sizes and positions have get_params' distribution (Kolmogorov-Smirnov)."""
+    """If the rectangle fits at the first try, sizes and positions have get_params' distribution (KS test)."""
     draws, found = crops
     area, ratio = (draws[:, MEANING.index(name)].double().numpy() for name in ("area", "ratio"))
     fits = (np.round(torchvision_sides(area, ratio)) <= 112).all(0)
