@@ -108,7 +108,7 @@ def head_step(kind: str, batch: int, classes: int, dtype: torch.dtype) -> Callab
             head(student.clone().requires_grad_(), teacher, labels).loss.backward()
 
     with torch.autocast(**autocast):
-        head.unit_centers.of(head.centers)
+        head.unit_centers.get(head.centers)
     return step
 
 

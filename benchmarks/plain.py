@@ -23,17 +23,17 @@ def make_plain(head: AdaDistillHead) -> AdaDistillHead:
 
 
 class _PlainSoftmax(MarginSoftmax):
-    def over_constants(
-        self, student: Tensor, centers: Tensor, unit_centers: None, labels: Tensor, geo: Tensor
+    def by_blocks(
+        self, f_s: Tensor, centers: Tensor, unit_centers: None, labels: Tensor, geo: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return self(student, centers.detach().requires_grad_(), labels, geo)
+        return self(f_s, centers.detach().requires_grad_(), labels, geo)
 
 
 class _NoUnitCenters:
-    def of(self, centers: Tensor) -> None:
+    def get(self, centers: Tensor) -> None:
         return None
 
-    def renew(self, labels: Tensor) -> None:
+    def update_rows(self, centers: Tensor, labels: Tensor) -> None:
         pass
 
 
