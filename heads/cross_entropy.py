@@ -1,7 +1,7 @@
 """Cross-entropy over very many classes whose centers are constants, without the logits of the whole batch.
 
-For a sample of class y with unit embedding f, the logit of another class c is l_c = s * clamp(cos_c, -bound, bound), and
-that of its own is l_y = s * target. With p_c = exp(l_c) / sum_j exp(l_j),
+For a sample of class y with unit embedding f, the logit of another class c is l_c = s * clamp(cos_c, -bound, bound),
+and that of class y is l_y = s * target. With p_c = exp(l_c) / sum_j exp(l_j),
 
     loss            = log sum_j exp(l_j) - l_y
     d loss/d f      = s * sum_{c != y} p_c w_c, without classes whose cosine was clamped
