@@ -98,7 +98,7 @@ def test_both_heads_give_the_same_loss_for_the_same_centers():
 
 PEAK = """
 import torch
-from benchmarks.memory import forget_peak, peak
+from benchmarks.memory import peak_bytes, reset_peak
 from config import load_config
 from heads import build_head
 classes = 400_000
@@ -106,10 +106,10 @@ head = build_head(load_config(overrides=["dataset=custom", f"num_classes={classe
 student, teacher = torch.randn(2, 256, 32)
 labels = torch.arange(256)
 head(student[:1], teacher[:1], labels[:1])  # so that the unit centers exist
-forget_peak()
-before = peak()
+reset_peak()
+before = peak_bytes()
 head(student.requires_grad_(), teacher, labels).loss.backward()
-print((peak() - before) / 2**20)
+print((peak_bytes() - before) / 2**20)
 """
 
 
