@@ -4,7 +4,6 @@
 needs, and <step>sha256.txt the checksums of the three, which `sha256sum -c` reads too.
 """
 
-import hashlib
 import io
 import os
 import re
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import InputError
-from utils.files import atomic_write, sha256, write_text
+from utils.files import atomic_write, checksum, sha256, write_text
 from utils.weights import WeightsError, read_weights_file
 
 PARTS = ("backbone.pth", "header.pth", "state.pth")
@@ -49,7 +48,7 @@ def save(folder: str | os.PathLike, step: int, checkpoint: Checkpoint) -> Path:
         torch.save(content, written)
         with atomic_write(Path(folder, f"{step}{part}")) as file:
             file.write(written.getbuffer())
-        sums += f"{hashlib.sha256(written.getbuffer()).hexdigest()}  {step}{part}\n"
+        sums += f"{checksum([written.getbuffer()])}  {step}{part}\n"
     write_text(Path(folder, f"{step}{SUMS}"), sums)
     return Path(folder, f"{step}{PARTS[0]}")
 
