@@ -243,10 +243,6 @@ def open_folder(cfg: EasyDict) -> FolderDataset:
 
 def build_dataset(cfg: EasyDict) -> FaceDataset:
     """The training set that the config names; cfg.num_classes and cfg.num_image are held against it, or set from it."""
-    if cfg.sample and cfg.db_file_format != "folder":
-        raise DataError(
-            f"sample = {cfg.sample} needs db_file_format = 'folder'; record sets are used whole: sample = 0"
-        )
     dataset = resolve_name(names.FILE_FORMATS[cfg.db_file_format])(cfg)
     for key, found in (("num_classes", dataset.num_classes), ("num_image", len(dataset))):
         if cfg[key] is not None and cfg[key] != found:

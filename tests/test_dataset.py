@@ -157,11 +157,6 @@ def test_a_sample_of_a_folder_set_takes_the_first_images_of_each(tmp_path):
     assert np.array_equal(batch.images.numpy(), np.stack([image_of(number) for number in (0, 1, 3, 4, 5)]))
 
 
-def test_a_sample_of_a_record_set_is_refused():
-    with pytest.raises(DataError, match="sample = 3 needs db_file_format = 'folder'"):
-        build_dataset(config(rec="anywhere", sample=3))
-
-
 @pytest.mark.parametrize(("key", "value", "found"), [("num_classes", 5, 3), ("num_image", 3, 4)])
 def test_a_config_that_the_set_does_not_fit_is_told_both_numbers(tmp_path, key, value, found):
     folder = write_cvlface_set(tmp_path / "set", [0, 1, 2, 2], 3)

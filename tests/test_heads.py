@@ -8,7 +8,7 @@ import pytest
 import torch
 from easydict import EasyDict
 
-from config import load_config
+from config import ConfigError, load_config
 from heads import MARGINS, build_head, build_standalone_head
 from utils.weights import WeightsError
 
@@ -448,8 +448,8 @@ def test_a_header_that_does_not_fit_is_refused_by_name(header, tmp_path):
 
 
 def test_fixed_centers_without_a_header_file_are_refused(tmp_path):
-    with pytest.raises(WeightsError, match="pretrained_teacher_header_path"):
-        build_head(settings("centers=fixed"))
+    with pytest.raises(ConfigError, match="pretrained_teacher_header_path"):
+        settings("centers=fixed")
     with pytest.raises(WeightsError, match=r"absent\.pth"):
         build_head(settings("centers=fixed", f"pretrained_teacher_header_path={tmp_path / 'absent.pth'}"))
 

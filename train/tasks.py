@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from backbones import build_backbone, find_teacher
-from data.augment import Augmentation, probabilities
+from data.augment import Augmentation
 from data.dataset import FaceDataset
 from data.images import to_input
 from data.loader import TrainingBatch
@@ -29,7 +29,6 @@ from train.sanity import teacher_notes
 from train.sync_batchnorm import synchronise
 from train.teachers import cached_teacher, live_teacher
 from utils.distributed import rank, world_size
-from utils.errors import InputError
 from utils.precision import compute_type
 
 
@@ -122,11 +121,6 @@ class Distillation(Task):
 
     def __init__(self, cfg: EasyDict, dataset: FaceDataset, device: torch.device) -> None:
         self._view = cfg.teacher_view
-        if cfg.teacher_embeddings and any(probabilities(cfg)) and self._view == "same":
-            raise InputError(
-                "teacher_view = 'same': the teacher would have to embed each augmented image anew, teacher_embeddings "
-                "has those of the clean ones; set teacher_view=clean, or teacher_embeddings= for the live teacher"
-            )
         if cfg.teacher_embeddings:
             self.embeddings, self.notes = cached_teacher(cfg, dataset, device)
         else:
