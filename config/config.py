@@ -4,7 +4,7 @@ To change a setting, edit this file, write a preset, or use the command line. La
 
 1. this file;
 2. the entry that `dataset` names in the table `datasets`, at the end of this file: the values that suit this data set.
-   A preset or the command line may set `dataset`; its entry still is layer 2, so they can change its values;
+   A preset or the command line may set `dataset` too. The entry is still applied here, so both can override its values;
 3. the preset: a Python file with a dict `preset` of the keys that differ (`--config config/lfw.py`). A preset may name
    another one as its `base`, which is applied before it;
 4. the command line: `batch_size=64 loss=ArcFace`.

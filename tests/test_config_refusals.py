@@ -2,6 +2,7 @@
 
 import pytest
 from config_files import write_file
+from conftest import run_script
 
 from config import BASE, ConfigError, load_config
 from config.conflicts import CONFLICTS
@@ -145,3 +146,14 @@ def test_keys_that_contradict_each_other_are_refused_with_their_names(overrides,
 
 def test_every_conflict_has_a_test():
     assert {refusal(*overrides) for overrides, _, _ in CONTRADICTIONS} == {conflict.message for conflict in CONFLICTS}
+
+
+def test_a_script_refuses_contradicting_keys_before_it_opens_any_data():
+    done = run_script("train/train_AdaDistill.py", "rec=/absent", "sample=3")
+    assert done.returncode == 2 and "sample above 0 needs" in done.stderr and "/absent" not in done.stderr
+
+
+def test_a_batch_of_one_image_on_one_rank_is_refused_with_sync_bn_too(small_run, tmp_path):
+    overrides = [*small_run, f"output={tmp_path}", "batch_size=1", "sync_bn=True"]
+    done = run_script("train/train_AdaDistill.py", *overrides)
+    assert done.returncode == 2 and "batch_size = 1: BatchNorm needs two images" in done.stderr
