@@ -23,7 +23,7 @@ MARGINS: dict[str, type[Margin]] = names.resolve(names.MARGINS)
 def build_head(cfg: EasyDict) -> AdaDistillHead:
     """The head for training with a teacher: head(student, teacher, labels) -> HeadOutput. Needs cfg.num_classes.
 
-    Raises WeightsError where centers = "fixed" and the teacher's header file is missing or does not fit.
+    Raises WeightsError if centers = "fixed" and the teacher's header file is missing or does not fit.
     """
     softmax = _build_softmax(cfg)
     geometry = None
@@ -59,10 +59,6 @@ def initial_centers(cfg: EasyDict) -> Tensor:
 def teacher_centers(cfg: EasyDict) -> Tensor:
     """The class centers [num_classes, embedding_size] from the teacher's header file. Raises WeightsError."""
     path = cfg.pretrained_teacher_header_path
-    if not path:
-        raise WeightsError(
-            "pretrained_teacher_header_path: not set (centers = 'fixed' needs it); set it to the teacher's header.pth"
-        )
     state = read_state_dict(path)
     expected = [cfg.embedding_size, cfg.num_classes]
     if "kernel" not in state or list(state["kernel"].shape) != expected:

@@ -14,6 +14,7 @@ from slow_heads import (
     slow_centers,
 )
 
+from config import ConfigError
 from heads import build_head
 from heads.centers import class_means, confidence, similarity, update_weight
 from utils.weights import WeightsError
@@ -131,8 +132,8 @@ def test_a_header_file_that_does_not_fit_is_refused_with_its_name(header, tmp_pa
 
 
 def test_fixed_centers_without_a_header_file_are_refused(tmp_path):
-    with pytest.raises(WeightsError, match="pretrained_teacher_header_path"):
-        build_head(settings("centers=fixed"))
+    with pytest.raises(ConfigError, match="pretrained_teacher_header_path"):
+        settings("centers=fixed")
     with pytest.raises(WeightsError, match=r"absent\.pth"):
         build_head(settings("centers=fixed", f"pretrained_teacher_header_path={tmp_path / 'absent.pth'}"))
 

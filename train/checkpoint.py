@@ -132,8 +132,8 @@ def damage(folder: str | os.PathLike, step: int) -> str | None:
     written = re.fullmatch(lines, sums.read_text(errors="replace"))
     if written is None:
         return f"{sums}: broken: must hold the checksums of {', '.join(names)}"
-    for name, checksum in zip(names, written.groups(), strict=True):
-        if sha256(Path(folder, name)) != checksum:
+    for name, digest in zip(names, written.groups(), strict=True):
+        if sha256(Path(folder, name)) != digest:
             return f"{Path(folder, name)}: broken: cut short or changed since it was written, as {sums.name} says"
     return None
 
