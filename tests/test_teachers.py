@@ -69,9 +69,9 @@ def test_a_narrow_teacher_is_loaded_with_its_width_and_refused_with_another(tmp_
         build_teacher(plain_settings(path))
 
 
-def test_a_teacher_without_a_path_is_refused():
+def test_a_teacher_without_a_path_is_refused_where_its_embeddings_have_to_be_computed():
     with pytest.raises(WeightsError, match="pretrained_teacher_path"):
-        build_teacher(plain_settings(""))
+        build_teacher(plain_settings("", teacher_embeddings="absent.npy"))
 
 
 @pytest.mark.parametrize("teacher", ["mobilefacenet", "iresnet18", "cvlface_ir18"])
