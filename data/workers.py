@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from utils.errors import InputError
+from utils.workers import watch_workers
 
 
 def decoded_batches(
@@ -49,7 +50,9 @@ class _WithPositions(Dataset):
 
 def raise_errors(items: Iterable) -> Iterator:
     """Yield the items; raise the InputError that a worker sent in place of one."""
-    for item in items:
+    iterator = iter(items)  # starts the workers
+    watch_workers(multiprocessing.active_children())
+    for item in iterator:
         if isinstance(item, InputError):
             raise item
         yield item

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from utils.errors import InputError
 from utils.heartbeat import Heartbeat, RankLost
+from utils.workers import killed_worker
 
 TIMEOUT = 1800.0  # seconds
 JOIN_TIMEOUT = 300.0  # seconds for the ranks, which torchrun starts together, to find each other
@@ -51,7 +52,7 @@ def process_group(device: str | None = None, timeout: float = TIMEOUT) -> Iterat
 
     device: "cpu" or "cuda"; None takes GPUs if there are any. Ranks on GPUs use NCCL, one GPU per rank; ranks on CPUs
     use gloo. timeout: seconds that ranks wait for each other in a collective. Raises RankLost, which names the rank
-    that died or hangs, and InputError for a killed worker of a DataLoader or a device that this rank cannot use.
+    that died or hangs, and InputError for a killed worker process or a device that this rank cannot use.
     """
     global _heartbeat, _host_group
     place = _choose_device(device)
@@ -62,10 +63,8 @@ def process_group(device: str | None = None, timeout: float = TIMEOUT) -> Iterat
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        if "DataLoader worker" in str(error):  # torch raises it wherever this process is
-            raise InputError(
-                f"{str(error).rstrip('. ')}; where memory is short (see dmesg), lower num_workers"
-            ) from error
+        if killed := killed_worker():  # torch raises a RuntimeError for it, wherever this process is
+            raise InputError(killed) from error
         in_collective = isinstance(error, CollectiveError | dist.DistError)
         lost = _heartbeat.find_lost_ranks(in_collective) if _heartbeat is not None else None
         if lost is None:

@@ -185,7 +185,10 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_clear_error(small_run, tmp_
     send(signal.SIGKILL, descendants(process.pid))
     assert process.wait(timeout=60) == 2
     words = output.with_suffix(".txt").read_text()
-    assert re.search(r"error: DataLoader worker .*lower num_workers", words) and "Traceback" not in words
+    assert (
+        re.search(r"error: the worker process \d+ was killed by signal 9; .*lower num_workers", words)
+        and "Traceback" not in words
+    )
 
 
 def test_a_second_run_in_the_same_output_is_refused_while_the_first_is_training(small_run, tmp_path):
