@@ -22,7 +22,7 @@ from config import BASE, ConfigError, load_config
 from data.arrow_set import INTEGERS, TEXTS, TemplateSet, TemplateSetError, read_metadata
 from data.bin_set import BinError, read_bin
 from data.dataset import DataError, RecordDataset
-from data.images import MOST_PIXELS, ImageError, decode_into, decode_rgb
+from data.images import MAX_PIXELS, ImageError, decode_into, decode_rgb
 from data.nist_set import NistSet, NistSetError
 from data.recordio import IndexedRecordReader, RecordError, RecordWriter
 from data.teacher_cache import EmbeddingError, EmbeddingFile
@@ -309,7 +309,7 @@ def test_an_image_that_claims_too_many_pixels_is_refused_by_its_header(encode, s
     for side in sizes:
         encoded = np.frombuffer(encode(side, side), np.uint8)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        says = f"image 7: .*{side}x{side} pixels, too large" if encode in (png, jpeg) else "image 7: too large"
+        says = f"image 7: {side}x{side} pixels, too large"
         with pytest.raises(ImageError, match=says):
             decode_rgb(encoded, "image 7")
         with pytest.raises(ImageError, match=says):
@@ -320,7 +320,7 @@ def test_an_image_that_claims_too_many_pixels_is_refused_by_its_header(encode, s
 
 
 def test_photos_up_to_the_limit_are_read():
-    assert MOST_PIXELS == 2**25
+    assert MAX_PIXELS == 2**25
     photo = np.zeros((3000, 4000, 3), np.uint8)
     assert decode_rgb(cv2.imencode(".jpg", photo)[1], "photo").shape == photo.shape
 
@@ -332,4 +332,4 @@ def test_a_program_that_imports_opencv_first_is_guarded_too(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "image"], cwd=ROOT, env=without, capture_output=True, text=True
     )
-    assert "ImageError: image: claims to be 20000x20000 pixels, too large" in done.stderr
+    assert "ImageError: image: 20000x20000 pixels, too large" in done.stderr
