@@ -207,7 +207,7 @@ def test_a_part_of_another_teacher_is_not_gone_on_with(slow_run, tmp_path):
     state = torch.load(value(slow_run, "pretrained_teacher_path"), weights_only=True)
     torch.save({key: 2 * tensor for key, tensor in state.items()}, tmp_path / "other.pth")
     other = [*slow_run, f"pretrained_teacher_path={tmp_path / 'other.pth'}", f"teacher_embeddings={path}"]
-    refused(CACHE, *other, words=r"teacher\.npy\.part: embeddings of something else: teacher\.sha256 is ")
+    refused(CACHE, *other, words=r"teacher\.npy\.part: made from something else: teacher\.sha256 is ")
 
 
 def test_a_second_process_that_makes_the_same_file_is_refused(tmp_path):
@@ -216,7 +216,7 @@ def test_a_second_process_that_makes_the_same_file_is_refused(tmp_path):
     command = [sys.executable, "-c", other, str(path), repr(described(3, 4))]
     with EmbeddingWriter(path, described(3, 4)) as writer:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert "EmbeddingError" in done.stderr and "another process is making it" in done.stderr
+        assert "EmbeddingError" in done.stderr and "another process is writing it" in done.stderr
         writer.write(np.arange(3), torch.ones(3, 2, 4))
     assert np.load(path).shape == (3, 2, 4)
     with pytest.raises(EmbeddingError, match="has just made it"):
@@ -242,13 +242,13 @@ def test_what_a_kill_or_a_hand_left_behind_is_begun_anew(tmp_path, left):
 
 def test_a_disk_too_small_is_named_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(embedding_writer.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 10**9))
-    with pytest.raises(EmbeddingError, match=r"takes 11\.9 GB, and there are 1\.0 GB free"):
+    with pytest.raises(EmbeddingError, match=r"needs 11\.9 GB, but 1\.0 GB are free"):
         EmbeddingWriter(tmp_path / "teacher.npy", described(5_822_653, 512))
 
 
 def test_a_file_with_images_left_out_does_not_get_its_name(tmp_path):
     with (
-        pytest.raises(EmbeddingError, match="1 images were left out"),
+        pytest.raises(EmbeddingError, match="1 images have no embeddings"),
         EmbeddingWriter(tmp_path / "teacher.npy", described(3, 4)) as writer,
     ):
         writer.write(np.array([0, 2]), torch.ones(2, 2, 4))
@@ -338,7 +338,7 @@ def test_broken_files_are_refused_by_name(copy):
         EmbeddingFile(copy, wanted)
     for content in ("", "[]", "{}", '{"embeddings": {"shape": "large"}}'):
         copy.with_suffix(".json").write_text(content)
-        with pytest.raises(EmbeddingError, match=r"copy\.json: no description of embeddings"):
+        with pytest.raises(EmbeddingError, match=r"copy\.json: not a description of embeddings"):
             EmbeddingFile(copy, wanted)
     copy.with_suffix(".json").unlink()
     with pytest.raises(EmbeddingError, match=r"copy\.json: missing"):
@@ -391,7 +391,7 @@ def test_a_file_is_of_one_compute_type_and_overwrites_nobody_elses(slow_run, tmp
     refused(CACHE, *settings, "dtype=bfloat16", words=r"embeddings\.computed_in is 'float32', not 'bfloat16'")
     (tmp_path / "mine.json").write_text('{"a": 1}')
     mine = f"teacher_embeddings={tmp_path / 'mine.npy'}"
-    refused(CACHE, *slow_run, mine, words=r"mine\.json: no description of embeddings")
+    refused(CACHE, *slow_run, mine, words=r"mine\.json: not a description of embeddings")
     assert (tmp_path / "mine.json").read_text() == '{"a": 1}'
 
 

@@ -98,7 +98,8 @@ HOSTILE_OPCODES = [
     b"0", b"1", b"2", b"(", b"]", b"}", b")", b"\x8f", b"a", b"e", b"s", b"u", b"b", b"R", b"t", b"l", b"d", b"\x90",
     b"\x91", b"\x85", b"\x86", b"\x87", b"\x97", b"\x98", b"P1\n", b"Q", b"\x82\x01", b".", b"N", b"\x88", b"\x89",
 ]  # fmt: skip
-LATIN1 = b"c_codecs\nencode\nX\x02\x00\x00\x00\xc3\xbfX\x06\x00\x00\x00latin1\x86R"  # bytes as Python 3 writes them in protocol 2
+# Bytes as Python 3 writes them in protocol 2.
+LATIN1 = b"c_codecs\nencode\nX\x02\x00\x00\x00\xc3\xbfX\x06\x00\x00\x00latin1\x86R"
 PICKLE_WORDS = [*HOSTILE_OPCODES, LATIN1]
 # torch allocates the length that a text states in 4 bytes before it reads the text.
 TORCH_ALLOCATION = 5 * 2**30

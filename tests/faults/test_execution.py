@@ -120,10 +120,8 @@ def test_a_path_in_place_of_an_image_is_not_opened(tmp_path):
     (tmp_path / "other.png").write_bytes(png(112, 112))
     datasets = pytest.importorskip("datasets")
     entry = {"bytes": None, "path": str(tmp_path / "other.png")}
-    image = {
-        "bytes": datasets.Value("binary"),
-        "path": datasets.Value("string"),
-    }  # like Image(), but the path is saved unchanged
+    # Like Image(), but the path is saved unchanged.
+    image = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
     features = datasets.Features(image=image, index=datasets.Value("int64"))
     datasets.Dataset.from_dict({"image": [entry], "index": [0]}, features=features).save_to_disk(tmp_path / "set")
     torch.save({}, tmp_path / "set" / "metadata.pt")
@@ -162,7 +160,7 @@ def test_names_in_the_nist_lists_cannot_leave_their_folder(tmp_path, name):
     (tmp_path / "secret.jpg").write_bytes(png(112, 112))
     for seed in target.seeds:
         (tmp_path / seed.file).write_bytes(seed.data.replace(b"1.jpg", name.encode()))
-    with pytest.raises(NistSetError, match=r"without a folder|meta lists it, but it cannot be read"):
+    with pytest.raises(NistSetError, match=r"without a folder|listed in meta, but cannot be read"):
         NistSet(tmp_path)[[0]]
 
 

@@ -27,7 +27,7 @@ def resident(process: int) -> int:
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(not LONG, reason="only in the long form: FAULTS=long")
 def test_memory_stays_constant_over_two_thousand_steps_with_verification(small_run, tmp_path, tried):
-    """In every process, of the trainer and its workers, the last tenth of the samples exceeds the fourth by under 2 %."""
+    """In every process, the last tenth of the samples exceeds the fourth tenth by less than 2 %."""
     length = ["num_epoch=340", "max_steps=2000", "val_eval_every_n_epoch=20", "num_workers=2", "log_every=10"]
     command = [sys.executable, str(ROOT / TRAIN), *small_run, *RANKS[1], *length, f"output={tmp_path}"]
     with open(tmp_path / "output.txt", "wb") as output:

@@ -174,6 +174,6 @@ def test_a_long_file_name_in_the_nist_lists_is_refused_with_its_line(tmp_path):
         (tmp_path / seed.file).write_bytes(seed.data)
     with open(tmp_path / "meta/ijbc_face_tid_mid.txt", "a") as file:
         file.write("x.jpg 1 1\n" * 5000 + "a" * 99_999 + " 1 1\n")
-    with pytest.raises(NistSetError, match=r"face_tid_mid\.txt: line 5004 is .*a name has at most 255 bytes"):
+    with pytest.raises(NistSetError, match=r"face_tid_mid\.txt: line 5004 is .*the name has at most 255 bytes"):
         NistSet(tmp_path)
     assert peak(lambda: NistSet(tmp_path)) < 2**22
