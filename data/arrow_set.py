@@ -50,14 +50,25 @@ class _ArrowImages(torch.utils.data.Dataset):
 
     def __getitem__(self, positions: Sequence[int]) -> Tensor:
         entries = self._rows[self._order[list(positions)].tolist()]["image"]
-        images = [self._image(*pair) for pair in zip(positions, entries, strict=True)]
+        images = [
+            self._decode(self._bytes(position, entry), self._name(position))
+            for position, entry in zip(positions, entries, strict=True)
+        ]
         return torch.from_numpy(np.stack(images))
 
-    def _image(self, position: int, entry: dict[str, Any] | None) -> np.ndarray:
-        name = f"{self.path}: image with index {position}"
+    def read(self, position: int) -> bytes:
+        """The encoded image with index `position`. Raises ArrowSetError where it is missing."""
+        return self._bytes(position, self._rows[int(self._order[position])]["image"])
+
+    def _bytes(self, position: int, entry: dict[str, Any] | None) -> bytes:
         if entry is None or entry["bytes"] is None:
-            raise ArrowSetError(f"{name} is missing; save the set again, with the bytes of every image in it")
-        return self._decode(entry["bytes"], name)
+            raise ArrowSetError(
+                f"{self._name(position)} is missing; save the set again, with the bytes of every image in it"
+            )
+        return entry["bytes"]
+
+    def _name(self, position: int) -> str:
+        return f"{self.path}: image with index {position}"
 
 
 class TemplateSet(_ArrowImages):

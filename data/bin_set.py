@@ -35,6 +35,10 @@ class VerificationSet(torch.utils.data.Dataset):
         images = [self._image(int(position)) for position in positions]
         return torch.from_numpy(np.stack(images))
 
+    def read(self, position: int) -> bytes:
+        """The encoded image at `position`."""
+        return bytes(self.encoded[position])
+
     def _image(self, position: int) -> np.ndarray:
         return fit(decode_rgb(self.encoded[position], f"{self.path}: image {position}"))
 

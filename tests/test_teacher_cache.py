@@ -219,7 +219,7 @@ def test_a_second_process_that_makes_the_same_file_is_refused(tmp_path):
         assert "EmbeddingError" in done.stderr and "another process is writing it" in done.stderr
         writer.write(np.arange(3), torch.ones(3, 2, 4))
     assert np.load(path).shape == (3, 2, 4)
-    with pytest.raises(EmbeddingError, match="has just made it"):
+    with pytest.raises(EmbeddingError, match="has just finished"):
         EmbeddingWriter(path, described(3, 4))
     assert np.load(path).shape == (3, 2, 4)
 
@@ -260,7 +260,7 @@ def test_embeddings_that_float16_cannot_hold_are_refused_by_image(tmp_path, numb
     values = torch.ones(4, 2, 8)
     values[2] = number
     with (
-        pytest.raises(EmbeddingError, match="embedding of image 12 is not finite, zero, or too"),
+        pytest.raises(EmbeddingError, match="embedding of image 12 is not finite, or zero, or too"),
         EmbeddingWriter(tmp_path / "teacher.npy", described(20, 8)) as writer,
     ):
         writer.write(np.arange(10, 14), values)
