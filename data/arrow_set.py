@@ -133,7 +133,7 @@ def _load_without_executing(path: str | os.PathLike) -> Any:
         except pickle.UnpicklingError as error:
             if isinstance(error.__context__, ForbiddenError):  # raised by a stand-in; torch replaces it by its own
                 raise error.__context__ from None
-            # torch lists the names in its present format only; its error for the older one does not tell them.
+            # torch can list the names in a zip archive, but not in the older format.
             if zipfile.is_zipfile(path) and (names := torch.serialization.get_unsafe_globals_in_checkpoint(path)):
                 raise ForbiddenError(", ".join(names)) from error
             raise

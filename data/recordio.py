@@ -178,11 +178,11 @@ class IndexedRecordReader(RecordFile):
         starts = data.take(offsets[:, None] + np.arange(_START.itemsize), mode="clip").view(_START)[:, 0]
         begin = offsets + _HEAD.size + _HEADER.size + 4 * starts["flag"].astype(np.int64)
         end = offsets + _HEAD.size + (starts["word"] & _LENGTH_MASK)
-        whole = (self.keys[positions] == keys) & (starts["magic"] == MAGIC) & (starts["word"] >> 29 == 0)
-        whole &= (begin <= end) & (end <= self._size) & (offsets + _START.itemsize <= self._size)
+        is_whole = (self.keys[positions] == keys) & (starts["magic"] == MAGIC) & (starts["word"] >> 29 == 0)
+        is_whole &= (begin <= end) & (end <= self._size) & (offsets + _START.itemsize <= self._size)
         labels = np.where(starts["flag"] == 0, starts["label"], starts["first_label"])
         images = [data[first:last] for first, last in zip(begin.tolist(), end.tolist(), strict=True)]
-        for row in np.flatnonzero(~whole):
+        for row in np.flatnonzero(~is_whole):
             header, image = self.read(int(keys[row]))
             labels[row], images[row] = np.ravel(header.label)[0], np.frombuffer(image, dtype=np.uint8)
         return labels, images

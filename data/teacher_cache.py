@@ -64,14 +64,14 @@ class EmbeddingFile:
         return {**self.__dict__, "_stored": None}
 
 
-def require_same(path: Path, found: Description, wanted: Description) -> None:
-    """Raise EmbeddingError, with the differences, where `found` differs from `wanted`. "about" is not compared."""
+def require_same(path: Path, actual: Description, wanted: Description) -> None:
+    """Raise EmbeddingError, with the differences, where `actual` differs from `wanted`. "about" is not compared."""
     differences = [
-        f"{section}.{name} is {found.get(section, {}).get(name)!r}, not {value!r}"
+        f"{section}.{name} is {actual.get(section, {}).get(name)!r}, not {value!r}"
         for section, values in wanted.items()
         if section != "about"
         for name, value in values.items()
-        if found.get(section, {}).get(name) != value
+        if actual.get(section, {}).get(name) != value
     ]
     if differences:
         raise EmbeddingError(

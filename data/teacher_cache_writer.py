@@ -105,9 +105,10 @@ class EmbeddingWriter:
     def _lay_out(self, description: Description) -> None:
         """Keep the files of an interrupted run if they are complete and have this description; else create new ones."""
         if description_path(self.path).is_file():  # read_description raises for another file: it is not overwritten
-            found = read_description(self.path)
-            if _size(self._done) == shape_of(found)[0] and _size(self._part) == _file_size(shape_of(found)):
-                require_same(self._part, found, description)
+            earlier = read_description(self.path)
+            shape = shape_of(earlier)
+            if _size(self._done) == shape[0] and _size(self._part) == _file_size(shape):
+                require_same(self._part, earlier, description)
                 return
         size, free = _file_size(self._shape), shutil.disk_usage(self.path.parent).free
         if free < size:
