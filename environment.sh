@@ -1,4 +1,5 @@
-# Sourced by run_demo.sh and run_tests.sh: make_environment FILE... makes $VENV with those requirements, or reuses it.
+# For run_demo.sh and run_tests.sh, which source it: make_environment FILE... creates the virtual environment $VENV, or
+# reuses it, and installs the given requirements files.
 
 VENV=${VENV:-.venv}
 
@@ -10,7 +11,7 @@ find_python() {
             return
         fi
     done
-    echo "error: no Python 3.10 to 3.13 found; install one, or name it: PYTHON=/path/to/python3.12 $0" >&2
+    echo "error: no Python 3.10 to 3.13 found; install one, or set PYTHON, for example: PYTHON=/path/to/python3.12 $0" >&2
     exit 2
 }
 
@@ -18,11 +19,11 @@ make_environment() {
     local file python
     if [ ! -x "$VENV/bin/python" ]; then
         python=$(find_python)
-        echo "making the environment $VENV with $("$python" --version)"
+        echo "creating the environment $VENV with $("$python" --version)"
         "$python" -m venv "$VENV"
     fi
     for file in "$@"; do
-        # A copy of what was installed, taken after it succeeded: a second run with the same file installs nothing.
+        # The environment keeps a copy of each file that was installed: a second run with the same file installs nothing.
         if ! cmp -s "$file" "$VENV/$(basename "$file")"; then
             echo "installing $file (a few minutes the first time)"
             "$VENV/bin/python" -m pip install --quiet -r "$file"
@@ -31,6 +32,6 @@ make_environment() {
     done
 }
 
-# On CPUs, glibc would give the pages of every large tensor back to the system and fetch them anew for the next one:
-# half of the time of a forward pass. So it keeps what it has.
+# On CPUs, glibc returns the memory of every large tensor to the system and requests it again for the next tensor, which
+# takes half of the time of a forward pass. These settings make it keep the memory.
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Train on this machine's GPUs (all, or CUDA_VISIBLE_DEVICES). Arguments go to the script: --config FILE, key=value.
-# Several nodes: NNODES=2 NODE_RANK=0 MASTER_ADDR=host ./run_AdaDistill.sh ..., once on each with its own NODE_RANK.
+# Train on all GPUs of this machine, or on those in CUDA_VISIBLE_DEVICES. Arguments are passed to
+# train/train_AdaDistill.py: --config FILE, key=value.
+# Several nodes: NNODES=2 NODE_RANK=0 MASTER_ADDR=host ./run_AdaDistill.sh ..., on each node with its own NODE_RANK.
 set -euo pipefail
 cd "$(dirname "$0")"
 VENV=${VENV:-.venv}
 if [ -x "$VENV/bin/python" ]; then PYTHON="$VENV/bin/python"; else PYTHON=python; fi
 GPUS=$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')
 if [ "${NNODES:-1}" -gt 1 ]; then
-    PLACE=(--nnodes="$NNODES" --node_rank="${NODE_RANK:?set NODE_RANK, 0 to NNODES - 1}"
-        --master_addr="${MASTER_ADDR:?set MASTER_ADDR, the host of node 0}" --master_port="${MASTER_PORT:-29500}")
+    PLACE=(--nnodes="$NNODES" --node_rank="${NODE_RANK:?set NODE_RANK, from 0 to NNODES - 1}"
+        --master_addr="${MASTER_ADDR:?set MASTER_ADDR to the host name of node 0}" --master_port="${MASTER_PORT:-29500}")
 else
     PLACE=(--standalone)
 fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Draw faces, distil a student from a teacher, train the same student alone, score both. Needs Python 3.10 to 3.13, no
-# GPU and no data. The environment is .venv (VENV=path puts it elsewhere); everything made is in output/demo.
+# Draw faces, distil a student from a teacher, train the same student without a teacher, and score both. Needs Python
+# 3.10 to 3.13, but no GPU and no data. The environment is .venv (or VENV=path); the results are in output/demo.
 set -euo pipefail
 cd "$(dirname "$0")"
 source ./environment.sh
@@ -25,6 +25,6 @@ run eval/run_full_eval.py --config config/demo.py width=0.5 --checkpoint demo/te
 echo
 run eval/compare.py "$OUT/standalone.json" "$OUT/adadistill.json" "$OUT/teacher.json"
 echo
-echo "the student under the teacher: $(ls -v "$OUT"/adadistill/*backbone.pth | tail -n 1)"
+echo "distilled student: $(ls -v "$OUT"/adadistill/*backbone.pth | tail -n 1)"
 echo "logs:   $OUT/adadistill/training.log, metrics.jsonl, tensorboard/ (and $OUT/standalone/...)"
 echo "curves: $OUT/adadistill/curves.png    first batch: $OUT/adadistill/first_batch.png"

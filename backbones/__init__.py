@@ -1,4 +1,4 @@
-"""Networks: a table from name to builder, build_backbone(cfg) for the student, build_teacher(cfg) for the teacher."""
+"""Networks from images to embeddings: build_backbone(cfg) for the student, build_teacher(cfg) for the teacher."""
 
 from collections.abc import Callable
 
@@ -15,32 +15,35 @@ TEACHERS: dict[str, Callable[[EasyDict], Release]] = names.resolve(names.TEACHER
 
 
 def build_backbone(cfg: EasyDict) -> nn.Module:
-    """The student: [B, 3, 112, 112] float RGB in [-1, 1] -> [B, cfg.embedding_size] raw embeddings.
+    """The student: float RGB images [B, 3, 112, 112] in [-1, 1] -> raw embeddings [B, cfg.embedding_size].
 
-    Starts from the weights of `cfg.init_from` where that is set. Raises WeightsError where they do not fit.
+    It is in training mode. Call .eval() on it before you embed images. It starts with the weights of `cfg.init_from` if
+    that is set. Raises WeightsError if they do not fit.
     """
     network = NETWORKS[cfg.network](cfg)
     if cfg.init_from:
         hint = (
-            f"network = {cfg.network!r}, embedding_size = {cfg.embedding_size} and width = {cfg.width} must be its own"
+            f"They must be the weights of network = {cfg.network!r} with embedding_size = {cfg.embedding_size} and "
+            f"width = {cfg.width}"
         )
         load_strictly(network, read_state_dict(cfg.init_from), cfg.init_from, hint)
     return network
 
 
 def find_teacher(cfg: EasyDict) -> Release:
-    """Where the teacher's weights lie and what they are, fetched if need be. Raises WeightsError."""
+    """Find the teacher's weights, and download them if they are not on this machine. Raises WeightsError."""
     return TEACHERS[cfg.teacher](cfg)
 
 
 def build_teacher(cfg: EasyDict, release: Release | None = None) -> nn.Module:
-    """The frozen teacher in eval mode, of the same signature as the student, from `release` where it was found before.
+    """The frozen teacher, in eval mode. It takes images and gives embeddings as the student does.
 
-    Raises WeightsError; the teacher is never random.
+    release: what find_teacher(cfg) returned, if it was called before. Raises WeightsError: a teacher never has random
+    weights.
     """
     release = release or find_teacher(cfg)
-    with torch.device("meta"):  # no random weights to be thrown away, and no random number drawn
+    with torch.device("meta"):  # makes no random weights and draws no random numbers
         network = NETWORKS[release.network](EasyDict(cfg, network=release.network, width=cfg.teacher_width, SE=False))
     network.to_empty(device="cpu")
-    load(network, release, cfg)
+    load(network, release, cfg.embedding_size, cfg.teacher_width)
     return network.eval().requires_grad_(False)

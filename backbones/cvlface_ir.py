@@ -1,4 +1,4 @@
-"""The IR networks of CVLFace and AdaFace (an IResNet of Deng et al.'s ArcFace), with those releases' key names."""
+"""The IR networks of CVLFace and AdaFace (from Deng et al., ArcFace, CVPR 2019), with the key names of the releases."""
 
 from easydict import EasyDict
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ BLOCKS = {"cvlface_ir18": (2, 2, 2, 2), "cvlface_ir50": (3, 4, 14, 3), "cvlface_
 
 
 class IRBlock(nn.Module):
-    """BatchNorm, 3x3, BatchNorm, PReLU, 3x3 with the stride, BatchNorm, plus the (subsampled or projected) input."""
+    """BatchNorm, 3x3, BatchNorm, PReLU, 3x3 with the stride, BatchNorm; the subsampled or projected input is added."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -31,7 +31,10 @@ class IRBlock(nn.Module):
 
 
 class CVLFaceIR(nn.Module):
-    """[B, 3, 112, 112] RGB in [-1, 1] -> [B, embedding_size] raw embeddings; with `bgr` the channels are turned."""
+    """RGB images [B, 3, 112, 112] in [-1, 1] -> raw embeddings [B, embedding_size].
+
+    With `bgr`, the network was trained on BGR images, so it reverses the channels first.
+    """
 
     def __init__(self, blocks: tuple[int, int, int, int], embedding_size: int = 512, bgr: bool = False) -> None:
         super().__init__()
@@ -57,5 +60,5 @@ class CVLFaceIR(nn.Module):
 
 
 def build(cfg: EasyDict) -> CVLFaceIR:
-    """The network that cfg.network names."""
+    """Build the network cfg.network."""
     return CVLFaceIR(BLOCKS[cfg.network], cfg.embedding_size)

@@ -27,7 +27,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class Block(nn.Module):
-    """BatchNorm, 3x3, BatchNorm, PReLU, 3x3 with the stride, BatchNorm (and SE), plus the input."""
+    """BatchNorm, 3x3, BatchNorm, PReLU, 3x3 with the stride, BatchNorm, SE if `se`; the input is added."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, se: bool) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Block(nn.Module):
 
 
 class IResNet(nn.Module):
-    """[B, 3, 112, 112] RGB in [-1, 1] -> [B, embedding_size] raw embeddings."""
+    """RGB images [B, 3, 112, 112] in [-1, 1] -> raw embeddings [B, embedding_size]; `se`: with channel weights."""
 
     def __init__(self, blocks: tuple[int, int, int, int], embedding_size: int = 512, se: bool = False) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class IResNet(nn.Module):
         self.fc = nn.Linear(512 * 7 * 7, embedding_size)
         self.features = nn.BatchNorm1d(embedding_size)
         nn.init.constant_(self.features.weight, 1.0)
-        self.features.weight.requires_grad = False  # the last scale stays 1, so that norms carry the image's quality
+        self.features.weight.requires_grad = False  # stays 1, so that the norm tells the quality of the image
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0.0, 0.1)
@@ -77,5 +77,5 @@ class IResNet(nn.Module):
 
 
 def build(cfg: EasyDict) -> IResNet:
-    """The network that cfg.network names."""
+    """Build the network cfg.network."""
     return IResNet(BLOCKS[cfg.network], cfg.embedding_size, cfg.SE)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class ConvBlock(nn.Module):
-    """Convolution and BatchNorm, then PReLU where `activation`."""
+    """Convolution and BatchNorm, and with `activation` a PReLU."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, padding: int = 0, groups: int = 1,
@@ -21,7 +21,7 @@ class ConvBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Expand to `groups` channels, filter each by 3x3, project to `outputs`; where `residual`, add the input."""
+    """1x1 to `groups` channels, depthwise 3x3, 1x1 to `outputs`; with `residual`, the input is added."""
 
     def __init__(self, inputs: int, outputs: int, groups: int, stride: int = 1, residual: bool = False) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Bottleneck(nn.Module):
 
 
 class Stage(nn.Module):
-    """`blocks` residual bottlenecks of equal shape."""
+    """`blocks` residual bottlenecks of the same shape."""
 
     def __init__(self, channels: int, blocks: int, groups: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class GDC(nn.Module):
 
 
 class MobileFaceNet(nn.Module):
-    """[B, 3, 112, 112] RGB in [-1, 1] -> [B, embedding_size] raw embeddings; `width` scales every channel count."""
+    """RGB images [B, 3, 112, 112] in [-1, 1] -> raw embeddings [B, embedding_size]; `width` scales the channels."""
 
     def __init__(self, embedding_size: int = 512, width: float = 1.0, blocks: tuple[int, int, int] = (4, 6, 2)) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class MobileFaceNet(nn.Module):
 
 
 def build(cfg: EasyDict) -> MobileFaceNet:
-    """The network that cfg.network names."""
+    """Build the network cfg.network."""
     return MobileFaceNet(cfg.embedding_size, cfg.width)
 
 

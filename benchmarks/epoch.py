@@ -1,13 +1,14 @@
-"""Images a second of training from a record file, the whole loop, and the hours that 26 epochs of MS1MV2 take by them.
+"""Speed of the whole training loop from a record file, and how many hours 26 epochs of MS1MV2 take at this speed.
 
     env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/epoch.py    # 2 minutes on 2 CPU cores
     python benchmarks/epoch.py batch_size=384 num_workers=12 --images 61440 --steps 300    # on a GPU
 
-A plain implementation with the live teacher (benchmarks/plain.py), then the training script with the live teacher, and
-from its embeddings in a file, which is how a long run is made. Drawn faces in a record set that claims MS1MV2's number
-of identities, and a teacher of random weights: neither changes the arithmetic. A figure is all images over all time
-after the first quarter of the steps, so steps that waited for input count. What a run does once or at ends of epochs
-does not: embedding the set twice, checkpoints, evaluation. On a GPU take many more images than the workers read ahead.
+Compares a plain implementation with the live teacher (benchmarks/plain.py), the training script with the live teacher,
+and the training script with the teacher's embeddings from a file. The record set has drawn faces and as many identities
+as MS1MV2, and the teacher has random weights; the speed does not depend on either. The speed is the number of images
+divided by the time, after the first quarter of the steps, so waiting for input counts. It does not include what a run
+does once or at the end of epochs: embedding the set, checkpoints, evaluation. On a GPU, use many more images than the
+workers read ahead.
 """
 
 import argparse
@@ -28,10 +29,10 @@ from torch.utils.data import DataLoader
 
 from backbones import build_teacher, find_teacher
 from benchmarks.plain import PlainImages, PlainStep
-from benchmarks.training_inputs import IDENTITIES, MS1MV2, make_inputs
+from benchmarks.training_inputs import MS1MV2_IDENTITIES, MS1MV2_IMAGES, make_inputs
 from config import load_config
 from data.dataset import build_dataset
-from data.loader import init_worker
+from data.workers import init_worker
 from utils.about import describe_run
 
 EPOCHS = 26
@@ -39,28 +40,37 @@ EPOCHS = 26
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=160, help="in the record set (default: 160)")
-    parser.add_argument("--classes", type=int, default=IDENTITIES, help=f"default: {IDENTITIES}, those of MS1MV2")
-    parser.add_argument("--steps", type=int, default=4, help="of each run, at least 2 (default: 4)")
-    parser.add_argument("--rounds", type=int, default=1, help="runs of each kind, in turns (default: 1)")
+    parser.add_argument("--images", type=int, default=160, help="images in the record set (default: 160)")
+    parser.add_argument(
+        "--classes",
+        type=int,
+        default=MS1MV2_IDENTITIES,
+        help=f"identities in the record set (default: {MS1MV2_IDENTITIES}, as in MS1MV2)",
+    )
+    parser.add_argument("--steps", type=int, default=4, help="steps of each run, at least 2 (default: 4)")
+    parser.add_argument("--rounds", type=int, default=1, help="runs of each alternative, in turns (default: 1)")
     parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="keys of the config, as teacher=cvlface_ir101"
+        "overrides", nargs="*", metavar="key=value", help="keys of the config, for example teacher=cvlface_ir101"
     )
     args = parser.parse_args()
     if args.plain:
         print(plain_rate(args.overrides, args.steps))
         return
-    given = ["batch_size=32", "num_workers=1", *args.overrides]
-    rates: dict[str, list[float]] = {"plain, live teacher": [], "ours, live teacher": [], "ours, cached teacher": []}
+    overrides = ["batch_size=32", "num_workers=1", *args.overrides]
+    rates: dict[str, list[float]] = {
+        "plain, live teacher": [],
+        "this repository, live teacher": [],
+        "this repository, cached teacher": [],
+    }
     with tempfile.TemporaryDirectory() as folder:
-        settings, cached = make_inputs(Path(folder), args.images, args.classes, given)
+        settings, cached = make_inputs(Path(folder), args.images, args.classes, overrides)
         for number in range(args.rounds):
             plain = _run(Path(__file__), "--plain", f"--steps={args.steps}", *settings).splitlines()[-1]
             rates["plain, live teacher"].append(float(plain))
-            for kind, more in (("ours, live teacher", []), ("ours, cached teacher", [cached])):
-                output = Path(folder, f"{kind} {number}")
-                rates[kind].append(_rate(output, args.steps, *settings, *more))
+            for name, more in (("this repository, live teacher", []), ("this repository, cached teacher", [cached])):
+                output = Path(folder, f"{name} {number}")
+                rates[name].append(_rate(output, args.steps, *settings, *more))
         cfg = load_config(output / "config.py")
     print(f"\n{describe_run()}, {torch.get_num_threads()} CPU thread(s)")
     print(
@@ -68,14 +78,14 @@ def main() -> None:
         f"{cfg.dtype}, {cfg.num_workers} worker(s)\n"
     )
     print(f"| training | images/s | ratio | hours for {EPOCHS} epochs of MS1MV2 |\n|---|---|---|---|")
-    means = {kind: statistics.harmonic_mean(found) for kind, found in rates.items()}
-    for kind, rate in means.items():
-        hours = EPOCHS * MS1MV2 / rate / 3600
-        print(f"| {kind} | {rate:,.1f} | {rate / means['plain, live teacher']:.2f} | {hours:,.1f} |")
+    means = {name: statistics.harmonic_mean(values) for name, values in rates.items()}
+    for name, rate in means.items():
+        hours = EPOCHS * MS1MV2_IMAGES / rate / 3600
+        print(f"| {name} | {rate:,.1f} | {rate / means['plain, live teacher']:.2f} | {hours:,.1f} |")
 
 
 def plain_rate(settings: list[str], steps: int) -> float:
-    """Images a second of the plain implementation after the first quarter of its steps, its input included."""
+    """Images per second of the plain implementation, with its input, after the first quarter of the steps."""
     cfg = load_config(overrides=settings)
     dataset = build_dataset(cfg)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -92,16 +102,17 @@ def plain_rate(settings: list[str], steps: int) -> float:
                 start = time.perf_counter()
             if done == steps:
                 return (steps - _not_counted(steps)) * cfg.batch_size / (time.perf_counter() - start)
-            step(images.to(device), labels.to(device), None)  # it reads the loss, and so waits for the device
+            step(images.to(device), labels.to(device), None)  # reads the loss, so it waits for the device
             done += 1
 
 
 def _not_counted(steps: int) -> int:
+    """How many of the first steps are not counted."""
     return max(1, steps // 4)
 
 
 def _rate(output: Path, steps: int, *settings: str) -> float:
-    """Images a second of the training script, by its own log."""
+    """Images per second of the training script, from its own log."""
     every = _not_counted(steps)
     log = [f"log_every={every}", f"max_steps={steps}", f"output={output}"]
     _run(ROOT / "train" / "train_AdaDistill.py", *settings, *log)
@@ -112,7 +123,7 @@ def _rate(output: Path, steps: int, *settings: str) -> float:
 
 
 def _run(script: Path, *settings: str) -> str:
-    """What the script prints. Its progress is shown."""
+    """Run a script and return what it prints. Its progress is shown."""
     done = subprocess.run([sys.executable, str(script), *settings], stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(done.stdout + f"{script} failed")

@@ -1,20 +1,19 @@
-"""Time and memory of a step of the head, forward and backward: cosines, margin, cross-entropy, movement of centers.
+"""Time and memory of a step of the head: cosines, margin, cross-entropy, backward pass and update of the centers.
 
     env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/head.py    # half a minute on 2 CPU cores
     python benchmarks/head.py --batch 512 --classes 2000000 --dtype bfloat16 --no-plain --rounds 3    # 15 GB of memory
     python benchmarks/head.py --batch 384 1536 --classes 85742 1000000    # on a GPU
 
-The floor is the two matrix products that no head can do without, embeddings by centers and probabilities by centers, in
-the type that this processor multiplies in. The plain head (benchmarks/plain.py) computes in float32. Memory is what a
-step takes beyond what is kept: the centers in float32 and, in our head, the unit centers in the type of its products.
+Times are compared with the two matrix products that every head needs, embeddings by centers and probabilities by
+centers, in the data type of this repository's head. The plain head (benchmarks/plain.py) computes in float32. Memory is
+the peak during a step, less what is kept between steps: the centers in float32 and, in this repository's head, the unit
+centers in the data type of the products.
 """
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,8 +22,9 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from benchmarks.memory import forget_peak, peak
+from benchmarks.memory import peak_bytes, reset_peak
 from benchmarks.plain import make_plain
+from benchmarks.timing import median_seconds
 from config import load_config
 from heads import build_head
 from heads.cross_entropy import product_type
@@ -33,52 +33,46 @@ from utils.precision import compute_type
 
 DIMENSIONS = 512
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PRODUCTS, REPOSITORY, PLAIN = "the two products", "this repository", "plain"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, nargs="+", default=[128], help="images a step (default: 128)")
-    parser.add_argument("--classes", type=int, nargs="+", default=[85_742], help="default: 85742, those of MS1MV2")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of ours")
-    parser.add_argument("--rounds", type=int, default=7, help="steps of each kind, taken in turns (default: 7)")
-    parser.add_argument("--no-plain", action="store_true", help="leave the plain head out")
-    parser.add_argument("--memory", choices=["ours", "plain"], help="measure this one's memory alone, in this process")
+    parser.add_argument("--batch", type=int, nargs="+", default=[128], help="batch sizes (default: 128)")
+    parser.add_argument(
+        "--classes", type=int, nargs="+", default=[85_742], help="numbers of classes (default: 85742, as in MS1MV2)"
+    )
+    parser.add_argument(
+        "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"],
+        help="data type of this repository's head (default: auto, as for the config's dtype)",
+    )  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=7, help="number of measured steps (default: 7)")
+    parser.add_argument("--no-plain", action="store_true", help="leave out the plain head")
+    parser.add_argument("--memory", choices=[REPOSITORY, PLAIN], help=argparse.SUPPRESS)
     args = parser.parse_args()
     dtype = compute_type(args.dtype, DEVICE)
     if args.memory:
-        print(json.dumps(memory(args.memory, args.batch[0], args.classes[0], dtype)))
+        print(json.dumps(step_memory(args.memory, args.batch[0], args.classes[0], dtype)))
         return
     print(f"{describe_run()}, {torch.get_num_threads()} CPU thread(s)\n")
     print("| batch | classes | head | ms | x the products | GB beyond the centers |\n|---|---|---|---|---|---|")
-    kinds = ["ours"] if args.no_plain else ["ours", "plain"]
+    heads = [REPOSITORY] if args.no_plain else [REPOSITORY, PLAIN]
     for classes in args.classes:
         for batch in args.batch:
-            used = {kind: f"{_child(kind, batch, classes, args.dtype) / 1e9:.2f}" for kind in kinds}
-            steps = {"the two products": products(batch, classes, dtype)}
-            steps |= {kind: head_step(kind, batch, classes, dtype) for kind in kinds}
-            times = in_turns(steps, args.rounds)
+            memory = {head: f"{_memory_in_child(head, batch, classes, args.dtype) / 1e9:.2f}" for head in heads}
+            steps = {PRODUCTS: products(batch, classes, dtype)}
+            steps |= {head: head_step(head, batch, classes, dtype) for head in heads}
+            times = median_seconds(steps, DEVICE, args.rounds)
             del steps
             torch.cuda.empty_cache()
-            for kind, seconds in times.items():
-                ratio = seconds / times["the two products"]
-                print(f"| {batch} | {classes:,} | {kind} | {1000 * seconds:.1f} | {ratio:.2f} | {used.get(kind, '')} |")
-
-
-def in_turns(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median seconds of each step, after one of each that does not count."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if DEVICE.type == "cuda":
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
+            for name, seconds in times.items():
+                ratio = seconds / times[PRODUCTS]
+                cells = f"{batch} | {classes:,} | {name} | {1000 * seconds:.1f} | {ratio:.2f} | {memory.get(name, '')}"
+                print(f"| {cells} |")
 
 
 def products(batch: int, classes: int, dtype: torch.dtype) -> Callable[[], None]:
-    """Embeddings [B, D] by centers, and probabilities [B, C] by centers, into memory that is there."""
+    """Embeddings [B, D] by centers, and probabilities [B, C] by centers, into memory that is allocated before."""
     centers = torch.randn(classes, DIMENSIONS, dtype=dtype, device=DEVICE)
     centers = centers.to(product_type(centers))
     embeddings = torch.randn(batch, DIMENSIONS, dtype=centers.dtype, device=DEVICE)
@@ -92,12 +86,12 @@ def products(batch: int, classes: int, dtype: torch.dtype) -> Callable[[], None]
     return step
 
 
-def head_step(kind: str, batch: int, classes: int, dtype: torch.dtype) -> Callable[[], None]:
-    """A step of the head in training, from the student's embeddings to their gradient; unit centers are there."""
-    dtype = dtype if kind == "ours" else torch.float32
+def head_step(head_name: str, batch: int, classes: int, dtype: torch.dtype) -> Callable[[], None]:
+    """A training step of the head, from the student's embeddings to their gradient. The unit centers exist before."""
+    dtype = dtype if head_name == REPOSITORY else torch.float32
     cfg = load_config(overrides=["dataset=custom", f"num_classes={classes}", f"embedding_size={DIMENSIONS}"])
     head = build_head(cfg).to(DEVICE)
-    if kind == "plain":
+    if head_name == PLAIN:
         make_plain(head)
     student, teacher = torch.randn(2, batch, DIMENSIONS, device=DEVICE)
     labels = torch.randint(0, classes, (batch,), device=DEVICE)
@@ -108,28 +102,29 @@ def head_step(kind: str, batch: int, classes: int, dtype: torch.dtype) -> Callab
             head(student.clone().requires_grad_(), teacher, labels).loss.backward()
 
     with torch.autocast(**autocast):
-        head.unit_centers.of(head.centers)
+        head.unit_centers.get(head.centers)
     return step
 
 
-def memory(kind: str, batch: int, classes: int, dtype: torch.dtype) -> float:
-    """The most bytes that steps hold beyond what is kept between them."""
-    step = head_step(kind, batch, classes, dtype)
-    forget_peak()
-    before = peak()
+def step_memory(head_name: str, batch: int, classes: int, dtype: torch.dtype) -> int:
+    """Peak bytes of steps, less what is kept between them."""
+    step = head_step(head_name, batch, classes, dtype)
+    reset_peak()
+    before = peak_bytes()
     step()
     step()
-    return peak() - before
+    return peak_bytes() - before
 
 
-def _child(kind: str, batch: int, classes: int, dtype: str) -> float:
-    """`memory` in a process of its own."""
+def _memory_in_child(head_name: str, batch: int, classes: int, dtype: str) -> float:
+    """`step_memory` in a process of its own."""
     command = [
-        sys.executable, __file__, f"--memory={kind}", f"--batch={batch}", f"--classes={classes}", f"--dtype={dtype}"
+        sys.executable, __file__, f"--memory={head_name}", f"--batch={batch}", f"--classes={classes}",
+        f"--dtype={dtype}",
     ]  # fmt: skip
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise SystemExit(f"{kind}: failed")
+        raise SystemExit(f"{head_name}: failed")
     return json.loads(done.stdout)
 
 

@@ -1,8 +1,8 @@
-"""What the benchmarks compare with: the same training as one writes it first, and as public code of the field has it.
+"""A plain implementation of the same training, for comparison, as public code of this field has it.
 
-Networks in float32 and NCHW. A head that normalises all centers at every step, holds the logits of the whole batch, and
-computes a gradient for centers that nobody trains. Images are decoded one a call, flipped and scaled on the CPU, and
-collated. The loss is read at every step.
+Networks compute in float32 and in NCHW memory format. The head normalises all centers in every step, holds the logits
+of the whole batch, and computes a gradient for the centers although nothing trains them. Images are decoded one per
+call, flipped and scaled on the CPU, and collated. The loss is read in every step.
 """
 
 import cv2
@@ -17,28 +17,28 @@ from heads.head import AdaDistillHead, MarginSoftmax
 
 
 def make_plain(head: AdaDistillHead) -> AdaDistillHead:
-    """The head, from now on by the plain softmax: equal in loss and gradient, as tests hold."""
+    """Change the head to the plain softmax. Tests check that loss and gradient stay equal."""
     head.softmax, head.unit_centers = _PlainSoftmax(head.softmax.margin, head.softmax.s), _NoUnitCenters()
     return head
 
 
 class _PlainSoftmax(MarginSoftmax):
-    def over_constants(
-        self, student: Tensor, centers: Tensor, unit_centers: None, labels: Tensor, geo: Tensor
+    def by_blocks(
+        self, f_s: Tensor, centers: Tensor, unit_centers: None, labels: Tensor, geo: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return self(student, centers.detach().requires_grad_(), labels, geo)
+        return self(f_s, centers.detach().requires_grad_(), labels, geo)
 
 
 class _NoUnitCenters:
-    def of(self, centers: Tensor) -> None:
+    def get(self, centers: Tensor) -> None:
         return None
 
-    def renew(self, labels: Tensor) -> None:
+    def update_rows(self, centers: Tensor, labels: Tensor) -> None:
         pass
 
 
 class PlainImages(torch.utils.data.Dataset):
-    """image and label at a position: float32 [3, 112, 112] in [-1, 1], flipped half of the time, and an integer."""
+    """The image and the label at a position: float32 [3, 112, 112] in [-1, 1], flipped half of the time, and an int."""
 
     def __init__(self, dataset: RecordDataset) -> None:
         self.dataset = dataset
@@ -54,9 +54,9 @@ class PlainImages(torch.utils.data.Dataset):
 
 
 class PlainStep:
-    """A step of training: step(images [B, 3, 112, 112], labels, the teacher's embeddings or None) -> the loss.
+    """A training step: step(images [B, 3, 112, 112], labels [B], embeddings [B, D] of the teacher or None) -> the loss.
 
-    teacher: the live network on the device, or None.
+    teacher: the network on the device, for steps that get no embeddings; else None.
     """
 
     def __init__(self, cfg: EasyDict, device: torch.device, teacher: nn.Module | None) -> None:

@@ -1,37 +1,41 @@
-"""A step of training on images in memory, against the student's forward and backward alone and a plain implementation.
+"""Time of a training step on images in memory, compared with the student's forward and backward pass alone.
 
     env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/step.py    # 2 minutes on 2 CPU cores
     python benchmarks/step.py --batch 384 1536 --classes 85742 1000000 --teacher cached live --steps 20    # on a GPU
 
-A step is all that the training loop does: bytes to network input, student, teacher or its embeddings, head, backward,
-clipping, SGD. Left out are reading and decoding (benchmarks/input.py) and, on a GPU, the copy of the bytes to it, which
-the training loop has under way beside the step before. The plain step is benchmarks/plain.py's. A
-figure is the median of rounds, taken in turns; arguments key=value are of the config.
+A step is all that the training loop does with a batch: bytes to network input, student, teacher or its embeddings,
+head, backward pass, clipping, SGD. It does not include reading and decoding (benchmarks/input.py) nor, on a GPU, the
+copy of the bytes to the device, which overlaps with the step before. The table also has a plain implementation
+(benchmarks/plain.py). Times are medians over rounds in which all alternatives take turns.
 """
 
 import argparse
 import itertools
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import numpy as np
 import torch
 
 from backbones import build_teacher, find_teacher
 from benchmarks.plain import PlainStep
-from benchmarks.training_inputs import IDENTITIES, make_inputs
+from benchmarks.timing import median_seconds
+from benchmarks.training_inputs import MS1MV2_IDENTITIES, make_inputs
 from config import load_config
-from data.dataset import build_dataset
-from data.images import to_input
-from data.loader import Batches
-from train.loop import Trainer
-from train.tasks import Distillation, compiles
+from data.augment import DRAWS, build_augmentation
+from data.dataset import FaceDataset, build_dataset
+from data.images import SIZE
+from data.loader import Batch, to_batch
+from data.teacher_cache import EmbeddingFile
+from train.step import TrainingStep
+from train.tasks import Distillation
+from train.wrapping import compiles
 from utils.about import describe_run
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -39,17 +43,31 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, nargs="+", default=[64], help="images a step (default: 64)")
-    parser.add_argument("--classes", type=int, nargs="+", default=[IDENTITIES], help=f"default: {IDENTITIES}, MS1MV2's")
+    parser.add_argument("--batch", type=int, nargs="+", default=[64], help="batch sizes (default: 64)")
     parser.add_argument(
-        "--teacher", choices=["cached", "live"], nargs="+", default=["cached"], help="(default: cached)"
+        "--classes",
+        type=int,
+        nargs="+",
+        default=[MS1MV2_IDENTITIES],
+        help=f"numbers of identities (default: {MS1MV2_IDENTITIES}, as in MS1MV2)",
     )
-    parser.add_argument("--steps", type=int, default=1, help="of each kind in a round (default: 1)")
-    parser.add_argument("--rounds", type=int, default=3, help="(default: 3)")
     parser.add_argument(
-        "--no-plain", action="store_true", help="leave the plain step out: at a million classes it is big"
+        "--teacher",
+        choices=["cached", "live"],
+        nargs="+",
+        default=["cached"],
+        help="the teacher's embeddings from a file, or the network itself (default: cached)",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the config, as dtype=bfloat16")
+    parser.add_argument("--steps", type=int, default=1, help="steps of each alternative in a round (default: 1)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of measured rounds (default: 3)")
+    parser.add_argument(
+        "--no-plain",
+        action="store_true",
+        help="leave out the plain step; a million classes take much memory",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="keys of the config, for example dtype=bfloat16"
+    )
     args = parser.parse_args()
     print(f"{describe_run()}, {torch.get_num_threads()} CPU thread(s)\n")
     print("| batch | classes | teacher | step | ms | images/s | x student |\n|---|---|---|---|---|---|---|", flush=True)
@@ -60,7 +78,7 @@ def main() -> None:
             steps = make_steps([*settings, cached] if teacher == "cached" else settings)
             if args.no_plain:
                 del steps["plain"]
-            times = in_turns(steps, args.steps, args.rounds)
+            times = median_seconds(steps, DEVICE, args.rounds, args.steps)
         del steps
         torch.cuda.empty_cache()
         for name, seconds in times.items():
@@ -72,22 +90,26 @@ def main() -> None:
 
 
 def make_steps(settings: list[str]) -> dict[str, Callable[[], object]]:
-    """The steps by name, all on the same batch."""
+    """The alternatives by name, all on the same batch."""
     cfg = load_config(overrides=settings)
     dataset = build_dataset(cfg)
     task = Distillation(cfg, dataset, DEVICE)
-    trainer = Trainer(cfg, task, dataset, DEVICE)
-    trainer.step = 1  # step 0 draws its batch
+    take_step = TrainingStep(cfg, task, len(dataset), cfg.batch_size, DEVICE)
     task.student.train()
-    batch = next(iter(Batches(dataset, trainer.order, 0, DEVICE, task.embeddings)))
-    feed = itertools.repeat(batch)
+    tensors = _read(dataset, cfg.batch_size, task.embeddings)
+    augment = build_augmentation(cfg, DEVICE)
 
-    images, labels = to_input(batch.images, None, DEVICE), batch.labels.to(DEVICE)
-    embeddings = None if batch.teacher is None else batch.teacher.to(DEVICE).float()
+    def feed() -> Iterator[Batch]:
+        while True:
+            yield to_batch(*tensors, DEVICE, augment)
+
+    batch = next(feed())
+    images, labels = batch.clean, batch.labels
+    embeddings = None if batch.teacher is None else batch.teacher.float()
     network = torch.compile(task.student, dynamic=False) if compiles(cfg.compile, DEVICE) else task.student
 
     def student_alone() -> None:
-        with torch.autocast(DEVICE.type, trainer.dtype, enabled=trainer.dtype != torch.float32):
+        with torch.autocast(DEVICE.type, take_step.dtype, enabled=take_step.dtype != torch.float32):
             output = network(images)
         output.sum().backward()
         task.student.zero_grad()
@@ -97,23 +119,19 @@ def make_steps(settings: list[str]) -> dict[str, Callable[[], object]]:
     plain_images = images.contiguous()
     return {
         "student alone": student_alone,
-        "ours": lambda: trainer.optimise(feed),
+        "this repository": partial(take_step, feed(), 1),
         "plain": lambda: plain(plain_images, labels, embeddings),
     }
 
 
-def in_turns(steps: dict[str, Callable[[], object]], number: int, rounds: int) -> dict[str, float]:
-    """Median seconds of a step of each kind; a first round does not count."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            for _ in range(number):
-                step()
-            if DEVICE.type == "cuda":
-                torch.cuda.synchronize()
-            times[name].append((time.perf_counter() - start) / number)
-    return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
+def _read(dataset: FaceDataset, count: int, embeddings: EmbeddingFile | None) -> list[torch.Tensor | None]:
+    """The first `count` images as workers read them, on the device: images, labels, flips, draws, embeddings."""
+    positions, flips = np.arange(count), np.arange(count) % 2 == 0
+    images = np.empty((count, SIZE, SIZE, 3), dtype=np.uint8)
+    labels = dataset.read_batch(positions, images)
+    rows = None if embeddings is None else embeddings.rows(positions, flips)
+    arrays = (images, labels, flips, np.random.default_rng(0).random((count, DRAWS), dtype=np.float32))
+    return [*(torch.from_numpy(array).to(DEVICE) for array in arrays), None if rows is None else rows.to(DEVICE)]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks train on: drawn faces, and a teacher of random weights; neither changes the arithmetic."""
+"""Drawn faces and a teacher with random weights for the benchmarks: the speed does not depend on either."""
 
 from pathlib import Path
 
@@ -13,16 +13,17 @@ from data.dataset import build_dataset
 from data.recordio import write_record_set
 from data.teacher_cache_writer import EmbeddingWriter
 from demo.make_demo_data import encoded_face
-from train.teachers import describe
+from train.teachers import describe_embeddings
 
-MS1MV2 = 5_822_653  # images
-IDENTITIES = 85_742  # of MS1MV2
+MS1MV2_IMAGES = 5_822_653
+MS1MV2_IDENTITIES = 85_742
 
 
 def make_inputs(folder: Path, images: int, classes: int, given: list[str]) -> tuple[list[str], str]:
-    """A record set that claims `classes` identities, the teacher that the overrides `given` name, and its embeddings.
+    """Write a record set of `images` images and `classes` identities, a teacher's weights, and its embeddings.
 
-    Gives all overrides of a run, and one more to take the embeddings from their file. They are random, too.
+    The overrides `given` name the teacher. Weights and embeddings are random. Returns all overrides of a run, and one
+    more override that takes the teacher's embeddings from their file.
     """
     cfg = load_config(overrides=["dataset=custom", *given])
     faces = [encoded_face((0, number, 0, 0.3)) for number in range(min(images, 512))]
@@ -39,7 +40,7 @@ def make_inputs(folder: Path, images: int, classes: int, given: list[str]) -> tu
     ]  # fmt: skip
     path = folder / "teacher.npy"
     cfg = load_config(overrides=settings)
-    with EmbeddingWriter(path, describe(cfg, build_dataset(cfg))) as writer:
+    with EmbeddingWriter(path, describe_embeddings(cfg, build_dataset(cfg))) as writer:
         for positions in np.array_split(np.arange(images), -(-images // 4096)):
             writer.write(positions, torch.randn(len(positions), 2, cfg.embedding_size))
     return settings, f"teacher_embeddings={path}"

@@ -1,62 +1,66 @@
-"""Read the config: config.py, then the data set's entry, then a preset, then key=value overrides."""
+"""Read the config, check it, and write it down. How its layers are combined is explained in config/config.py."""
 
 import difflib
 import os
 import pprint
 import runpy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from easydict import EasyDict
 
-from config.rules import REMOVED, RULES
+from config.conflicts import find_conflict
+from config.rule import Rule
+from config.rules import REMOVED, RULES, benchmark_defaults, known_rules
 from utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = ROOT / "config" / "config.py"
-LONGEST_OVERRIDE = 3000  # characters; of much longer ones Python's parser may exhaust the stack
+LONGEST_OVERRIDE = 3000  # characters; Python's parser may exhaust the stack on much longer texts
+LONGEST_COMPARED_NAME = 100  # characters; the search for a similar name is slow for longer ones
 
 
 class ConfigError(InputError):
-    """A config that cannot be used: the message names the key, what is allowed and where it was set."""
+    """The config cannot be used. The message names the key or file, what is allowed and what to do."""
 
 
 def load_config(path: str | os.PathLike = BASE, overrides: Sequence[str] = ()) -> EasyDict:
-    """Read and check the config.
+    """Read and check a config. Nothing but the config files is opened, and torch is not imported.
 
-    path: a preset (a Python file whose dict `preset` states what differs from config/config.py, on top of the
-    preset file that its `base` names, if any), or a whole config like config/config.py (an EasyDict `config` and a
-    dict `datasets`). overrides: texts "key=value". Order: config.py, the entry of `datasets` that `dataset` names,
-    the presets, the overrides. Paths come back absolute. Raises ConfigError.
+    Args:
+        path: a preset, which is a Python file with a dict `preset` of the keys that differ from config/config.py and,
+            if it builds on another preset, the file name of that one as `base`, relative to the preset; or a whole
+            config like config/config.py, which is a Python file with an EasyDict `config` of all keys and a dict
+            `datasets`. The file is executed.
+        overrides: texts of the form "key=value", as on the command line. A value is converted as its rule in
+            config/rules.py says: "lr=0.1" gives a float, "val_targets=lfw,cfp_fp" a list.
+
+    Returns:
+        All keys with their values: the defaults, replaced by the entry of `datasets`, the preset and the overrides, in
+        this order. Paths are absolute; empty paths stay empty.
+
+    Raises:
+        ConfigError: a file is missing or is not a config, a key is unknown, missing or no longer supported, a value is
+            not allowed, or two keys contradict each other (config/conflicts.py).
     """
+    rules = known_rules()
     base, layers = _read_layers(Path(path))
-    layers.append(_parse_overrides(overrides))
-    cfg, datasets = dict(base["config"]), base["datasets"]
-    for layer in layers:
-        cfg["dataset"] = dataset = layer.get("dataset", cfg["dataset"])
-    if not RULES["dataset"].check(dataset):
-        raise ConfigError(f"dataset = {dataset!r}: allowed is {RULES['dataset'].allowed()}")
-    if dataset not in datasets:
-        known = ", ".join(datasets)
-        raise ConfigError(f"dataset = {dataset!r}: no such entry{_nearest(dataset, datasets)}; there are {known}")
-    for layer in [datasets[dataset], *layers]:
+    layers.append(_parse_overrides(overrides, rules))
+    datasets, defaults = base["datasets"], benchmark_defaults() | base["config"]
+    cfg: dict[str, Any] = {}
+    for layer in [defaults, _dataset_entry([defaults, *layers], datasets), *layers]:
         for key, value in layer.items():
-            _known(key)
+            _require_known(key, rules)
             cfg[key] = value
-    for key, value in cfg.items():
-        _known(key)
-        rule = RULES[key]
-        if isinstance(value, tuple):  # as good as a list
-            cfg[key] = value = list(value)
-        if not rule.check(value):
-            raise ConfigError(f"{key} = {value!r}: allowed is {rule.allowed()}")
-        if rule.path and value:
-            cfg[key] = str(ROOT / _expand(key, value))
     missing = [key for key in RULES if key not in cfg]
     if missing:
-        raise ConfigError(f"{path}: the config lacks {', '.join(missing)}; config/config.py has every key")
-    return EasyDict(cfg)
+        raise ConfigError(f"{path}: the config lacks {', '.join(missing)}; copy them from config/config.py")
+    cfg = EasyDict({key: _check_value(key, value, rules[key]) for key, value in cfg.items()})
+    conflict = find_conflict(cfg)
+    if conflict:
+        raise ConfigError(conflict)
+    return cfg
 
 
 def dump_config(cfg: EasyDict, note: str) -> str:
@@ -66,64 +70,87 @@ def dump_config(cfg: EasyDict, note: str) -> str:
 
 
 def _read_layers(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The namespace of the whole config at the bottom, and the presets above it, lowest first."""
+    """The variables of the whole config at the bottom, and the dicts of the presets on top of it, lowest first."""
     layers, seen = [], []
     while True:
         if not path.is_file():
             raise ConfigError(f"{path}: no such config file")
         try:
-            names = runpy.run_path(str(path))
+            variables = runpy.run_path(str(path))
         except SyntaxError as error:
-            raise ConfigError(f"{path}: line {error.lineno} is no Python: {error.msg}") from error
-        if "config" in names and "datasets" in names:
-            return names, layers
-        if not isinstance(names.get("preset"), dict):
+            raise ConfigError(f"{path}: line {error.lineno} is not valid Python: {error.msg}") from error
+        if "config" in variables and "datasets" in variables:
+            return variables, layers
+        if not isinstance(variables.get("preset"), dict):
             raise ConfigError(f"{path}: neither a preset (a dict `preset`) nor a config (`config` and `datasets`)")
-        layers.insert(0, names["preset"])
+        layers.insert(0, variables["preset"])
         seen.append(path.resolve())
-        path = path.parent / names["base"] if "base" in names else BASE
+        path = path.parent / variables["base"] if "base" in variables else BASE
         if path.resolve() in seen:
-            raise ConfigError(f"{seen[-1]}: `base` leads back to {path}")
+            raise ConfigError(f"{seen[-1]}: `base` leads back to {path}; a preset cannot be its own base")
 
 
-def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+def _parse_overrides(overrides: Sequence[str], rules: Mapping[str, Rule]) -> dict[str, Any]:
     values = {}
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
-            raise ConfigError(f"{text!r}: an override is key=value")
+            raise ConfigError(f"{text!r}: not an override; write key=value")
         if len(text) > LONGEST_OVERRIDE:
-            raise ConfigError(f"{text[:40]!r}...: an override of {len(text)} characters; at most {LONGEST_OVERRIDE}")
-        _known(key)
-        values[key] = RULES[key].parse(value)
+            raise ConfigError(
+                f"{text[:40]!r}...: an override of {len(text)} characters, at most {LONGEST_OVERRIDE} are allowed; "
+                "write the value in a preset"
+            )
+        _require_known(key, rules)
+        values[key] = rules[key].parse(value)
     return values
 
 
-def _known(key: str) -> None:
+def _dataset_entry(layers: Sequence[Mapping[str, Any]], datasets: Mapping[str, dict]) -> dict[str, Any]:
+    """The entry of `datasets` that the topmost layer with the key `dataset` names."""
+    names = [layer["dataset"] for layer in layers if "dataset" in layer]
+    if not names:
+        return {}
+    name = _check_value("dataset", names[-1], RULES["dataset"])
+    if name not in datasets:
+        similar = _most_similar(name, datasets)
+        suggestion = f", the most similar is {similar!r}" if similar else ""
+        raise ConfigError(f"dataset = {name!r}: no such entry{suggestion}; the entries are {', '.join(datasets)}")
+    return datasets[name]
+
+
+def _check_value(key: str, value: Any, rule: Rule) -> Any:
+    """The value if its rule allows it, tuples as lists and paths absolute."""
+    if isinstance(value, tuple):
+        value = list(value)
+    if not rule.allows(value):
+        raise ConfigError(f"{key} = {value!r}: must be {rule.allowed}")
+    return str(ROOT / _expand(key, value)) if rule.is_path and value else value
+
+
+def _require_known(key: str, rules: Mapping[str, Rule]) -> None:
     if key in REMOVED:
         raise ConfigError(f"{key}: no longer a key; {REMOVED[key]}")
-    if key not in RULES:
-        key = str(key)
-        raise ConfigError(f"{key}: no such key{_nearest(key, RULES)}; config/config.py lists them all")
+    if key not in rules:
+        similar = _most_similar(str(key), rules)
+        suggestion = f", the most similar is {similar!r} ({rules[similar].allowed})" if similar else ""
+        raise ConfigError(f"{key}: no such key{suggestion}; docs/config.md lists all keys")
 
 
-def _nearest(name: str, names: Mapping[str, Any]) -> str:
-    name = name[:100]  # of what is longer none is near, and to find that out takes long
-    lower = {known.lower(): known for known in names}
-    close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
-    if not close:
-        return ""
-    nearest = lower[close[0]]
-    return f", the nearest is {nearest!r}" + (f" ({RULES[nearest].allowed()})" if nearest in RULES else "")
+def _most_similar(name: str, known: Iterable[str]) -> str | None:
+    lower = {other.lower(): other for other in known}
+    similar = difflib.get_close_matches(name[:LONGEST_COMPARED_NAME].lower(), lower, n=1, cutoff=0.5)
+    return lower[similar[0]] if similar else None
 
 
 def _expand(key: str, text: str) -> str:
+    """The path with `~` and $VARIABLES replaced."""
     try:
         expanded = os.path.expanduser(os.path.expandvars(text))
-    except ValueError:  # of the name of a user
+    except ValueError:  # the name of the user after ~ has a character that no name can have
         expanded = "\0"
     if "\0" in expanded:
-        raise ConfigError(f"{key} = {text!r}: no path; it holds a character that no path has")
+        raise ConfigError(f"{key} = {text!r}: not a path; it contains a character that no path can have")
     if "$" in expanded:
-        raise ConfigError(f"{key} = {text!r}: the environment variable in it is not set; set it or write the path out")
+        raise ConfigError(f"{key} = {text!r}: the environment variable in it is not set; set it, or write out the path")
     return expanded

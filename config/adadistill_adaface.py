@@ -1,3 +1,3 @@
-"""AdaDistill under AdaFace without the geometry term, as in the published tables."""
+"""AdaDistill with AdaFace and without the geometry-aware term, as in the published tables."""
 
 preset = dict(use_geom_margin=False, output="output/adadistill_adaface")

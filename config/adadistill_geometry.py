@@ -1,3 +1,3 @@
-"""AdaDistill under AdaFace with the adaptive geometry term: the method, and what config.py is set to."""
+"""AdaDistill with AdaFace and the adaptive geometry-aware term: the method, with the values of config.py."""
 
 preset = dict(output="output/adadistill_geometry")

@@ -1,111 +1,119 @@
-"""The one flat config: every key, its meaning, unit and allowed values, at the published settings.
+"""The config: every key with its default, which is the published setting. Allowed values: docs/config.md.
 
-Edit it, or leave it and state what differs: in a preset (`--config config/lfw.py`) or on the command line
-(`batch_size=64 loss=ArcFace`). Relative paths start at the repository root; `~` and `$VARIABLES` are expanded.
-The rules that each key is held against are in config/rules.py. A config is Python: run only your own.
+To change a setting, edit this file, write a preset, or use the command line. Later layers win:
+
+1. this file;
+2. the entry that `dataset` names in the table `datasets`, at the end of this file: the values that suit this data set.
+   A preset or the command line may set `dataset` too. The entry is still applied here, so both can override its values;
+3. the preset: a Python file with a dict `preset` of the keys that differ (`--config config/lfw.py`). A preset may name
+   another one as its `base`, which is applied before it;
+4. the command line: `batch_size=64 loss=ArcFace`.
+
+Relative paths start at the repository root; `~` and `$VARIABLES` are expanded. A config is Python code and is executed:
+use only files that you trust.
 """
 
 from easydict import EasyDict
 
 config = EasyDict()
 
-# --- data ------------------------------------------------------------------------------------------------------
-config.dataset = "emoreIresNet"  # a name in the table `datasets` at the end of this file; applied before all other keys
-config.rec = "dataset/faces_emore"  # folder with train.rec, train.idx and property
-config.data_path = ""  # folder of identity folders, for db_file_format "folder"
+# --- data --------------------------------------------------------------------------------------------------------
+config.dataset = "emoreIresNet"  # name of an entry of `datasets`, whose values replace the defaults here
+config.rec = "dataset/faces_emore"  # folder with train.rec, train.idx and property, for db_file_format "rec"
+config.data_path = ""  # folder with one folder of images per identity, for db_file_format "folder"
 config.db_file_format = "rec"  # "rec": MXNet record files in `rec`; "folder": images in `data_path`
-config.sample = 0  # at most so many images of an identity; 0: all ("folder" only)
-config.num_classes = None  # identities; None: as the data say. A number is held against the data
-config.num_image = None  # images; None: as the data say. A number is held against the data
-config.num_workers = 4  # processes a rank that decode images; 0: decode in the training process
-config.train_flip = True  # mirror half of the images, chosen at random
-config.crop_augmentation_prob = 0.0  # of blacking out all but a rectangle of the student's image; [0, 1]
-config.low_res_augmentation_prob = 0.0  # of rescaling the student's image down and up again; [0, 1]
-config.photometric_augmentation_prob = 0.0  # of changing its brightness, contrast and saturation; [0, 1]
+config.sample = 0  # use at most this many images per identity (only with "folder"); 0: all
+config.num_classes = None  # number of identities; None: count them. Must match the data
+config.num_image = None  # number of images; None: count them. Must match the data
+config.num_workers = 4  # processes per rank that decode images; 0: decode in the training process
+config.train_flip = True  # mirror each training image with probability 0.5
+config.crop_augmentation_prob = 0.0  # probability of blacking out all but a rectangle of the student's image
+config.low_res_augmentation_prob = 0.0  # probability of scaling the student's image down and up again
+config.photometric_augmentation_prob = 0.0  # probability of changing brightness, contrast and saturation
 
-# --- networks --------------------------------------------------------------------------------------------------
-config.network = "mobilefacenet"  # student: a name in backbones.NETWORKS
-config.embedding_size = 512  # dimensions of the student's and the teacher's embeddings
-config.width = 1.0  # width factor of the student's channels (mobilefacenet); > 0
-config.SE = False  # squeeze-and-excitation blocks in an iresnet student
-config.init_from = ""  # backbone.pth whose weights the student starts from (this is no resume); "": random
-config.teacher = "cvlface_ir50"  # teacher: a name in backbones.TEACHERS
-config.teacher_width = 1.0  # width factor of the teacher's channels (mobilefacenet); > 0
-config.pretrained_teacher_path = ""  # the teacher's weights: a file, or a folder with a CVLFace release's files
-config.pretrained_teacher_header_path = ""  # the teacher's header.pth with its class centers, for centers "fixed"
+# --- networks ----------------------------------------------------------------------------------------------------
+config.network = "mobilefacenet"  # the student; a name in NETWORKS of config/names.py
+config.embedding_size = 512  # dimensions of the embeddings of student and teacher
+config.width = 1.0  # factor on the channels of the student (mobilefacenet only)
+config.SE = False  # use squeeze-and-excitation blocks in the student (iresnet only)
+config.init_from = ""  # backbone.pth with the student's initial weights (does not resume a run); "": random weights
+config.teacher = "cvlface_ir50"  # the teacher; a name in TEACHERS of config/names.py
+config.teacher_width = 1.0  # factor on the channels of the teacher (mobilefacenet only)
+config.pretrained_teacher_path = ""  # teacher's weights: a file, or a folder with a CVLFace release; "": download
+config.pretrained_teacher_header_path = ""  # header.pth with the teacher's class centers, for centers "fixed"
 config.teacher_repo_id = ""  # Hugging Face repository of a cvlface teacher; "": the published one
-config.teacher_revision = ""  # its branch, tag or commit; "": main. A commit pins the teacher
-config.teacher_cache = ""  # folder where downloaded teachers go; "": huggingface_hub's own cache
-config.teacher_embeddings = ""  # .npy of the teacher's embeddings, made where missing; "": the teacher runs live
-config.teacher_view = "same"  # "same": the teacher sees the augmented image too; "clean": without augmentation
-config.sync_bn = False  # BatchNorm statistics over all ranks; False: each rank's own, as published
+config.teacher_revision = ""  # branch, tag or commit of the repository; "": main. A commit pins the weights
+config.teacher_cache = ""  # folder for downloaded teachers; "": the cache of huggingface_hub
+config.teacher_embeddings = ""  # .npy file of the teacher's embeddings, created if missing; "": run the teacher live
+config.teacher_view = "same"  # images for the teacher; "same": augmented as for the student; "clean": not augmented
+config.sync_bn = False  # compute BatchNorm statistics over all ranks; False: on each rank, as published
 
-# --- head ------------------------------------------------------------------------------------------------------
-config.loss = "AdaFace"  # a name in heads.MARGINS: AdaFace, ArcFace, CosFace, MLLoss
-config.s = 64.0  # scale of the logits; > 0
-config.m = None  # margin; None: the loss's own (AdaFace 0.4, ArcFace 0.45 rad, CosFace 0.35)
-config.h = 0.333  # AdaFace: how strongly the norm moves the margin; > 0
-config.t_alpha = 0.01  # AdaFace: weight of the batch in the running mean and deviation of the norms; (0, 1]
-config.centers = "ema"  # "ema": running averages of teacher embeddings; "fixed": the teacher's own, never moved
+# --- head --------------------------------------------------------------------------------------------------------
+config.loss = "AdaFace"  # margin loss: AdaFace, ArcFace, CosFace, MLLoss (no margin)
+config.s = 64.0  # scale of the logits
+config.m = None  # margin; None: AdaFace 0.4, ArcFace 0.45 (radians), CosFace 0.35
+config.h = 0.333  # AdaFace: how strongly the norm of an embedding changes the margin
+config.t_alpha = 0.01  # AdaFace: weight of a batch in the running mean and standard deviation of the norms
+config.centers = "ema"  # "ema": moving averages of teacher embeddings; "fixed": read from a header.pth and never moved
 config.adaptive_alpha = True  # alpha = cos_st * conf_t; False: alpha = cos_st
-config.use_geom_margin = True  # geometry-aware margin (with AdaFace; ignored with another loss, and said so)
-config.geom_margin = "adaptive"  # "adaptive": the teacher's confidence guides; "static": fixed threshold, for ablation
-config.geom_margin_w = 1.0  # weight of the term; >= 0 (static version as published: 0.2)
-config.geom_margin_k = 3.0  # slope of the term; >= 0 (static version as published: 1)
-config.geom_margin_mask = 0.8  # static: acts where cos_st is below this; [-1, 1]
-config.geom_margin_baseline = 0.25  # static: what is taken off the penalty; >= 0
-config.geom_margin_warmup_epoch = 1.0  # epochs over which the term grows from 0; 0: none (static as published: 0)
-config.feature_kd = "none"  # a loss between embeddings added to compare with: "none", "cosine" or "l2"
-config.feature_kd_weight = 1.0  # its weight; >= 0
+config.use_geom_margin = True  # add the geometry-aware term to the margin; only AdaFace uses it
+config.geom_margin = "adaptive"  # "adaptive": guided by the teacher's confidence; "static": by a threshold (ablation)
+config.geom_margin_w = 1.0  # weight of the term (static version as published: 0.2)
+config.geom_margin_k = 3.0  # slope of the term (static version as published: 1)
+config.geom_margin_mask = 0.8  # static version: the term acts where cos_st is below this
+config.geom_margin_baseline = 0.25  # static version: subtracted from the penalty
+config.geom_margin_warmup_epoch = 1.0  # epochs in which the term grows from 0 (static version as published: 0)
+config.feature_kd = "none"  # additional loss between the embeddings, for comparison: "none", "cosine" or "l2"
+config.feature_kd_weight = 1.0  # weight of this loss
 
-# --- optimisation ----------------------------------------------------------------------------------------------
-config.batch_size = 384  # images a rank and a forward pass; >= 1
-config.accumulate_steps = 1  # forward passes whose gradients make one step, for small GPUs; >= 1
-config.num_epoch = 26  # epochs; >= 1
-config.max_steps = 0  # stop after so many steps (smoke tests); 0: run all epochs
-config.lr = 0.1  # learning rate at a total batch of 512; scaled in proportion to ranks * batch_size * accumulate_steps
-config.lr_schedule = "step"  # a name in train.schedules.LR_SCHEDULES: step, cosine
-config.lr_milestones = [8, 14, 20, 25]  # "step": the rate is divided by 10 for each m with m - 1 <= epoch
-config.warmup_epoch = 1.0  # W: factor ((e + 1) / (W + 1))^2 while the fractional epoch e < W; <= 0: none
-config.momentum = 0.9  # of SGD; [0, 1)
-config.weight_decay = 5e-4  # of SGD; >= 0
-config.clip_grad_norm = 5.0  # largest norm of the gradient; > 0
-config.dtype = "auto"  # "float32", "bfloat16", "float16" (loss scaling); "auto": float32 on CPUs, bfloat16 on GPUs
-config.compile = "auto"  # torch.compile of the student: "on", "off"; "auto": on for GPUs, off for CPUs
-config.max_bad_steps = 20  # steps in a row that may be skipped, their loss or gradient not finite, before the run ends
-config.rank_timeout = 1800.0  # seconds after which a rank that the others wait for is given up, and the run ends; > 0
-config.seed = 2048  # of weights, centers, order and flips
+# --- optimisation ------------------------------------------------------------------------------------------------
+config.batch_size = 384  # images per rank and forward pass
+config.accumulate_steps = 1  # forward passes per optimiser step, for GPUs with little memory
+config.num_epoch = 26  # number of epochs
+config.max_steps = 0  # stop after this many steps, for a quick test; 0: run all epochs
+config.lr = 0.1  # learning rate per 512 images; a step has ranks * batch_size * accumulate_steps images
+config.lr_schedule = "step"  # "step": see lr_milestones; "cosine": half a cosine down to 0
+config.lr_milestones = [8, 14, 20, 25]  # "step": divide the rate by 10 for each m with m - 1 <= epoch
+config.warmup_epoch = 1.0  # W: while epoch e < W, the rate is multiplied by ((e + 1) / (W + 1))^2; <= 0: no warm-up
+config.momentum = 0.9  # momentum of SGD
+config.weight_decay = 5e-4  # weight decay of SGD
+config.clip_grad_norm = 5.0  # largest norm of the gradient; a longer one is scaled down
+config.dtype = "auto"  # "float32", "bfloat16", "float16" (scales the loss); "auto": bfloat16 on GPUs, float32 on CPUs
+config.compile = "auto"  # compile the student: "on", "off"; "auto": on GPUs only
+config.max_bad_steps = 20  # consecutive steps that may be skipped because the loss or gradient is not finite
+config.rank_timeout = 1800.0  # seconds that ranks wait for another rank before the run ends
+config.seed = 2048  # seed of weights, centers, order, flips and augmentation
 
-# --- output ----------------------------------------------------------------------------------------------------
-config.output = "output/AdaDistill"  # folder of checkpoints and logs
-config.global_step = 0  # resume from this step's checkpoint; 0: start anew
-config.resume = "none"  # "auto": from the newest complete checkpoint, if there is one; "none": as global_step says
-config.log_every = 50  # steps between log lines; >= 1
-config.checkpoint_every = 5000  # steps between checkpoints within an epoch; 0: only at the ends of epochs
-config.keep_checkpoints = 0  # newest checkpoints to keep; 0: all
-config.profile = 0  # steps to trace, a few after the start: where the time goes; 0: none
+# --- output ------------------------------------------------------------------------------------------------------
+config.output = "output/AdaDistill"  # folder for checkpoints and logs
+config.global_step = 0  # resume from the checkpoint of this step; 0: start a new run
+config.resume = "none"  # "auto": from the newest complete checkpoint, if any; "none": see global_step
+config.log_every = 50  # steps between log lines
+config.checkpoint_every = 5000  # steps between checkpoints within an epoch; 0: only after each epoch
+config.keep_checkpoints = 0  # how many of the newest checkpoints to keep; 0: all
+config.profile = 0  # steps to profile, shortly after the start; 0: none
 
-# --- evaluation during training --------------------------------------------------------------------------------
+# --- evaluation --------------------------------------------------------------------------------------------------
 config.val_rec = "dataset/faces_emore"  # folder with the verification sets
-config.val_targets = ["lfw", "cfp_fp", "agedb_30", "calfw", "cplfw", "vgg2_fp"]  # names of .bin files
-config.val_batch_size = 128  # images a forward pass; >= 1
-config.val_num_workers = 4  # processes that decode; >= 0
-config.val_flip = True  # add the embedding of the flipped image
-config.val_eval_every_n_epoch = 1  # epochs between .bin evaluations; 0: never
-config.run_eval_at_start = False  # evaluate before the first step too
-config.eval_every_n_epoch = 4  # epochs between IJB and TinyFace evaluations; 0: never
-config.ijb_root = "dataset/facerec_val"  # folder with the template sets
-config.ijb_targets = ["IJBB_gt_aligned", "IJBC_gt_aligned"]  # names of folders; []: none
-config.ijb_batch_size = 128  # images a forward pass; >= 1
-config.ijb_num_workers = 4  # processes that decode; >= 0
-config.ijb_flip = True  # add the embedding of the flipped image
+config.val_targets = ["lfw", "cfp_fp", "agedb_30", "calfw", "cplfw", "vgg2_fp"]  # set names, without .bin; []: none
+config.val_batch_size = 128  # images per rank and forward pass
+config.val_num_workers = 4  # processes per rank that decode images; 0: decode in the main process
+config.val_flip = True  # also embed the mirrored image, and add the two embeddings
+config.val_eval_every_n_epoch = 1  # epochs between evaluations on the verification sets; 0: never
+config.run_eval_at_start = False  # also evaluate before the first step
+config.eval_every_n_epoch = 4  # epochs between evaluations on all other benchmarks; 0: never
+config.ijb_root = "dataset/facerec_val"  # folder with the IJB sets
+config.ijb_targets = ["IJBB_gt_aligned", "IJBC_gt_aligned"]  # set names (folders); []: none
+config.ijb_batch_size = 128  # images per rank and forward pass
+config.ijb_num_workers = 4  # processes per rank that decode images; 0: decode in the main process
+config.ijb_flip = True  # also embed the mirrored image, and add the two embeddings
 config.tinyface_root = "dataset/facerec_val"  # folder with the TinyFace sets
-config.tinyface_targets = ["tinyface_aligned_pad_0.1"]  # names of folders; []: none
-config.tinyface_batch_size = 128  # images a forward pass; >= 1
-config.tinyface_num_workers = 4  # processes that decode; >= 0
-config.tinyface_flip = True  # add the embedding of the flipped image
+config.tinyface_targets = ["tinyface_aligned_pad_0.1"]  # set names (folders); []: none
+config.tinyface_batch_size = 128  # images per rank and forward pass
+config.tinyface_num_workers = 4  # processes per rank that decode images; 0: decode in the main process
+config.tinyface_flip = True  # also embed the mirrored image, and add the two embeddings
 
-# What each data set changes. One's own is one new entry; `dataset = "custom"` changes nothing.
+# To add a data set, add an entry. With dataset = "custom" no key changes: set `rec`, or db_file_format and `data_path`.
 _sixty_epochs = dict(num_epoch=60, lr_milestones=[40, 48, 52], warmup_epoch=0.0)
 datasets = {
     "emoreIresNet": dict(num_classes=85_742, num_image=5_822_653),  # MS1MV2

@@ -1,3 +1,3 @@
-"""The method under the larger IR-101 teacher."""
+"""The method with the larger IR-101 teacher."""
 
 preset = dict(teacher="cvlface_ir101", output="output/ir101_teacher")

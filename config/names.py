@@ -1,13 +1,13 @@
-"""The names that values of the config may have, and where each is implemented, as "module:object".
+"""The names that the config may use, and where each is implemented, as "module:object".
 
-To add a margin, a backbone, a schedule or a benchmark of your own, write one new file and add one line here. The rooms
-look their tables up here, so that the config can be checked without importing any of them.
+To add your own margin, backbone, schedule or benchmark, write one new file and add one line here. The other rooms look
+names up in these tables, so the config can be checked without importing any of them.
 """
 
 from pkgutil import resolve_name
 from typing import Any
 
-# `network`: functions of the config that build the network.
+# `network`: functions that build the network from the config.
 NETWORKS = {
     "mobilefacenet": "backbones.mobilefacenet:build",
     "iresnet18": "backbones.iresnet:build",
@@ -19,13 +19,16 @@ NETWORKS = {
     "cvlface_ir101": "backbones.cvlface_ir:build",
 }
 
-# `teacher`: a name of NETWORKS, and the function of the config that finds its weights.
+# Finds the weights of a teacher that come in one file, pretrained_teacher_path, and cannot be downloaded.
+WEIGHTS_FILE = "backbones.teacher:find_plain"
+
+# `teacher`: a name in NETWORKS -> a function that finds the weights from the config.
 TEACHERS = {
-    "mobilefacenet": "backbones.teacher:find_plain",
-    "iresnet18": "backbones.teacher:find_plain",
-    "iresnet34": "backbones.teacher:find_plain",
-    "iresnet50": "backbones.teacher:find_plain",
-    "iresnet100": "backbones.teacher:find_plain",
+    "mobilefacenet": WEIGHTS_FILE,
+    "iresnet18": WEIGHTS_FILE,
+    "iresnet34": WEIGHTS_FILE,
+    "iresnet50": WEIGHTS_FILE,
+    "iresnet100": WEIGHTS_FILE,
     "cvlface_ir18": "backbones.teacher:find_cvlface",
     "cvlface_ir50": "backbones.teacher:find_cvlface",
     "cvlface_ir101": "backbones.teacher:find_cvlface",
@@ -39,23 +42,24 @@ MARGINS = {
     "MLLoss": "heads.margins:MLLoss",
 }
 
-# `centers`: functions of the config that give the initial class centers.
+# `centers`: functions that return the initial class centers for the config.
 CENTERS = {"ema": "heads:initial_centers", "fixed": "heads:teacher_centers"}
 
-# `geom_margin`: the penalty P of the geometry-aware term.
+# `geom_margin`: functions that build the penalty P of the geometry-aware term from the config.
 GEOMETRY = {"adaptive": "heads.geometry:adaptive", "static": "heads.geometry:static"}
 
-# `feature_kd`: losses between the embeddings of student and teacher.
+# `feature_kd`: losses between the embeddings of the student and the teacher.
 FEATURE_KD = {"none": "heads.feature_kd:none", "cosine": "heads.feature_kd:cosine", "l2": "heads.feature_kd:l2"}
 
-# `lr_schedule`: functions of the fractional epoch and the config that give the factor of the learning rate.
+# `lr_schedule`: functions that build the schedule from the config: fractional epoch -> factor on the learning rate.
 LR_SCHEDULES = {"step": "train.schedules:step", "cosine": "train.schedules:cosine"}
 
-# `db_file_format`: functions of the config that open the training set.
-FILE_FORMATS = {"rec": "data.dataset:open_records", "folder": "data.dataset:open_folder"}
+# `db_file_format`: functions that open the training set that the config names.
+FILE_FORMATS = {"rec": "data.dataset:open_records", "folder": "data.folder_set:open_folder"}
 
-# Benchmarks: descriptions of type eval.protocols.Protocol. Their config keys begin with the name here, <name>_targets,
-# <name>_root and so on; those of "verification" begin with val_.
+# Benchmarks: objects of type eval.protocols.Protocol. A benchmark has the config keys <name>_root, <name>_targets,
+# <name>_batch_size, <name>_num_workers and <name>_flip. They exist as soon as the benchmark is in this table; their
+# defaults are BENCHMARK_DEFAULTS in config/rules.py.
 PROTOCOLS = {
     "verification": "eval.verification:PROTOCOL",
     "ijb": "eval.ijb:PROTOCOL",
@@ -63,6 +67,15 @@ PROTOCOLS = {
 }
 
 
+# Prefixes of the config keys of benchmarks where the prefix is not the name.
+_KEY_PREFIXES = {"verification": "val"}
+
+
+def key_prefix(protocol: str) -> str:
+    """What the config keys of a benchmark begin with, without the underscore."""
+    return _KEY_PREFIXES.get(protocol, protocol)
+
+
 def resolve(table: dict[str, str]) -> dict[str, Any]:
-    """The objects that a table names. Imports their modules."""
+    """Import the objects that a table names."""
     return {name: resolve_name(place) for name, place in table.items()}

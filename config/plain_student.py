@@ -1,3 +1,3 @@
-"""The baseline of the published tables: the student by itself. For train/train_standalone.py."""
+"""The baseline of the published tables, for train/train_standalone.py: the student trained without a teacher."""
 
 preset = dict(loss="ArcFace", use_geom_margin=False, output="output/plain_student")

@@ -1,194 +1,184 @@
-"""What each key of the config may hold: its type, its range, and how a command-line text becomes a value."""
+"""The table of rules: what each key of the config means and which values it may hold.
 
-import ast
-import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+The sections and their order are those of config/config.py, and each `meaning` is the comment of its key there. After a
+change, run `python docs/write_config_page.py`, which writes docs/config.md from this table.
+"""
+
+from copy import copy
 from typing import Any
 
 from config import names
+from config.rule import Choice, Flag, Integer, NameList, Number, NumberList, Path, Rule, Text
 
-
-@dataclass(frozen=True)
-class Rule:
-    """`check(value)` says whether a value is allowed; `allowed()` words it; `path` marks a file or folder."""
-
-    check: Callable[[Any], bool]
-    allowed: Callable[[], str]
-    text: bool = False  # the command line's text is taken as it is, not read as a Python literal
-    path: bool = False
-
-    def parse(self, text: str) -> Any:
-        """The value that a command-line text stands for; `check` judges it afterwards."""
-        if self.text:
-            return text
-        literal = {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text)
-        try:
-            return ast.literal_eval(literal)
-        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-            return text
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a value is a number that a float holds, and finite."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def number(words: str, test: Callable[[float], bool], optional: bool = False) -> Rule:
-    """A finite number for which `test` holds; `words` say the range."""
-
-    def check(value: Any) -> bool:
-        if value is None:
-            return optional
-        return _is_number(value) and test(value)
-
-    return Rule(check, lambda: f"a number {words}" + (" or None" if optional else ""))
-
-
-def integer(low: int, optional: bool = False) -> Rule:
-    """An integer of at least `low`."""
-
-    def check(value: Any) -> bool:
-        if value is None:
-            return optional
-        return isinstance(value, int) and not isinstance(value, bool) and low <= value < 2**63
-
-    return Rule(check, lambda: f"an integer of at least {low}" + (" or None" if optional else ""))
-
-
-def one_of(choices: Iterable[str]) -> Rule:
-    """One of the names `choices`."""
-    return Rule(lambda value: value in list(choices), lambda: "one of " + ", ".join(choices), text=True)
-
-
-def list_of_names() -> Rule:
-    """A list of names; on the command line also a,b,c."""
-
-    class Names(Rule):
-        def parse(self, text: str) -> Any:
-            value = super().parse(text)
-            if isinstance(value, str):
-                return [name.strip() for name in value.split(",") if name.strip()]
-            return list(value) if isinstance(value, tuple) else value
-
-    return Names(
-        lambda value: isinstance(value, list) and all(isinstance(name, str) and name for name in value),
-        lambda: "a list of names, as a,b,c",
-    )
-
-
-def numbers() -> Rule:
-    """A list of numbers, as [8, 14]."""
-    return Rule(
-        lambda value: isinstance(value, list) and all(map(_is_number, value)),
-        lambda: "a list of numbers, as [8,14]",
-    )
-
-
-flag = Rule(lambda value: isinstance(value, bool), lambda: "True or False")
-path = Rule(lambda value: isinstance(value, str), lambda: "a path, or empty", text=True, path=True)
-needed_path = Rule(lambda value: isinstance(value, str) and value != "", lambda: "a path", text=True, path=True)
-npy_path = Rule(
-    lambda value: isinstance(value, str) and (not value or value.endswith(".npy")),
-    lambda: "a path that ends in .npy, or empty",
-    text=True,
-    path=True,
-)
-words = Rule(lambda value: isinstance(value, str), lambda: "a text, or empty", text=True)
-positive = number("above 0", lambda value: value > 0)
-not_negative = number("of at least 0", lambda value: value >= 0)
-probability = number("in [0, 1]", lambda value: 0 <= value <= 1)
-any_number = number("", lambda value: True)
-
-RULES: dict[str, Rule] = {
-    "dataset": words,  # held against the table of data sets when it is applied
-    "rec": path,
-    "data_path": path,
-    "db_file_format": one_of(names.FILE_FORMATS),
-    "sample": integer(0),
-    "num_classes": integer(1, optional=True),
-    "num_image": integer(1, optional=True),
-    "num_workers": integer(0),
-    "train_flip": flag,
-    "crop_augmentation_prob": probability,
-    "low_res_augmentation_prob": probability,
-    "photometric_augmentation_prob": probability,
-    "network": one_of(names.NETWORKS),
-    "embedding_size": integer(1),
-    "width": positive,
-    "SE": flag,
-    "init_from": path,
-    "teacher": one_of(names.TEACHERS),
-    "teacher_width": positive,
-    "pretrained_teacher_path": path,
-    "pretrained_teacher_header_path": path,
-    "teacher_repo_id": words,
-    "teacher_revision": words,
-    "teacher_cache": path,
-    "teacher_embeddings": npy_path,
-    "teacher_view": one_of(["same", "clean"]),
-    "sync_bn": flag,
-    "loss": one_of(names.MARGINS),
-    "s": positive,
-    "m": number("of at least 0", lambda value: value >= 0, optional=True),
-    "h": positive,
-    "t_alpha": number("in (0, 1]", lambda value: 0 < value <= 1),
-    "centers": one_of(names.CENTERS),
-    "adaptive_alpha": flag,
-    "use_geom_margin": flag,
-    "geom_margin": one_of(names.GEOMETRY),
-    "geom_margin_w": not_negative,
-    "geom_margin_k": not_negative,
-    "geom_margin_mask": number("in [-1, 1]", lambda value: -1 <= value <= 1),
-    "geom_margin_baseline": not_negative,
-    "geom_margin_warmup_epoch": not_negative,
-    "feature_kd": one_of(names.FEATURE_KD),
-    "feature_kd_weight": not_negative,
-    "batch_size": integer(1),
-    "accumulate_steps": integer(1),
-    "num_epoch": integer(1),
-    "max_steps": integer(0),
-    "lr": positive,
-    "lr_schedule": one_of(names.LR_SCHEDULES),
-    "lr_milestones": numbers(),
-    "warmup_epoch": any_number,
-    "momentum": number("in [0, 1)", lambda value: 0 <= value < 1),
-    "weight_decay": not_negative,
-    "clip_grad_norm": positive,
-    "dtype": one_of(["auto", "float32", "bfloat16", "float16"]),
-    "compile": one_of(["auto", "on", "off"]),
-    "max_bad_steps": integer(0),
-    "rank_timeout": positive,
-    "seed": integer(0),
-    "output": needed_path,
-    "global_step": integer(0),
-    "resume": one_of(["none", "auto"]),
-    "log_every": integer(1),
-    "checkpoint_every": integer(0),
-    "keep_checkpoints": integer(0),
-    "profile": integer(0),
-    "val_rec": path,
-    "val_targets": list_of_names(),
-    "val_batch_size": integer(1),
-    "val_num_workers": integer(0),
-    "val_flip": flag,
-    "val_eval_every_n_epoch": integer(0),
-    "run_eval_at_start": flag,
-    "eval_every_n_epoch": integer(0),
-    "ijb_root": path,
-    "ijb_targets": list_of_names(),
-    "ijb_batch_size": integer(1),
-    "ijb_num_workers": integer(0),
-    "ijb_flip": flag,
-    "tinyface_root": path,
-    "tinyface_targets": list_of_names(),
-    "tinyface_batch_size": integer(1),
-    "tinyface_num_workers": integer(0),
-    "tinyface_flip": flag,
+DATA: dict[str, Rule] = {
+    "dataset": Text("name of an entry of `datasets`, whose values replace the defaults here"),
+    "rec": Path('folder with train.rec, train.idx and property, for db_file_format "rec"'),
+    "data_path": Path('folder with one folder of images per identity, for db_file_format "folder"'),
+    "db_file_format": Choice('"rec": MXNet record files in `rec`; "folder": images in `data_path`', names.FILE_FORMATS),
+    "sample": Integer('use at most this many images per identity (only with "folder"); 0: all'),
+    "num_classes": Integer("number of identities; None: count them. Must match the data", at_least=1, or_none=True),
+    "num_image": Integer("number of images; None: count them. Must match the data", at_least=1, or_none=True),
+    "num_workers": Integer("processes per rank that decode images; 0: decode in the training process"),
+    "train_flip": Flag("mirror each training image with probability 0.5"),
+    "crop_augmentation_prob": Number(
+        "probability of blacking out all but a rectangle of the student's image", at_least=0, at_most=1
+    ),
+    "low_res_augmentation_prob": Number(
+        "probability of scaling the student's image down and up again", at_least=0, at_most=1
+    ),
+    "photometric_augmentation_prob": Number(
+        "probability of changing brightness, contrast and saturation", at_least=0, at_most=1
+    ),
 }
 
-# Keys that earlier versions had, and what says the same now.
-REMOVED = {
-    "eval_ijb": "for False, set ijb_targets=[]",
-    "eval_tinyface": "for False, set tinyface_targets=[]",
+NETWORKS: dict[str, Rule] = {
+    "network": Choice("the student; a name in NETWORKS of config/names.py", names.NETWORKS),
+    "embedding_size": Integer("dimensions of the embeddings of student and teacher", at_least=1),
+    "width": Number("factor on the channels of the student (mobilefacenet only)", above=0),
+    "SE": Flag("use squeeze-and-excitation blocks in the student (iresnet only)"),
+    "init_from": Path('backbone.pth with the student\'s initial weights (does not resume a run); "": random weights'),
+    "teacher": Choice("the teacher; a name in TEACHERS of config/names.py", names.TEACHERS),
+    "teacher_width": Number("factor on the channels of the teacher (mobilefacenet only)", above=0),
+    "pretrained_teacher_path": Path('teacher\'s weights: a file, or a folder with a CVLFace release; "": download'),
+    "pretrained_teacher_header_path": Path('header.pth with the teacher\'s class centers, for centers "fixed"'),
+    "teacher_repo_id": Text('Hugging Face repository of a cvlface teacher; "": the published one'),
+    "teacher_revision": Text('branch, tag or commit of the repository; "": main. A commit pins the weights'),
+    "teacher_cache": Path('folder for downloaded teachers; "": the cache of huggingface_hub'),
+    "teacher_embeddings": Path(
+        '.npy file of the teacher\'s embeddings, created if missing; "": run the teacher live', ".npy"
+    ),
+    "teacher_view": Choice(
+        'images for the teacher; "same": augmented as for the student; "clean": not augmented', ["same", "clean"]
+    ),
+    "sync_bn": Flag("compute BatchNorm statistics over all ranks; False: on each rank, as published"),
 }
+
+HEAD: dict[str, Rule] = {
+    "loss": Choice("margin loss: AdaFace, ArcFace, CosFace, MLLoss (no margin)", names.MARGINS),
+    "s": Number("scale of the logits", above=0),
+    "m": Number("margin; None: AdaFace 0.4, ArcFace 0.45 (radians), CosFace 0.35", at_least=0, or_none=True),
+    "h": Number("AdaFace: how strongly the norm of an embedding changes the margin", above=0),
+    "t_alpha": Number(
+        "AdaFace: weight of a batch in the running mean and standard deviation of the norms", above=0, at_most=1
+    ),
+    "centers": Choice(
+        '"ema": moving averages of teacher embeddings; "fixed": read from a header.pth and never moved', names.CENTERS
+    ),
+    "adaptive_alpha": Flag("alpha = cos_st * conf_t; False: alpha = cos_st"),
+    "use_geom_margin": Flag("add the geometry-aware term to the margin; only AdaFace uses it"),
+    "geom_margin": Choice(
+        '"adaptive": guided by the teacher\'s confidence; "static": by a threshold (ablation)', names.GEOMETRY
+    ),
+    "geom_margin_w": Number("weight of the term (static version as published: 0.2)", at_least=0),
+    "geom_margin_k": Number("slope of the term (static version as published: 1)", at_least=0),
+    "geom_margin_mask": Number("static version: the term acts where cos_st is below this", at_least=-1, at_most=1),
+    "geom_margin_baseline": Number("static version: subtracted from the penalty", at_least=0),
+    "geom_margin_warmup_epoch": Number(
+        "epochs in which the term grows from 0 (static version as published: 0)", at_least=0
+    ),
+    "feature_kd": Choice(
+        'additional loss between the embeddings, for comparison: "none", "cosine" or "l2"', names.FEATURE_KD
+    ),
+    "feature_kd_weight": Number("weight of this loss", at_least=0),
+}
+
+OPTIMISATION: dict[str, Rule] = {
+    "batch_size": Integer("images per rank and forward pass", at_least=1),
+    "accumulate_steps": Integer("forward passes per optimiser step, for GPUs with little memory", at_least=1),
+    "num_epoch": Integer("number of epochs", at_least=1),
+    "max_steps": Integer("stop after this many steps, for a quick test; 0: run all epochs"),
+    "lr": Number("learning rate per 512 images; a step has ranks * batch_size * accumulate_steps images", above=0),
+    "lr_schedule": Choice('"step": see lr_milestones; "cosine": half a cosine down to 0', names.LR_SCHEDULES),
+    "lr_milestones": NumberList('"step": divide the rate by 10 for each m with m - 1 <= epoch'),
+    "warmup_epoch": Number("W: while epoch e < W, the rate is multiplied by ((e + 1) / (W + 1))^2; <= 0: no warm-up"),
+    "momentum": Number("momentum of SGD", at_least=0, below=1),
+    "weight_decay": Number("weight decay of SGD", at_least=0),
+    "clip_grad_norm": Number("largest norm of the gradient; a longer one is scaled down", above=0),
+    "dtype": Choice(
+        '"float32", "bfloat16", "float16" (scales the loss); "auto": bfloat16 on GPUs, float32 on CPUs',
+        ["auto", "float32", "bfloat16", "float16"],
+    ),
+    "compile": Choice('compile the student: "on", "off"; "auto": on GPUs only', ["auto", "on", "off"]),
+    "max_bad_steps": Integer("consecutive steps that may be skipped because the loss or gradient is not finite"),
+    "rank_timeout": Number("seconds that ranks wait for another rank before the run ends", above=0),
+    "seed": Integer("seed of weights, centers, order, flips and augmentation"),
+}
+
+OUTPUT: dict[str, Rule] = {
+    "output": Path("folder for checkpoints and logs", may_be_empty=False),
+    "global_step": Integer("resume from the checkpoint of this step; 0: start a new run"),
+    "resume": Choice('"auto": from the newest complete checkpoint, if any; "none": see global_step', ["none", "auto"]),
+    "log_every": Integer("steps between log lines", at_least=1),
+    "checkpoint_every": Integer("steps between checkpoints within an epoch; 0: only after each epoch"),
+    "keep_checkpoints": Integer("how many of the newest checkpoints to keep; 0: all"),
+    "profile": Integer("steps to profile, shortly after the start; 0: none"),
+}
+
+
+def _benchmark_rules(prefix: str, root: str, targets: str, root_key: str = "root") -> dict[str, Rule]:
+    """The rules of the keys that every benchmark has."""
+    return {
+        f"{prefix}_{root_key}": Path(root),
+        f"{prefix}_targets": NameList(targets),
+        f"{prefix}_batch_size": Integer("images per rank and forward pass", at_least=1),
+        f"{prefix}_num_workers": Integer("processes per rank that decode images; 0: decode in the main process"),
+        f"{prefix}_flip": Flag("also embed the mirrored image, and add the two embeddings"),
+    }
+
+
+EVALUATION: dict[str, Rule] = {
+    **_benchmark_rules("val", "folder with the verification sets", "set names, without .bin; []: none", root_key="rec"),
+    "val_eval_every_n_epoch": Integer("epochs between evaluations on the verification sets; 0: never"),
+    "run_eval_at_start": Flag("also evaluate before the first step"),
+    "eval_every_n_epoch": Integer("epochs between evaluations on all other benchmarks; 0: never"),
+    **_benchmark_rules("ijb", "folder with the IJB sets", "set names (folders); []: none"),
+    **_benchmark_rules("tinyface", "folder with the TinyFace sets", "set names (folders); []: none"),
+}
+
+SECTIONS: dict[str, dict[str, Rule]] = {
+    "data": DATA,
+    "networks": NETWORKS,
+    "head": HEAD,
+    "optimisation": OPTIMISATION,
+    "output": OUTPUT,
+    "evaluation": EVALUATION,
+}
+
+# The rules of the keys that config/config.py states.
+RULES: dict[str, Rule] = {key: rule for section in SECTIONS.values() for key, rule in section.items()}
+
+# Defaults of a benchmark that is in names.PROTOCOLS, but has no keys in config/config.py: <name>_root and so on.
+BENCHMARK_DEFAULTS: dict[str, Any] = {
+    "root": "dataset/facerec_val",
+    "targets": [],
+    "batch_size": 128,
+    "num_workers": 4,
+    "flip": True,
+}
+
+# Keys of earlier versions, and what to set instead.
+REMOVED: dict[str, str] = {
+    "eval_ijb": "instead of False, set ijb_targets=[]; instead of True, name the sets in ijb_targets",
+    "eval_tinyface": "instead of False, set tinyface_targets=[]; instead of True, name the sets in tinyface_targets",
+}
+
+
+def known_rules() -> dict[str, Rule]:
+    """The rules of all keys: of those in config/config.py, and of each benchmark that has no keys there."""
+    rules = dict(RULES)
+    for name in _benchmarks_without_keys():
+        rules |= _benchmark_rules(name, f"folder with the sets of {name}", "set names; []: none")
+    return rules
+
+
+def benchmark_defaults() -> dict[str, Any]:
+    """The values of the keys of benchmarks that have none in config/config.py."""
+    return {
+        f"{name}_{setting}": copy(default)
+        for name in _benchmarks_without_keys()
+        for setting, default in BENCHMARK_DEFAULTS.items()
+    }
+
+
+def _benchmarks_without_keys() -> list[str]:
+    return [name for name in names.PROTOCOLS if f"{names.key_prefix(name)}_targets" not in RULES]

@@ -1,8 +1,8 @@
 """AdaFace's training augmentations (Kim, Jain, Liu, CVPR 2022), for whole batches on their device.
 
-Each acts on an image with its own probability: crop and pad, then rescaling down and up, then photometric. What is
-random comes in as uniform numbers, so that the same image of the same epoch is changed in the same way whatever the
-number of ranks, workers or resumes.
+Each acts on an image with its own probability: crop and pad, then rescaling down and up, then photometric changes. The
+random numbers are inputs, so that an image of an epoch is always changed in the same way, whatever the number of ranks,
+workers or resumes.
 """
 
 import math
@@ -14,24 +14,28 @@ from torch import Tensor
 
 from data.images import SIZE
 
-DRAWS = 16  # uniform numbers an image
+DRAWS = 16  # random numbers per image
 _CROP, _LOW_RES, _PHOTOMETRIC = slice(0, 5), slice(5, 9), slice(9, 13)
 _GRAY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow and torchvision have it
 _DOWN, _UP = ("nearest", "area", "bilinear", "bicubic"), ("nearest", "bilinear", "bicubic")
 _SMALLEST = round(0.2 * SIZE)
 
 
-def probabilities(cfg: EasyDict) -> tuple[float, float, float]:
-    """Of crop and pad, of rescaling, of photometric changes; all 0: no augmentation."""
-    return cfg.crop_augmentation_prob, cfg.low_res_augmentation_prob, cfg.photometric_augmentation_prob
+def build_augmentation(cfg: EasyDict, device: torch.device) -> "Augmentation | None":
+    """The augmentation that the config asks for; None where all its probabilities are 0."""
+    probabilities = cfg.crop_augmentation_prob, cfg.low_res_augmentation_prob, cfg.photometric_augmentation_prob
+    return Augmentation(*probabilities, device) if any(probabilities) else None
 
 
 class Augmentation:
-    """x [B, 3, 112, 112] in [-1, 1], draws [B, DRAWS] in [0, 1) -> x of the same shape and range."""
+    """augment(x, draws): x [B, 3, 112, 112] in [-1, 1], draws [B, DRAWS] in [0, 1) -> x of the same shape and range.
 
-    def __init__(self, cfg: EasyDict, device: torch.device) -> None:
-        self.probabilities = probabilities(cfg)
-        if cfg.low_res_augmentation_prob:
+    crop, low_res, photometric: the probability of each change, in [0, 1].
+    """
+
+    def __init__(self, crop: float, low_res: float, photometric: float, device: torch.device) -> None:
+        self.probabilities = crop, low_res, photometric
+        if low_res:
             self._down = torch.stack([resampling(mode, SIZE, size) for mode in _DOWN for size in _sizes()]).to(device)
             self._up = torch.stack([resampling(mode, size, SIZE) for mode in _UP for size in _sizes()]).to(device)
 
@@ -45,14 +49,14 @@ class Augmentation:
         return x
 
     def _rescale(self, x: Tensor, side: Tensor, down: Tensor, up: Tensor) -> Tensor:
-        """To a side of 0.2 to 1 times 112 pixels and back, each way by a resampling of its own; x is square."""
+        """Resize to 0.2 to 1 times the side of 112 pixels and back, by two resampling modes drawn separately."""
         size = (side * len(_sizes())).long()
         small = _resample(x, self._down[(down * len(_DOWN)).long() * len(_sizes()) + size])
         return _resample(small, self._up[(up * len(_UP)).long() * len(_sizes()) + size])
 
 
 def crop_and_pad(x: Tensor, area: Tensor, ratio: Tensor, top: Tensor, left: Tensor) -> Tensor:
-    """All but a rectangle becomes black: 0.2 to 1 of the area, 3/4 to 4/3 as wide as high, where it fits."""
+    """Black out all but a rectangle with 0.2 to 1 of the area, 3/4 to 4/3 as wide as high where that fits."""
     height, width = x.shape[2:]
     area = (0.2 + 0.8 * area) * height * width
     root = torch.exp(0.5 * (2 * ratio - 1) * math.log(4 / 3))
@@ -66,7 +70,7 @@ def crop_and_pad(x: Tensor, area: Tensor, ratio: Tensor, top: Tensor, left: Tens
 
 
 def photometric(x: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
-    """Each times 0.5 to 1.5. But for what is clamped, the result is the same in any order of the three."""
+    """Scale brightness, contrast and saturation by 0.5 to 1.5 each, clamping the result to the range of pixels."""
     x = (x + 1) / 2
     for factor, without in ((brightness, torch.zeros_like), (contrast, _mean_gray), (saturation, _gray)):
         x = torch.lerp(without(x), x, (0.5 + factor)[:, None, None, None]).clamp(0, 1)
@@ -74,15 +78,15 @@ def photometric(x: Tensor, brightness: Tensor, contrast: Tensor, saturation: Ten
 
 
 def resampling(mode: str, size: int, new_size: int) -> Tensor:
-    """[112, 112] float32: the matrix that takes a line of `size` pixels to `new_size`, in its upper left corner.
+    """The matrix that resamples a line of `size` pixels to `new_size`, in the upper left of a float32 [112, 112].
 
-    As OpenCV resamples: pixel centers at halves, nothing smoothed beforehand but by "area".
+    It resamples as OpenCV does: pixel centers at halves, and no smoothing beforehand except by "area".
     """
     if mode == "area":  # new pixel i covers the old ones from i * step to (i + 1) * step
         step = size / new_size
         start, pixel = torch.arange(new_size, dtype=torch.float64)[:, None] * step, torch.arange(size)
         matrix = (torch.minimum(start + step, pixel + 1.0) - torch.maximum(start, pixel.double())).clamp_min(0) / step
-    elif mode == "nearest":  # OpenCV's rounding: torch's takes the neighbor where old pixel and new one share an edge
+    elif mode == "nearest":  # OpenCV's rounding; torch picks the other neighbour where two pixels share an edge
         pixel = (torch.arange(new_size, dtype=torch.float64) * (1 / (new_size / size))).long()
         matrix = F.one_hot(pixel, size)
     else:
@@ -96,7 +100,7 @@ def _sizes() -> range:
 
 
 def _resample(x: Tensor, matrices: Tensor) -> Tensor:
-    """x [B, 3, 112, 112], matrices [B, 112, 112]: rows and columns resampled; what overshoots is cut, as in bytes."""
+    """Resample rows and columns of x [B, 3, 112, 112] by matrices [B, 112, 112]; clamp overshoots, as bytes would."""
     return (matrices[:, None] @ x @ matrices[:, None].transpose(2, 3)).clamp(-1, 1)
 
 

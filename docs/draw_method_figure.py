@@ -1,4 +1,4 @@
-"""Draw docs/images/method.png: the center update path and the margin path of method.md.
+"""Draw docs/images/method.png: the path of the center update and the path of the margin (see docs/method.md).
 
 Usage: python docs/draw_method_figure.py
 """
@@ -14,7 +14,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 OUTPUT = Path(__file__).resolve().parent / "images" / "method.png"
 
-# Okabe and Ito's palette: told apart by colour-blind readers, and the line styles differ too.
+# Okabe and Ito's palette, which colour-blind readers can distinguish. The line styles differ as well.
 BLUE, VERMILION, GREY, INK = "#0072B2", "#D55E00", "#707070", "#1A1A1A"
 PALE_BLUE, PALE_VERMILION, PALE_GREY = "#E8F2F9", "#FCEEE5", "#F2F2F2"
 SOFT_VERMILION = "#EDA77A"
@@ -27,7 +27,7 @@ GRADIENT = {"color": SOFT_VERMILION, "linestyle": "-", "linewidth": 5.0}
 
 
 def box(ax: Axes, x: tuple[float, float], y: tuple[float, float], title: str, lines: list[str], edge: str, fill: str):
-    """A rounded box over x and y (left, right; bottom, top) with a bold title above its lines."""
+    """Draw a rounded box from x = (left, right) and y = (bottom, top), with a bold title above its lines."""
     ax.add_patch(
         FancyBboxPatch(
             (x[0], y[0]),
@@ -48,7 +48,7 @@ def box(ax: Axes, x: tuple[float, float], y: tuple[float, float], title: str, li
 
 
 def arrow(ax: Axes, points: list[tuple[float, float]], style: dict, head: float = 13):
-    """A line through the points with a solid head at the last; the line stops inside the head."""
+    """Draw a line through the points, with an arrowhead at the last one. The line ends inside the head."""
     (x, y), (tip_x, tip_y) = points[-2:]
     length = ((tip_x - x) ** 2 + (tip_y - y) ** 2) ** 0.5
     back = 0.07 * head / length
@@ -70,10 +70,12 @@ def arrow(ax: Axes, points: list[tuple[float, float]], style: dict, head: float 
 
 
 def label(ax: Axes, x: float, y: float, text: str, color: str, align: str = "center"):
+    """Write a text at x, y."""
     ax.text(x, y, text, ha=align, va="center", fontsize=11, color=color)
 
 
-def draw(ax: Axes):
+def draw_boxes(ax: Axes):
+    """Draw the boxes with their formulas."""
     box(ax, (1, 11), (29, 37), "image", ["label $y$"], INK, PALE_GREY)
     box(ax, (17, 31), (51, 60), "teacher", ["frozen"], GREY, PALE_GREY)
     box(ax, (17, 31), (7, 16), "student", ["trained"], VERMILION, PALE_VERMILION)
@@ -85,16 +87,19 @@ def draw(ax: Axes):
         r"$\alpha = \mathrm{cos}_{st}\,\mathrm{conf}_t$",
         r"$P = k\,\mathrm{relu}(\mathrm{conf}_t - \mathrm{cos}_{st})\,\mathrm{conf}_t$",
     ]
-    box(ax, (34.5, 61), (24, 42), "measured, as constants", measures, GREY, PALE_GREY)
+    box(ax, (34.5, 61), (24, 42), "measured (constants)", measures, GREY, PALE_GREY)
     margin = [
         r"$z = \mathrm{clamp}(h\,(n - \mu)\,/\,\sigma + \mathrm{geo})$",
         r"target: $\cos(\theta - m\,z) - (m + m\,z)$",
         r"loss: cross-entropy of $s\,\cdot\,$cosines",
     ]
     box(ax, (67, 95), (26, 41), "margin", margin, VERMILION, PALE_VERMILION)
-    cosines = [r"$\hat f_s$ with every $\hat w_c$,", "the updated ones"]
+    cosines = [r"$\hat f_s$ with every $\hat w_c$", "after the update"]
     box(ax, (67, 90), (5.5, 17.5), "cosines", cosines, VERMILION, PALE_VERMILION)
 
+
+def draw_arrows(ax: Axes):
+    """Draw the paths between the boxes, and the legend."""
     arrow(ax, [(11, 34.5), (14, 34.5), (14, 55.5), (17, 55.5)], INPUT)
     arrow(ax, [(11, 31.5), (14, 31.5), (14, 11.5), (17, 11.5)], INPUT)
 
@@ -106,19 +111,19 @@ def draw(ax: Axes):
     arrow(ax, [(86, 55.5), (97.5, 55.5), (97.5, 11.5), (90, 11.5)], CENTER)
     label(ax, 96.3, 46, "centers, detached", BLUE, "right")
 
-    # What is measured, and handed on without a gradient.
+    # The measured values, passed on without a gradient.
     arrow(ax, [(24, 51), (24, 37), (34.5, 37)], CONSTANT)
     label(ax, 25, 44, "$f_t$", GREY, "left")
     arrow(ax, [(24, 16), (24, 29), (34.5, 29)], CONSTANT)
     label(ax, 25, 22, "$f_s$", GREY, "left")
     arrow(ax, [(46, 50), (46, 42)], CONSTANT)
-    label(ax, 45, 46, "$w_y$ before", GREY, "right")
+    label(ax, 45, 46, "old $w_y$", GREY, "right")
     arrow(ax, [(61, 35), (67, 35)], CONSTANT)
     label(ax, 64, 37.2, "geo", GREY)
     arrow(ax, [(31, 15), (64, 15), (64, 29.5), (67, 29.5)], CONSTANT)
     label(ax, 47, 17.2, r"$n = \Vert f_s \Vert$", GREY)
 
-    # The margin path, forward, and its gradient.
+    # The margin path: forward, and its gradient.
     arrow(ax, [(31, 11.2), (67, 11.2)], MARGIN)
     label(ax, 59, 13.1, r"$f_s$", VERMILION)
     arrow(ax, [(77, 17.5), (77, 26)], MARGIN)
@@ -128,7 +133,7 @@ def draw(ax: Axes):
     label(ax, 83.5, 21.8, "gradient", VERMILION, "left")
 
     legend = [
-        (1, CENTER, "center update path"),
+        (1, CENTER, "center update"),
         (27, MARGIN, "margin path"),
         (46, GRADIENT, "gradient to the student"),
         (75, CONSTANT, "constant, no gradient"),
@@ -147,7 +152,8 @@ def main():
     ax.set_xlim(-0.5, 99.5)
     ax.set_ylim(-1.5, 62.5)
     ax.axis("off")
-    draw(ax)
+    draw_boxes(ax)
+    draw_arrows(ax)
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(OUTPUT, dpi=160, metadata={"Software": None})
     print(OUTPUT)

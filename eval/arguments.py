@@ -1,56 +1,61 @@
-"""The command line that the scripts here share. What is not given there comes from the config."""
+"""The command line that the evaluation scripts share. A flag that is not given takes its value from the config."""
 
 import argparse
 import os
-import re
 
 from easydict import EasyDict
 
-from config import BASE, load_config
-from config.rules import RULES
+from config import BASE, load_config, names
+from config.rules import known_rules
 
-# What a benchmark's keys of the config are called after its prefix, so that its flags follow from them.
+NOTHING_THERE = (
+    "none of the evaluation sets was found: name their folders (--val-data, --ijb-root, ...) and the sets "
+    "(--val-targets, --ijb-targets, ...)"
+)
+# The settings of a benchmark that have a flag; its config keys are <prefix>_<setting>.
 _SETTINGS = ("rec", "root", "targets", "batch_size", "num_workers", "flip")
-NOTHING_THERE = "none of the sets is there: name their folders (--val-data, --ijb-root, ...) and targets"
 _ALIASES = {"val_rec": ["--val-data"]}
 
 
 def settings() -> list[str]:
-    """Keys of the config that say where a benchmark's sets lie and how they are embedded."""
-    prefixes = [key.removesuffix("_targets") for key in RULES if key.endswith("_targets")]
-    return [key for prefix in prefixes for suffix in _SETTINGS if (key := f"{prefix}_{suffix}") in RULES]
+    """The config keys that have a flag: for each benchmark where its sets are and how they are embedded."""
+    keys = [f"{names.key_prefix(protocol)}_{setting}" for protocol in names.PROTOCOLS for setting in _SETTINGS]
+    return [key for key in keys if key in known_rules()]
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """A parser with all flags that scoring needs, whatever is scored."""
-    made = argparse.ArgumentParser(
+    """A parser with the flags that every evaluation script needs."""
+    result = argparse.ArgumentParser(
         description=description,
-        epilog="Other keys of the config follow as key=value, for example network=iresnet50 embedding_size=512. "
-        "With several GPUs launch it by torchrun: the images are shared out and the figures stay the same. "
-        "Exit code 0: all that is there was scored. 2: something failed, as the error says; what did not is written.",
+        epilog="Set other keys of the config as key=value, for example network=iresnet50 embedding_size=512. "
+        "To use several GPUs, start the script with torchrun; the results are the same. "
+        "Exit code 0: every set that was found was scored. Exit code 2: something failed, as the error message says; "
+        "the other results are written.",
     )
-    made.add_argument("--config", default=str(BASE), help="config or preset file (default: config/config.py)")
-    made.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU where there is one")
-    comments = dict(re.findall(r"^config\.(\w+) = .*?  # (.*)", BASE.read_text(), re.MULTILINE))
+    result.add_argument("--config", default=str(BASE), help="config or preset file (default: config/config.py)")
+    result.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is a GPU, else cpu")
+    rules = known_rules()
     for key in settings():
-        rule, flags = RULES[key], ["--" + key.replace("_", "-"), *_ALIASES.get(key, [])]
-        kind = (
-            {"action": argparse.BooleanOptionalAction}
-            if rule.check(True)
-            else {"metavar": "DIR" if rule.path else "N" if rule.check(1) else "A,B"}
+        rule = rules[key]
+        result.add_argument(
+            "--" + key.replace("_", "-"),
+            *_ALIASES.get(key, []),
+            dest=key,
+            help=f"{rule.meaning} (config key {key})".replace("%", "%%"),
+            **({"action": argparse.BooleanOptionalAction} if rule.is_flag else {"metavar": rule.placeholder}),
         )
-        made.add_argument(*flags, dest=key, help=f"{comments[key]} (config: {key})".replace("%", "%%"), **kind)
-    made.add_argument("--save-embeddings", metavar="DIR", help="write each set's embeddings there, float32 .npy")
-    made.add_argument("overrides", nargs="*", metavar="key=value", help="any other key of the config")
-    return made
+    result.add_argument("--save-embeddings", metavar="DIR", help="write the embeddings of each set there, as .npy")
+    result.add_argument("overrides", nargs="*", metavar="key=value", help="any other key of the config")
+    return result
 
 
-def read_config(args: argparse.Namespace, **given: str) -> EasyDict:
-    """The config under the command line's overrides and flags. `given` comes last."""
-    overrides = [*args.overrides]
+def read_config(args: argparse.Namespace, **extra: str) -> EasyDict:
+    """The config with the overrides and flags of the command line, then `extra`, applied to it."""
+    rules = known_rules()
+    overrides = list(args.overrides)
     for key in settings():
         value = getattr(args, key)
         if value is not None:
-            overrides.append(f"{key}={os.path.abspath(value) if RULES[key].path else value}")
-    overrides += [f"{key}={value}" for key, value in given.items()]
+            overrides.append(f"{key}={os.path.abspath(value) if rules[key].is_path else value}")
+    overrides += [f"{key}={value}" for key, value in extra.items()]
     return load_config(args.config, overrides)

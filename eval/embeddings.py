@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from data.images import SIZE, to_input
-from data.loader import decoded_batches
+from data.workers import decoded_batches
 from utils.distributed import on_all_ranks, rank, world_size
 from utils.errors import InputError
 

@@ -1,4 +1,7 @@
-"""Heads: tables of margins, geometry terms and centers, build_head(cfg), and build_standalone_head(cfg)."""
+"""Heads: from embeddings to the loss. build_head(cfg) with a teacher, build_standalone_head(cfg) without one.
+
+This file and the builders that its tables name read the config. Everything that they build takes values.
+"""
 
 from pkgutil import resolve_name
 
@@ -7,6 +10,7 @@ from easydict import EasyDict
 from torch import Tensor
 
 from config import names
+from heads.geometry import GeometryTerm
 from heads.head import AdaDistillHead, HeadOutput, MarginSoftmax, TrainedCentersHead
 from heads.margins import Margin
 from utils.weights import WeightsError, read_state_dict
@@ -16,6 +20,36 @@ __all__ = ["MARGINS", "HeadOutput", "build_head", "build_standalone_head"]
 MARGINS: dict[str, type[Margin]] = names.resolve(names.MARGINS)
 
 
+def build_head(cfg: EasyDict) -> AdaDistillHead:
+    """The head for training with a teacher: head(student, teacher, labels) -> HeadOutput. Needs cfg.num_classes.
+
+    Raises WeightsError if centers = "fixed" and the teacher's header file is missing or does not fit.
+    """
+    softmax = _build_softmax(cfg)
+    geometry = None
+    if cfg.use_geom_margin and softmax.margin.takes_geometry:
+        penalty = resolve_name(names.GEOMETRY[cfg.geom_margin])(cfg)
+        geometry = GeometryTerm(penalty, cfg.geom_margin_w, cfg.geom_margin_warmup_epoch)
+    return AdaDistillHead(
+        softmax,
+        centers=resolve_name(names.CENTERS[cfg.centers])(cfg),
+        moving=cfg.centers == "ema",
+        adaptive_alpha=cfg.adaptive_alpha,
+        geometry=geometry,
+        feature_kd=resolve_name(names.FEATURE_KD[cfg.feature_kd]),
+        feature_kd_weight=cfg.feature_kd_weight,
+    )
+
+
+def build_standalone_head(cfg: EasyDict) -> TrainedCentersHead:
+    """The head for training without a teacher: head(student, labels) -> HeadOutput. Needs cfg.num_classes."""
+    return TrainedCentersHead(_build_softmax(cfg), initial_centers(cfg))
+
+
+def _build_softmax(cfg: EasyDict) -> MarginSoftmax:
+    return MarginSoftmax(MARGINS[cfg.loss].from_config(cfg), cfg.s)
+
+
 def initial_centers(cfg: EasyDict) -> Tensor:
     """Random centers [num_classes, embedding_size]: normal, standard deviation 0.01, from cfg.seed."""
     generator = torch.Generator().manual_seed(cfg.seed)
@@ -23,31 +57,14 @@ def initial_centers(cfg: EasyDict) -> Tensor:
 
 
 def teacher_centers(cfg: EasyDict) -> Tensor:
-    """The class centers in the teacher's header.pth, [num_classes, embedding_size]. Raises WeightsError."""
+    """The class centers [num_classes, embedding_size] from the teacher's header file. Raises WeightsError."""
     path = cfg.pretrained_teacher_header_path
-    if not path:
-        raise WeightsError("centers = 'fixed' needs pretrained_teacher_header_path, the teacher's header.pth")
     state = read_state_dict(path)
-    wanted = [cfg.embedding_size, cfg.num_classes]
-    if "kernel" not in state or list(state["kernel"].shape) != wanted:
+    expected = [cfg.embedding_size, cfg.num_classes]
+    if "kernel" not in state or list(state["kernel"].shape) != expected:
         found = f"kernel {list(state['kernel'].shape)}" if "kernel" in state else f"no kernel but {', '.join(state)}"
         raise WeightsError(
-            f"{path}: has {found} where kernel [embedding_size, num_classes] = {wanted} is needed: "
-            "the header must come from the teacher and the same record set"
+            f"{path}: has {found} (expected kernel {expected}, that is [embedding_size, num_classes]); "
+            "take the header of the teacher that was trained on this record set"
         )
     return state["kernel"].float().t().contiguous()
-
-
-def build_head(cfg: EasyDict) -> AdaDistillHead:
-    """The head under a teacher: head(student, teacher, labels) -> loss and stats. Needs cfg.num_classes."""
-    centers = resolve_name(names.CENTERS[cfg.centers])(cfg)
-    return AdaDistillHead(cfg, _softmax(cfg), centers, moving=cfg.centers == "ema")
-
-
-def build_standalone_head(cfg: EasyDict) -> TrainedCentersHead:
-    """The head without a teacher: head(student, labels) -> loss and stats. Needs cfg.num_classes."""
-    return TrainedCentersHead(_softmax(cfg), initial_centers(cfg))
-
-
-def _softmax(cfg: EasyDict) -> MarginSoftmax:
-    return MarginSoftmax(MARGINS[cfg.loss](cfg), cfg.s)

@@ -1,75 +1,122 @@
 """Class centers as running averages of teacher embeddings (AdaDistill: Boutros, Struc, Damer, ECCV 2024)."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from utils.distributed import all_gather
 
 FLOOR = 1e-6
-_ROWS = 65536  # centers normalised at a time: no second float32 copy of them all
+ROWS_PER_BLOCK = 65536  # centers normalised at a time, so that no second float32 copy of all of them is needed
 
 
-def confidences(centers: Tensor, student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """conf_t = clamp(cos(w_y, f_t), 1e-6, 1) and cos_st = cos(f_s, f_t); all [B]."""
-    conf_t = F.cosine_similarity(centers[labels], teacher, eps=1e-12).clamp(FLOOR, 1)
-    return conf_t, F.cosine_similarity(student, teacher, eps=1e-12)
+def confidence(w_y: Tensor, f_t: Tensor) -> Tensor:
+    """conf_t = clamp(cos(w_y, f_t), 1e-6, 1). The samples' centers [B, D], teacher embeddings [B, D] -> [B]."""
+    return F.cosine_similarity(w_y, f_t, eps=1e-12).clamp(FLOOR, 1)
+
+
+def similarity(f_s: Tensor, f_t: Tensor) -> Tensor:
+    """cos_st = cos(f_s, f_t). Student and teacher embeddings [B, D] -> [B]."""
+    return F.cosine_similarity(f_s, f_t, eps=1e-12)
 
 
 def update_weight(conf_t: Tensor, cos_st: Tensor, adaptive: bool) -> Tensor:
-    """alpha, how much of the old center stays: clamp(cos_st * conf_t, 1e-6, 1), or of cos_st alone. [B]."""
+    """alpha = clamp(cos_st * conf_t, 1e-6, 1), the share of the old center that stays. [B] -> [B].
+
+    With `adaptive` False (the config's adaptive_alpha), alpha = clamp(cos_st, 1e-6, 1).
+    """
     return (cos_st * conf_t if adaptive else cos_st).clamp(FLOOR, 1)
 
 
-@torch.no_grad()
-def move_centers(centers: Tensor, teacher: Tensor, labels: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
-    """In place, for each class c of the global batch: w_c <- mean(alpha_i) w_c + mean((1 - alpha_i) hat f_t,i).
+def class_means(values: Tensor, labels: Tensor) -> Tensor:
+    """For each row of `values` [B, n], the mean of the rows that have its label. labels [B] -> [B, n].
 
-    centers [C, D]; teacher [B, D] raw, labels [B], alpha [B]: this rank's part of the batch. Every rank gathers the
-    whole batch and does the same arithmetic on it in the same order, so the centers stay bit-equal everywhere.
-    A batch with a number that is not finite moves none. Returns the labels [global B], and their centers as they were.
+    Rows with the same label get bit-equal means. The sums are one small matrix product, [B, B] by [B, n], because it is
+    deterministic on GPUs, where scatter-adds are not, and because the host never waits for the device.
     """
-    target = (1 - alpha)[:, None] * F.normalize(teacher, eps=1e-12)
-    labels, alpha, target = all_gather(labels), all_gather(alpha), all_gather(target)
-    values = torch.cat([alpha[:, None], target], 1)  # [B, 1 + D]
-    # Means over equal labels as one small product, [B, B] by [B, 1 + D]: no host synchronisation, and deterministic on
-    # GPUs, which scatter-adds are not. All samples of a class then take the row of its first one.
-    same = labels[:, None] == labels[None, :]
-    weights = same.to(alpha.dtype)
-    with torch.autocast(centers.device.type, enabled=False):
+    same = labels[:, None] == labels[None, :]  # [B, B]
+    weights = same.to(values.dtype)
+    with torch.autocast(values.device.type, enabled=False):
         means = (weights @ values) / weights.sum(1, keepdim=True)
     positions = torch.arange(len(labels), device=labels.device)
-    first = torch.where(same, positions, len(labels)).amin(1)
-    means, before = means[first], centers[labels]
-    centers[labels] = torch.where(values.isfinite().all(), means[:, :1] * before + means[:, 1:], before)
-    return labels, before
+    first = torch.where(same, positions, len(labels)).amin(1)  # [B], the first row with the same label
+    return means[first]
+
+
+@torch.no_grad()
+def move_centers(centers: Tensor, f_t: Tensor, labels: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """In place, for each class c of the global batch: w_c <- mean(alpha_i) w_c + mean((1 - alpha_i) hat f_t,i).
+
+    centers [C, D]; f_t [B, D] raw, labels [B] and alpha [B] are this rank's part of the batch. Every rank gathers the
+    global batch and does the same arithmetic on it in the same order, so the centers are bit-equal on all ranks. A
+    global batch with a number that is not finite moves no center.
+
+    Returns the labels [global B] and the old centers [global B, D] of these labels.
+    """
+    pull = (1 - alpha)[:, None] * F.normalize(f_t, eps=1e-12)  # [B, D]
+    labels, alpha, pull = all_gather(labels), all_gather(alpha), all_gather(pull)
+    values = torch.cat([alpha[:, None], pull], 1)  # [global B, 1 + D]
+    means = class_means(values, labels)
+    old = centers[labels]
+    new = means[:, :1] * old + means[:, 1:]
+    centers[labels] = torch.where(values.isfinite().all(), new, old)
+    return labels, old
 
 
 class UnitCenters:
-    """The centers at unit length in the type that products run in, kept beside them: derived, and in no file.
+    """The centers at unit length, in the data type of the matrix products.
 
-    Made anew whenever the centers are another tensor, or were changed otherwise than by a step, or another type is
-    asked for; after a step only the touched rows are.
+    They are derived from the centers, kept between steps and not saved. A step updates only the rows that it moved.
+    All rows are computed again after any other change: another tensor, another data type, or an in-place edit.
     """
 
     def __init__(self) -> None:
         self._unit: Tensor | None = None
-        self._centers: Tensor | None = None
-        self._version = -1
+        self._guard: Any = None  # autograd node that has saved the centers
 
-    def of(self, centers: Tensor) -> Tensor:
-        """[C, D] in autocast's type where that is on, else in that of `centers` [C, D]."""
-        kind = centers.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else centers.dtype
-        if self._centers is not centers or self._version != centers._version or self._unit.dtype != dtype:
+    def get(self, centers: Tensor) -> Tensor:
+        """The unit centers [C, D] of `centers` [C, D]; their data type is autocast's where autocast is on."""
+        device = centers.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else centers.dtype
+        if not self._up_to_date(centers, dtype):
             with torch.inference_mode(False), torch.no_grad():  # later steps write to it
                 self._unit = torch.empty_like(centers, dtype=dtype)
-                for rows, unit in zip(centers.split(_ROWS), self._unit.split(_ROWS), strict=True):
+                for rows, unit in zip(centers.split(ROWS_PER_BLOCK), self._unit.split(ROWS_PER_BLOCK), strict=True):
                     unit.copy_(F.normalize(rows, eps=1e-12))
-            self._centers, self._version = centers, centers._version
+            self._guard = _InPlaceGuard.of(centers)
         return self._unit
 
-    def renew(self, labels: Tensor) -> None:
-        """The centers of `labels` were moved, and no other."""
-        self._unit[labels] = F.normalize(self._centers[labels], eps=1e-12).to(self._unit.dtype)
-        self._version = self._centers._version
+    def update_rows(self, centers: Tensor, labels: Tensor) -> None:
+        """Follow a change of the rows `labels` of `centers`, the only change since the last call."""
+        self._unit[labels] = F.normalize(centers[labels], eps=1e-12).to(self._unit.dtype)
+        self._guard = _InPlaceGuard.of(centers)
+
+    def _up_to_date(self, centers: Tensor, dtype: torch.dtype) -> bool:
+        if self._unit is None or self._unit.dtype != dtype:
+            return False
+        try:
+            (saved,) = self._guard.saved_tensors
+        except RuntimeError:  # autograd's answer where a saved tensor was changed in place
+            return False
+        return saved is centers
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return UnitCenters, ()  # copies and pickles of a head start without them
+
+
+class _InPlaceGuard(torch.autograd.Function):
+    """Saves a tensor as if for a backward pass: reading `saved_tensors` then fails if it was changed in place since."""
+
+    @staticmethod
+    def of(tensor: Tensor) -> Any:
+        """The autograd node that has saved `tensor`, without a copy."""
+        with torch.inference_mode(False), torch.enable_grad():
+            return _InPlaceGuard.apply(torch.zeros((), requires_grad=True), tensor).grad_fn
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, start: Tensor, tensor: Tensor) -> Tensor:
+        ctx.save_for_backward(tensor)
+        return start.clone()

@@ -1,20 +1,53 @@
-"""The geometry-aware term: a penalty P per sample that enlarges AdaFace's margin by w * ramp * P."""
+"""The geometry-aware term: geo = w * ramp * P enlarges AdaFace's margin by a penalty P per sample.
+
+GEOMETRY in config/names.py names the functions of the config at the end of this file. Each returns P as a function of
+conf_t [B] and cos_st [B].
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 from easydict import EasyDict
 from torch import Tensor
 
-
-def adaptive(conf_t: Tensor, cos_st: Tensor, cfg: EasyDict) -> Tensor:
-    """P = k * relu(conf_t - cos_st) * conf_t: the teacher is sure and the student not yet there. [B] -> [B]."""
-    return cfg.geom_margin_k * (conf_t - cos_st).relu() * conf_t
+Penalty = Callable[[Tensor, Tensor], Tensor]
 
 
-def static(conf_t: Tensor, cos_st: Tensor, cfg: EasyDict) -> Tensor:
-    """P = relu([cos_st < mask] * clamp(k * (1 - cos_st), 0, 1) - baseline): the first version. [B] -> [B]."""
-    difference = (cfg.geom_margin_k * (1 - cos_st)).clamp(0, 1)
-    return ((cos_st < cfg.geom_margin_mask) * difference - cfg.geom_margin_baseline).relu()
+def adaptive_penalty(conf_t: Tensor, cos_st: Tensor, k: float) -> Tensor:
+    """P = k * relu(conf_t - cos_st) * conf_t: large where the teacher is confident and the student lags behind. [B]."""
+    return k * (conf_t - cos_st).relu() * conf_t
+
+
+def static_penalty(conf_t: Tensor, cos_st: Tensor, k: float, mask: float, baseline: float) -> Tensor:
+    """P = relu([cos_st < mask] * clamp(k * (1 - cos_st), 0, 1) - baseline), the method's first version. [B]."""
+    distance = (k * (1 - cos_st)).clamp(0, 1)
+    return ((cos_st < mask) * distance - baseline).relu()
 
 
 def ramp(epoch: float, warmup_epoch: float) -> float:
-    """min(1, epoch / warmup_epoch) of the fractional epoch; 1 where there is no warm-up."""
+    """min(1, epoch / warmup_epoch) of the fractional epoch; 1 without a warm-up."""
     return 1.0 if warmup_epoch <= 0 else min(1.0, epoch / warmup_epoch)
+
+
+class GeometryTerm(NamedTuple):
+    """geo = w * ramp * P."""
+
+    penalty: Penalty
+    w: float
+    warmup_epoch: float
+
+    def __call__(self, conf_t: Tensor, cos_st: Tensor, epoch: float) -> tuple[Tensor, Tensor]:
+        """conf_t [B], cos_st [B], fractional epoch -> P [B] and geo [B]."""
+        penalty = self.penalty(conf_t, cos_st)
+        return penalty, self.w * ramp(epoch, self.warmup_epoch) * penalty
+
+
+def adaptive(cfg: EasyDict) -> Penalty:
+    """The method's penalty, with the config's k."""
+    return partial(adaptive_penalty, k=cfg.geom_margin_k)
+
+
+def static(cfg: EasyDict) -> Penalty:
+    """The first version's penalty, with the config's k, mask and baseline."""
+    return partial(static_penalty, k=cfg.geom_margin_k, mask=cfg.geom_margin_mask, baseline=cfg.geom_margin_baseline)

@@ -1,10 +1,15 @@
-"""Margins: what happens to the target's cosine. None of them knows where the centers come from.
+"""Margins: how the target's cosine changes. They know neither the centers nor the teacher.
 
-Each is a module called as margin(cos_y, norm, norms, geo) -> (target, margin):
-cos_y [B], the cosine between an embedding and its own center, within [-bound, bound]; norm [B], the lengths of the raw
-student embeddings; norms [global B], those of all ranks; geo [B], the weighted geometry penalty; target [B], the cosine
-with the margin in it; margin [B], what the margin amounts to (radians or cosine), for the log. `bound` is what every
-cosine is clamped to.
+A margin is a module that is called as margin(cos_y, norm, norms, geo) -> (target, margin), with
+
+- cos_y [B]: cosine between each embedding and the center of its class, clamped to [-bound, bound];
+- norm [B]: lengths of this rank's raw student embeddings, without gradient;
+- norms [global B]: the same of all ranks;
+- geo [B]: the geometry-aware term, without gradient;
+- target [B]: the target's cosine with the margin in it;
+- margin [B]: the size of the margin (radians or cosine), for the log.
+
+To add a margin, write a subclass of Margin in a new file and name it in MARGINS in config/names.py.
 """
 
 import math
@@ -15,15 +20,25 @@ from torch import Tensor, nn
 
 
 class Margin(nn.Module):
-    """What the margins share: `m`, `bound` and whether the geometry term acts in it."""
+    """Base class of margins."""
 
-    bound = 1.0
-    takes_geometry = False
-    default_m = 0.0
+    default_m = 0.0  # where the config has m = None
+    bound = 1.0  # all cosines, not only the target's, are clamped to [-bound, bound]
+    takes_geometry = False  # whether `geo` has an effect
 
-    def __init__(self, cfg: EasyDict) -> None:
+    def __init__(self, m: float) -> None:
         super().__init__()
-        self.m = self.default_m if cfg.m is None else float(cfg.m)
+        self.m = m
+
+    @classmethod
+    def from_config(cls, cfg: EasyDict) -> "Margin":
+        """The margin with the config's values. Override it in a subclass that takes more than m."""
+        return cls(cls.m_of(cfg))
+
+    @classmethod
+    def m_of(cls, cfg: EasyDict) -> float:
+        """The config's m, or the margin's own default for m = None."""
+        return cls.default_m if cfg.m is None else float(cfg.m)
 
 
 class MLLoss(Margin):
@@ -48,15 +63,21 @@ class ArcFace(Margin):
     default_m = 0.45
 
     def forward(self, cos_y: Tensor, norm: Tensor, norms: Tensor, geo: Tensor) -> tuple[Tensor, Tensor]:
-        # cos(theta + m) by the addition theorem. The floor under sin^2 keeps the gradient finite at cos_y = +-1.
+        # cos(theta + m) = cos(theta) cos(m) - sin(theta) sin(m). The lower limit of sin^2 keeps the gradient finite
+        # where cos_y is 1 or -1.
         sin_y = (1 - cos_y * cos_y).clamp_min(torch.finfo(cos_y.dtype).eps).sqrt()
         return cos_y * math.cos(self.m) - sin_y * math.sin(self.m), torch.full_like(norm, self.m)
 
 
 class AdaFace(Margin):
-    """A margin that follows image quality, measured by the norm (Kim, Jain, Liu, CVPR 2022), plus the geometry term.
+    """A margin that follows the image quality, measured by the norm n (Kim, Jain, Liu, CVPR 2022), and `geo`.
 
-    z = clamp(h * (norm - mu) / (sigma + eps) + geo, -1, 1); target = cos(theta - m z) - (m + m z).
+    z = clamp(h * (clamp(n, 1e-3, 100) - mu) / (sigma + eps) + geo, -1, 1)
+    target = cos(clamp(theta - m z, eps, pi - eps)) - (m + m z), theta = arccos(cos_y)
+
+    mu and sigma are running averages of the mean and the unbiased standard deviation of the norms of a global batch:
+    new = t_alpha * batch + (1 - t_alpha) * old. They are the buffers `batch_mean` and `batch_std`, named as in
+    published header files. Training mode updates them before it uses them.
     """
 
     eps = 1e-3
@@ -64,24 +85,32 @@ class AdaFace(Margin):
     takes_geometry = True
     default_m = 0.4
 
-    def __init__(self, cfg: EasyDict) -> None:
-        super().__init__(cfg)
-        self.h, self.t_alpha = cfg.h, cfg.t_alpha
+    def __init__(self, m: float, h: float, t_alpha: float) -> None:
+        super().__init__(m)
+        self.h, self.t_alpha = h, t_alpha
         self.register_buffer("batch_mean", torch.full((1,), 20.0))
         self.register_buffer("batch_std", torch.full((1,), 100.0))
+
+    @classmethod
+    def from_config(cls, cfg: EasyDict) -> "AdaFace":
+        return cls(cls.m_of(cfg), cfg.h, cfg.t_alpha)
 
     def forward(self, cos_y: Tensor, norm: Tensor, norms: Tensor, geo: Tensor) -> tuple[Tensor, Tensor]:
         if self.training:
             self.update_statistics(norms)
-        scaled = self.h * (norm.clamp(1e-3, 100) - self.batch_mean) / (self.batch_std + self.eps)
-        z = (scaled + geo).clamp(-1, 1)
-        theta = (cos_y.arccos() - self.m * z).clamp(self.eps, math.pi - self.eps)
-        return theta.cos() - (self.m + self.m * z), self.m + self.m * z
+        m, eps, mu, sigma = self.m, self.eps, self.batch_mean, self.batch_std
+        z = (self.h * (norm.clamp(1e-3, 100) - mu) / (sigma + eps) + geo).clamp(-1, 1)
+        theta, margin = cos_y.arccos(), m + m * z
+        return (theta - m * z).clamp(eps, math.pi - eps).cos() - margin, margin
 
     @torch.no_grad()
     def update_statistics(self, norms: Tensor) -> None:
-        """Move the running mean and deviation towards those of the global batch's clamped norms; norms [global B]."""
-        finite, norms = norms.isfinite().all(), norms.clamp(1e-3, 100)  # a batch that overflowed leaves them alone
-        self.batch_mean.copy_(torch.where(finite, self.batch_mean.lerp(norms.mean(), self.t_alpha), self.batch_mean))
+        """Move mu and sigma towards the statistics of the norms [global B].
+
+        sigma stays where the global batch has one sample, and both stay where a norm is not finite.
+        """
+        finite, norms = norms.isfinite().all(), norms.clamp(1e-3, 100)
+        mu, sigma = self.batch_mean, self.batch_std
+        mu.copy_(torch.where(finite, mu.lerp(norms.mean(), self.t_alpha), mu))
         if len(norms) > 1:
-            self.batch_std.copy_(torch.where(finite, self.batch_std.lerp(norms.std(), self.t_alpha), self.batch_std))
+            sigma.copy_(torch.where(finite, sigma.lerp(norms.std(), self.t_alpha), sigma))

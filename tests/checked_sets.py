@@ -30,7 +30,7 @@ def real_faces(face_data: Path) -> tuple[list[bytes], np.ndarray]:
     labels = dataset.read_labels(np.arange(len(dataset)))
     several = np.flatnonzero(np.bincount(labels) >= 2)[:24]
     positions = np.concatenate([np.flatnonzero(labels == label)[:2] for label in several])
-    return [bytes(dataset.read(int(position)).data) for position in positions], np.repeat(np.arange(24), 2)
+    return [bytes(dataset.read(int(position))[0]) for position in positions], np.repeat(np.arange(24), 2)
 
 
 def teacher_settings(face_data: Path) -> list[str]:

@@ -1,7 +1,7 @@
-"""What tests share: the folder of real faces, small sets made on the fly, scripts run as users run them, and the table
-of what the suite of faults (tests/faults) tried and what survived.
+"""Fixtures for all tests: real faces, small sets, scripts run as users run them, and the table of injected faults.
 
-Its short form runs with all other tests. The long form: FAULTS=long ./run_tests.sh tests/faults
+The fault tests (tests/faults) have a short form, which runs with all other tests, and a long form:
+FAULTS=long ./run_tests.sh tests/faults
 """
 
 import atexit
@@ -21,9 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import data  # noqa: F401 (before the tests import OpenCV, which reads the limit when it is loaded)
 
-os.environ["OMP_NUM_THREADS"] = "1"  # of the scripts that tests start: the arithmetic does not depend on the machine
+# For the scripts that tests start: their arithmetic must not depend on the number of cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
-# Scripts start as forks of a process that has imported what takes seconds, none of it ours.
+# Scripts start as forks of a process that has imported the slow packages, but nothing of this repository.
 WARM = multiprocessing.get_context("forkserver")
 WARM.set_forkserver_preload(
     ["torch._dynamo", "torch.utils.tensorboard", "sklearn.metrics", "sklearn.model_selection", "matplotlib.figure",
@@ -33,7 +34,7 @@ WARM.set_forkserver_preload(
 
 @pytest.fixture(scope="session")
 def face_data() -> Path:
-    """The folder with real faces, from the environment variable FACE_DATA."""
+    """The folder with real faces that the environment variable FACE_DATA names."""
     if "FACE_DATA" not in os.environ:
         pytest.skip("FACE_DATA is not set: the folder with real faces is needed")
     return Path(os.environ["FACE_DATA"])
@@ -59,7 +60,7 @@ def run_script(*arguments: str | Path, ranks: int = 0, cwd: Path | None = None) 
 
 
 def _run(script: list[str], cwd: Path, environment: dict[str, str], outputs: list[Path]) -> None:
-    """In a fork of the warm process: what `python SCRIPT ...` does."""
+    """Do what `python SCRIPT ...` does, in a fork of the warm process."""
     for output, stream in zip(outputs, (sys.stdout, sys.stderr), strict=True):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream.fileno())
     multiprocessing.set_start_method(None, force=True)
@@ -100,9 +101,29 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [f"{key}={value}" for key, value in settings.items()]
 
 
+@pytest.fixture(scope="session")
+def cached(small_run, tmp_path_factory) -> Path:
+    """The file with the teacher's embeddings of the small set, made by one process."""
+    path = tmp_path_factory.mktemp("cache") / "teacher.npy"
+    done = run_script("train/cache_teacher.py", *small_run, f"teacher_embeddings={path}")
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.fixture(scope="session")
+def images() -> np.ndarray:
+    """uint8 [8, 112, 112, 3]: seven drawn faces, and noise, which overshoots and rounds the most."""
+    from data.images import decode_rgb
+    from demo.make_demo_data import encoded_face
+
+    faces = [decode_rgb(encoded_face((0, identity, 0, 0.3)), "face") for identity in range(7)]
+    noise = np.random.default_rng(0).integers(0, 256, faces[0].shape, dtype=np.uint8)
+    return np.stack([*faces, noise])
+
+
 @pytest.fixture
 def scratch() -> Iterator[Path]:
-    """A folder for what is large: it goes as soon as the test ends."""
+    """A folder for large files, removed as soon as the test ends."""
     with TemporaryDirectory() as name:
         yield Path(name)
 
@@ -113,13 +134,13 @@ LONG = os.environ.get("FAULTS", "") == "long"
 
 
 def size(short: int, long: int) -> int:
-    """How often to try, in the form that runs."""
+    """How often to try, in the short or the long form."""
     return long if LONG else short
 
 
 @pytest.fixture
 def tried(record_property: Callable[[str, object], None]) -> Callable[[str, int, int], None]:
-    """tried(what, times, survived): a line of the table; fails the test where not all survived."""
+    """tried(what, times, survived): add a line to the table; the test fails if not all survived."""
 
     def add(what: str, times: int, survived: int) -> None:
         record_property("tried", (what, int(times), int(survived)))  # no NumPy numbers: xdist sends them

@@ -1,4 +1,4 @@
-"""A hub of our own on 127.0.0.1: answers what huggingface_hub asks of huggingface.co, well or badly, as it is told."""
+"""A stand-in for huggingface.co on 127.0.0.1, which answers correctly or with the faults that a test sets."""
 
 import hashlib
 import json
@@ -13,20 +13,20 @@ FIRST = "1a" * 20  # a commit
 
 
 class FakeHub(ThreadingHTTPServer):
-    """Answers from memory what huggingface_hub asks of huggingface.co, and keeps what it was asked."""
+    """Answers the requests of huggingface_hub from memory, and records them."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.commits: dict[str, dict[str, dict[str, bytes]]] = {}  # repository, commit, file
         self.branches: dict[tuple[str, str], str] = {}
-        self.later: dict[tuple[str, str], str] = {}  # what the branches become once a description was downloaded
+        self.later: dict[tuple[str, str], str] = {}  # new commits of branches after a description was downloaded
         self.asked: list[str] = []  # "METHOD file"
         self.authorizations: set[str | None] = set()
-        self.refusal: tuple[int, dict[str, str]] | None = None  # what everything is answered by
-        self.cut = 0  # so many downloads of weights break off halfway
-        self.announced = 0  # bytes by which the weights' size is announced too large
-        self.xet = False  # the weights lie in Hugging Face's Xet storage
+        self.refusal: tuple[int, dict[str, str]] | None = None  # status and headers of all answers
+        self.cut = 0  # number of downloads of weights that break off halfway
+        self.announced = 0  # bytes that are added to the size of the weights in the headers
+        self.xet = False  # whether the weights are in Hugging Face's Xet storage
         Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     def publish(

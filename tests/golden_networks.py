@@ -1,4 +1,4 @@
-"""Settings, the golden networks (their keys, weights and embeddings), and how tests hold a network against them."""
+"""Golden networks (key names, weights, embeddings), and how tests compare a network with them."""
 
 import json
 import os
@@ -20,12 +20,12 @@ def settings(**changes) -> EasyDict:
 
 
 def golden_keys(name: str) -> dict[str, list[int]]:
-    """Key names and shapes of the published files; CVLFace's start with model.net."""
+    """Key names and shapes of the published files. Those of CVLFace start with model.net."""
     return json.loads((GOLDEN / f"{name}_keys.json").read_text())
 
 
 def recipe(key: str, shape: list[int]) -> torch.Tensor:
-    """The numbers that tests/golden/README.md prescribes for the tensor of this name."""
+    """The numbers that tests/golden/README.md defines for a tensor of this name and shape."""
     rng, last = np.random.default_rng(zlib.crc32(key.encode())), key.split(".")[-1]
     if last == "num_batches_tracked":
         return torch.zeros((), dtype=torch.int64)
@@ -41,7 +41,7 @@ def recipe(key: str, shape: list[int]) -> torch.Tensor:
 
 
 def golden_case(name: str) -> tuple[torch.Tensor, np.ndarray]:
-    """Images [2, 3, 112, 112] and the embeddings [2, 512] that they must give, in float64."""
+    """Images [2, 3, 112, 112] and their golden embeddings [2, 512], in float64."""
     family = "cvlface_ir" if name.startswith("cvlface") else "iresnet"
     arrays = np.load(GOLDEN / f"{family}_expected.npz")
     return torch.from_numpy(arrays["input"]).double(), arrays[name.removeprefix("cvlface_")]
@@ -52,9 +52,9 @@ def embed(network: torch.nn.Module, images: torch.Tensor) -> np.ndarray:
     return network(images.to(next(network.parameters()).dtype)).numpy()
 
 
-def assert_same(found: np.ndarray, wanted: np.ndarray, tolerance: float = 1e-6) -> None:
-    assert found.shape == wanted.shape
-    assert abs(found - wanted).max() < tolerance * abs(wanted).max()
+def assert_same(embeddings: np.ndarray, expected: np.ndarray, tolerance: float = 1e-6) -> None:
+    assert embeddings.shape == expected.shape
+    assert abs(embeddings - expected).max() < tolerance * abs(expected).max()
 
 
 # --- CVLFace's releases ----------------------------------------------------------------------------------------

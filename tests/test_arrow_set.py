@@ -9,7 +9,7 @@ from arrow_sets import COUNT, datasets, face, numbers, png, write_pairs, write_s
 
 from data.arrow_set import INTEGERS, ArrowSetError, ArrowVerificationSet, TemplateSet
 from data.images import fit
-from data.loader import keep_batch
+from data.workers import keep_batch
 from utils.errors import InputError
 
 

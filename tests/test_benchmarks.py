@@ -1,4 +1,4 @@
-"""The benchmarks at a small size: they run, and print the table that their figures are copied from."""
+"""Benchmarks at a small size: each runs and prints its table."""
 
 import sys
 
@@ -12,7 +12,7 @@ SMALL = ["teacher=cvlface_ir18", "width=0.125", "dtype=float32"]
 
 @pytest.fixture
 def table(monkeypatch, capsys):
-    """Runs a benchmark with arguments; gives the rows of its table, a list of cells each, without the head."""
+    """Runs a benchmark with arguments and returns the rows of its table as lists of cells, without the header."""
 
     def run(module, *arguments: str) -> list[list[str]]:
         monkeypatch.setattr(sys, "argv", [module.__file__, *arguments])
@@ -25,27 +25,31 @@ def table(monkeypatch, capsys):
     return run
 
 
-def test_head(table):
+def test_the_head_benchmark_prints_its_table(table):
     rows = table(head, "--batch=8", "--classes=3000", "--rounds=1", "--no-plain")
-    assert [row[2] for row in rows] == ["the two products", "ours"]
+    assert [row[2] for row in rows] == ["the two products", "this repository"]
     assert float(rows[1][4]) > 0 and float(rows[1][5]) < 0.1
 
 
-def test_input(table):
+def test_the_input_benchmark_prints_its_table(table):
     rows = table(reading, "--images=64", "--batch=16", "--workers", "1", "--rounds=1")
-    assert [row[0] for row in rows] == ["OpenCV alone", "plain, 1 worker", "ours, 0 workers", "ours, 1 workers"]
+    assert [row[0] for row in rows] == [
+        "OpenCV alone", "plain, 1 worker", "this repository, 0 workers", "this repository, 1 worker"
+    ]  # fmt: skip
     assert float(rows[0][2]) == 1 and all(float(row[2]) > 0 for row in rows)
 
 
-def test_step(table):
+def test_the_step_benchmark_prints_its_table(table):
     rows = table(step, *SMALL, "--batch=4", "--classes=50", "--rounds=1", "--teacher", "cached", "live")
-    kinds = ["student alone", "ours", "plain"]
-    assert [row[2:4] for row in rows] == [[teacher, kind] for teacher in ("cached", "live") for kind in kinds]
+    names = ["student alone", "this repository", "plain"]
+    assert [row[2:4] for row in rows] == [[teacher, name] for teacher in ("cached", "live") for name in names]
     assert all(float(row[6]) > 0 for row in rows)
 
 
-def test_epoch(table):
+def test_the_epoch_benchmark_prints_its_table(table):
     rows = table(epoch, "--images=12", "--classes=50", "--steps=3", "batch_size=4", *SMALL)
-    assert [row[0] for row in rows] == ["plain, live teacher", "ours, live teacher", "ours, cached teacher"]
+    assert [row[0] for row in rows] == [
+        "plain, live teacher", "this repository, live teacher", "this repository, cached teacher"
+    ]  # fmt: skip
     rates, hours = ([float(row[column].replace(",", "")) for row in rows] for column in (1, 3))
     assert hours == pytest.approx([26 * 5_822_653 / 3600 / rate for rate in rates], rel=0.05)

@@ -1,4 +1,4 @@
-"""The head by blocks of classes: equal to the plain head, small in memory, and never waiting for the device."""
+"""Cross-entropy by blocks of classes: equal to the plain head, in little memory, and without waiting for the device."""
 
 import subprocess
 import sys
@@ -8,40 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
-from easydict import EasyDict
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from trained_head import BATCH, SIZE, batch, settings, trained_head
 
 from benchmarks.plain import make_plain
-from config import load_config
 from heads import MARGINS, build_head, build_standalone_head, cross_entropy
-
-CLASSES, SIZE, BATCH = 1000, 24, 16
-
-
-def settings(*overrides: str) -> EasyDict:
-    return load_config(overrides=["dataset=custom", f"num_classes={CLASSES}", f"embedding_size={SIZE}", *overrides])
-
-
-def trained_head(*overrides: str) -> torch.nn.Module:
-    """A head whose centers spread as after training, some of them twice."""
-    head = build_head(settings(*overrides))
-    centers = torch.randn(CLASSES, SIZE, generator=torch.Generator().manual_seed(1))
-    centers[500:510] = centers[:10]
-    head.set_centers(centers)
-    head.set_epoch(1.0)
-    return head
-
-
-def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Student and teacher near their centers; labels on the first and last class, at the edges of blocks, and twice."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.tensor([0, 0, 511, 512, 999, 63, 64, 127, 128, 3, 505, 505, 700, 701, 702, 999])
-    centers = trained_head().centers[labels]
-    student, teacher = (4 * centers + 2 * torch.randn(BATCH, SIZE, generator=generator) for _ in range(2))
-    student[0] = 3 * centers[0]  # on its own center
-    student[1] = 3 * trained_head().centers[8]  # on another's, which two classes share: outside AdaFace's bounds
-    student[2] = -3 * trained_head().centers[9]
-    return student, teacher, labels
 
 
 def step(head: torch.nn.Module, seed: int, dtype: torch.dtype, autocast: torch.dtype | None = None):
@@ -57,7 +28,7 @@ def step(head: torch.nn.Module, seed: int, dtype: torch.dtype, autocast: torch.d
 @pytest.mark.parametrize("block", [1, 64, 333, 8192])
 @pytest.mark.parametrize("loss", MARGINS)
 def test_loss_and_gradient_equal_the_plain_head(loss, block, monkeypatch):
-    monkeypatch.setitem(cross_entropy.CLASSES_A_BLOCK, "cpu", block)
+    monkeypatch.setitem(cross_entropy.CLASSES_PER_BLOCK, "cpu", block)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
         head, reference = trained_head(f"loss={loss}").to(dtype), make_plain(trained_head(f"loss={loss}").to(dtype))
         for seed in range(2):
@@ -69,12 +40,12 @@ def test_loss_and_gradient_equal_the_plain_head(loss, block, monkeypatch):
             assert rows.max() < 100 * tolerance
 
 
-@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])  # by float32 products, and by those of the type itself
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])  # without and with fast products in bfloat16
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("loss", MARGINS)
-def test_narrow_types_err_no_more_than_the_plain_head_in_them(loss, dtype, capability, monkeypatch):
+def test_bfloat16_and_float16_are_about_as_exact_as_the_plain_head_in_them(loss, dtype, capability, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setitem(cross_entropy.CLASSES_A_BLOCK, "cpu", 100)
+    monkeypatch.setitem(cross_entropy.CLASSES_PER_BLOCK, "cpu", 100)
     exact = make_plain(trained_head(f"loss={loss}").double())
     narrow, reference = trained_head(f"loss={loss}"), make_plain(trained_head(f"loss={loss}"))
     for seed in range(2):
@@ -87,9 +58,9 @@ def test_narrow_types_err_no_more_than_the_plain_head_in_them(loss, dtype, capab
         assert errors[0][1] < 1.5 * errors[1][1] + 1e-3 * wanted_gradient.norm()
 
 
-def test_a_row_far_below_the_others_keeps_its_digits(monkeypatch):
-    """Logits of -80 and less underflow but under a running maximum of their own row."""
-    monkeypatch.setitem(cross_entropy.CLASSES_A_BLOCK, "cpu", 2)
+def test_a_row_with_logits_far_below_those_of_the_others_stays_exact(monkeypatch):
+    """Without a running maximum for each row, exp of logits below -80 would underflow."""
+    monkeypatch.setitem(cross_entropy.CLASSES_PER_BLOCK, "cpu", 2)
     unit = F.normalize(torch.tensor([[-1.0, -0.1], [-1.0, 0.1]]))
     centers = F.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.02], [1.0, 0.03], [1.0, 0.05], [1.0, 0.06]]))
     labels, target = torch.tensor([4, 0]), torch.tensor([-1.0, -1.0])
@@ -98,107 +69,60 @@ def test_a_row_far_below_the_others_keeps_its_digits(monkeypatch):
     torch.testing.assert_close(found.double(), F.cross_entropy(logits, labels, reduction="none"), rtol=1e-5, atol=0)
 
 
-def test_the_standalone_head_gives_the_loss_of_the_head_under_a_teacher():
-    """One softmax, by blocks and plainly: the same centers, fixed here and trained there."""
-    under_teacher, alone = trained_head("use_geom_margin=False").eval(), build_standalone_head(settings()).eval()
-    alone.set_centers(under_teacher.centers)
+@pytest.mark.parametrize("bound", [0.3, 1.0])
+def test_the_gradient_is_that_of_the_loss(bound, monkeypatch):
+    """Against finite differences, with some cosines beyond the bound."""
+    monkeypatch.setitem(cross_entropy.CLASSES_PER_BLOCK, "cpu", 4)
+    generator = torch.Generator().manual_seed(0)
+    unit, centers = (F.normalize(torch.randn(n, 5, generator=generator, dtype=torch.float64)) for n in (6, 11))
+    target = torch.rand(6, generator=generator, dtype=torch.float64)
+    labels = torch.arange(6)
+
+    def loss(unit: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return cross_entropy.block_cross_entropy(unit, target, centers, labels, 4.0, bound)
+
+    assert torch.autograd.gradcheck(loss, (unit.requires_grad_(), target.requires_grad_()))
+
+
+def test_both_heads_give_the_same_loss_for_the_same_centers():
+    """One computes it by blocks of classes with constant centers, the other with trained centers and all logits."""
+    with_teacher, standalone = trained_head("use_geom_margin=False").eval(), build_standalone_head(settings()).eval()
+    standalone.set_centers(with_teacher.centers)
     student, teacher, labels = batch(0)
-    assert under_teacher(student, teacher, labels).loss.item() == pytest.approx(
-        alone(student, labels).loss.item(), rel=1e-5
+    assert with_teacher(student, teacher, labels).loss.item() == pytest.approx(
+        standalone(student, labels).loss.item(), rel=1e-5
     )
-
-
-# --- unit centers ----------------------------------------------------------------------------------------------
-
-
-def assert_unit_centers(head: torch.nn.Module) -> None:
-    wanted = F.normalize(head.centers, eps=1e-12)
-    assert torch.equal(head.unit_centers.of(head.centers), wanted)
-
-
-def test_renewed_rows_equal_those_made_anew_to_the_bit():
-    head = build_head(settings("embedding_size=512"))
-    for count in (1, 2, 5, 300):
-        generator = torch.Generator().manual_seed(count)
-        student, teacher = torch.randn(2, count, 512, generator=generator)
-        head(student, teacher, torch.randint(0, CLASSES, (count,), generator=generator))
-        made = head.unit_centers.of(head.centers)
-        assert made.data_ptr() == head.unit_centers.of(head.centers).data_ptr()
-        assert_unit_centers(head)
-
-
-def test_a_step_renews_only_the_rows_of_its_batch():
-    head = trained_head()
-    head(*batch(0))
-    head.unit_centers.of(head.centers)[600] = 7.0  # marks a row that no label touches
-    head(*batch(1))
-    assert (head.unit_centers.of(head.centers)[600] == 7.0).all()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda head: head.set_centers(2 * head.centers.flip(0)),
-        lambda head: head.centers[3].neg_(),
-        lambda head: head.load_state_dict({**head.state_dict(), "centers": head.centers.flip(1)}),
-        lambda head: head.load_header({**head.header(), "kernel": head.header()["kernel"].flip(0)}),
-        lambda head: head.double(),
-    ],
-    ids=["set_centers", "in place", "load_state_dict", "load_header", "double"],
-)
-def test_centers_that_change_otherwise_take_their_unit_centers_along(change):
-    head = trained_head()
-    head(*batch(0))
-    change(head)
-    assert_unit_centers(head)
-
-
-def test_they_are_in_autocasts_type_and_in_no_file():
-    head = trained_head()
-    with torch.autocast("cpu", torch.bfloat16):
-        head(*batch(0))
-        assert head.unit_centers.of(head.centers).dtype == torch.bfloat16
-    assert head.unit_centers.of(head.centers).dtype == torch.float32
-    assert set(head.state_dict()) == {"centers", "softmax.margin.batch_mean", "softmax.margin.batch_std"}
 
 
 # --- memory and synchronisation --------------------------------------------------------------------------------
 
 PEAK = """
 import torch
-from benchmarks.memory import forget_peak, peak
+from benchmarks.memory import peak_bytes, reset_peak
 from config import load_config
 from heads import build_head
 classes = 400_000
 head = build_head(load_config(overrides=["dataset=custom", f"num_classes={classes}", "embedding_size=32"]))
 student, teacher = torch.randn(2, 256, 32)
 labels = torch.arange(256)
-head(student[:1], teacher[:1], labels[:1])  # the unit centers are there
-forget_peak()
-before = peak()
+head(student[:1], teacher[:1], labels[:1])  # so that the unit centers exist
+reset_peak()
+before = peak_bytes()
 head(student.requires_grad_(), teacher, labels).loss.backward()
-print((peak() - before) / 2**20)
+print((peak_bytes() - before) / 2**20)
 """
 
 
-def test_a_step_takes_the_memory_of_a_few_blocks():
-    """Logits [256, 400,000] in float32 would take 390 MiB, and the plain way holds several of them."""
+def test_a_step_needs_the_memory_of_a_few_blocks():
+    """Logits [256, 400,000] in float32 would take 390 MiB, and a plain head holds several of them."""
     done = subprocess.run([sys.executable, "-c", PEAK], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 195
 
 
-def test_a_head_that_was_called_in_inference_mode_trains_on():
-    head = trained_head()
-    with torch.inference_mode():
-        head.eval()(*batch(0))
-    head.train()(*batch(1))
-    assert_unit_centers(head)
-
-
 @pytest.mark.parametrize("loss", MARGINS)
 def test_no_step_waits_for_a_number_from_the_device(loss):
-    """Fake tensors have no numbers: whatever asks for one raises."""
+    """Fake tensors hold no numbers, so reading one raises an error."""
     with FakeTensorMode():
         head = build_head(settings(f"loss={loss}"))
         for _ in range(2):
@@ -212,14 +136,14 @@ def test_no_step_waits_for_a_number_from_the_device(loss):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_step_on_a_gpu_synchronises_nothing_and_gives_the_loss_of_the_cpu(dtype):
+def test_a_step_on_a_gpu_never_synchronises_and_gives_the_loss_of_the_cpu(dtype):
     student, teacher, labels = batch(0)
     wanted = trained_head()(student, teacher, labels).loss.item()
     head = trained_head().cuda()
     student, teacher, labels = (tensor.cuda() for tensor in (student, teacher, labels))
     run = partial(torch.autocast, "cuda", dtype, enabled=dtype != torch.float32)
     with run():
-        head.eval()(student, teacher, labels)  # the unit centers are there
+        head.eval()(student, teacher, labels)  # so that the unit centers exist
     torch.cuda.set_sync_debug_mode("error")
     try:
         with run():

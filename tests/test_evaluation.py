@@ -161,7 +161,7 @@ def test_an_image_that_one_rank_alone_finds_broken_fails_the_set_on_all(root, ch
 
 def test_nothing_there_is_an_error(root, checkpoints, tmp_path):
     done = score(FULL, "--checkpoint", checkpoints / "5backbone.pth", *flags(tmp_path), code=2)
-    assert "none of the sets is there" in done.stderr
+    assert "none of the evaluation sets was found" in done.stderr
 
 
 def rows(path: Path) -> list[dict[str, str]]:

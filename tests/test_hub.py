@@ -49,12 +49,12 @@ def hub(monkeypatch, tmp_path) -> Iterator[FakeHub]:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "the_library_s"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "default_cache"))
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
         monkeypatch.delenv(name, raising=False)
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # before each of the library's new attempts
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # before each retry of the library
     yield hub
     hub.shutdown()
     hub.server_close()
@@ -71,11 +71,11 @@ def disconnect(monkeypatch) -> None:
 
 @pytest.fixture
 def find(hub, tmp_path):
-    """find_teacher of the fake hub with a cache of the test's own; by default of `someone/faces`."""
+    """Calls find_teacher with the fake hub and the test's own cache; the repository is `someone/faces` by default."""
 
     def find(**changes) -> Release:
         return find_teacher(
-            release_settings(**{"teacher_repo_id": SOMEONE, "teacher_cache": tmp_path / "ours", **changes})
+            release_settings(**{"teacher_repo_id": SOMEONE, "teacher_cache": tmp_path / "own_cache", **changes})
         )
 
     return find
@@ -104,14 +104,14 @@ def test_each_teacher_has_its_published_repository_and_an_origin_with_the_commit
     assert release.origin == release.identity()["origin"] == f"{PUBLISHED[teacher]}@{FIRST}"
 
 
-def test_another_repository_is_the_network_that_its_own_model_yaml_says(hub, ir18_bytes, scratch):
+def test_another_repository_gives_the_network_that_its_model_yaml_names(hub, ir18_bytes, scratch):
     hub.publish("someone/other", described("ir18", "BGR"), ir18_bytes)
     cfg = release_settings(teacher="cvlface_ir101", teacher_repo_id="someone/other", teacher_cache=scratch)
     images, embeddings = golden_case("cvlface_ir18")
     assert_same(embed(build_teacher(cfg).double(), images.flip(1)), embeddings)
 
 
-def test_a_revision_is_a_branch_or_a_commit_and_a_commit_stays_what_it_is(hub, find, monkeypatch):
+def test_a_revision_is_a_branch_or_a_commit_and_a_commit_never_changes(hub, find, monkeypatch):
     hub.publish(SOMEONE, weights=b"first")
     hub.publish(SOMEONE, described("ir50"), b"second", SECOND, branch="refs/pr/1")
 
@@ -128,7 +128,7 @@ def test_a_revision_is_a_branch_or_a_commit_and_a_commit_stays_what_it_is(hub, f
     assert (content(""), content("refs/pr/1"), content(FIRST)) == (second, second, first)
 
 
-def test_the_weights_are_of_the_commit_of_the_description_where_the_branch_moves_in_between(hub, find):
+def test_the_weights_come_from_the_commit_of_the_description_if_the_branch_moves_in_between(hub, find):
     hub.publish(SOMEONE, weights=b"second", commit=SECOND)
     hub.publish(SOMEONE, weights=b"first")
     hub.later = {(SOMEONE, "main"): SECOND}
@@ -137,13 +137,13 @@ def test_the_weights_are_of_the_commit_of_the_description_where_the_branch_moves
     assert find().weights.read_bytes() == b"second"
 
 
-def test_downloads_go_to_teacher_cache_or_to_the_librarys_own(hub, find, tmp_path):
+def test_downloads_go_to_teacher_cache_or_to_the_default_cache(hub, find, tmp_path):
     hub.publish(SOMEONE)
-    assert tmp_path / "ours" in find().weights.parents
-    assert tmp_path / "the_library_s" in find(teacher_cache="").weights.parents
+    assert tmp_path / "own_cache" in find().weights.parents
+    assert tmp_path / "default_cache" in find(teacher_cache="").weights.parents
 
 
-def test_only_the_two_files_are_asked_for_and_the_description_first(hub, find):
+def test_only_the_two_files_are_requested_and_the_description_first(hub, find):
     hub.publish(SOMEONE)
     find()
     files = [asked.split()[1] for asked in hub.asked]
@@ -152,14 +152,14 @@ def test_only_the_two_files_are_asked_for_and_the_description_first(hub, find):
 
 
 @pytest.mark.parametrize("description", [described("vit_base"), "name: ir18\n", "name: [ir18\n", ""])
-def test_weights_of_no_network_of_ours_are_not_downloaded(description, hub, find):
+def test_weights_of_an_unsupported_network_are_not_downloaded(description, hub, find):
     hub.publish(SOMEONE, description)
     with pytest.raises(WeightsError, match=r"model\.yaml"):
         find()
     assert {asked.split()[1] for asked in hub.asked} == {DESCRIPTION}
 
 
-def test_a_vision_transformers_repository_is_refused_unasked(hub, find):
+def test_the_repository_of_a_vision_transformer_is_refused_without_a_request(hub, find):
     with pytest.raises(WeightsError, match=r"someone/cvlface_adaface_vit_base: .*transformer.*cvlface_adaface_ir50"):
         find(teacher_repo_id="someone/cvlface_adaface_vit_base")
     assert not hub.asked
@@ -169,7 +169,7 @@ def test_a_vision_transformers_repository_is_refused_unasked(hub, find):
 
 
 @pytest.mark.parametrize("token", ["hf_secret", None])
-def test_hf_token_is_sent_where_it_is_set(token, hub, find, monkeypatch):
+def test_hf_token_is_sent_if_it_is_set(token, hub, find, monkeypatch):
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
     hub.publish(SOMEONE)
@@ -188,7 +188,7 @@ def by_hand(repository: str, revision: str = "main") -> str:
 
 
 @pytest.mark.parametrize(
-    ("status", "headers", "words"),
+    ("status", "headers", "message"),
     [
         (401, {"X-Error-Code": "GatedRepo"}, TERMS),
         (403, {"X-Error-Code": "GatedRepo"}, TERMS),
@@ -196,39 +196,45 @@ def by_hand(repository: str, revision: str = "main") -> str:
         (404, {"X-Error-Code": "RepoNotFound"}, PRIVATE),
         (401, {"X-Error-Message": "Invalid credentials in Authorization header"}, rf"^{SOMEONE}: .*HF_TOKEN"),
         (503, {}, rf"^{SOMEONE}: .*503.*{by_hand(SOMEONE)}"),
-        (200, {}, rf"^{SOMEONE}: .*{by_hand(SOMEONE)}"),  # a proxy's own page
+        (200, {}, rf"^{SOMEONE}: .*{by_hand(SOMEONE)}"),  # the page of a proxy
     ],
 )
-def test_what_the_hub_refuses_is_told_with_the_fix(status, headers, words, hub, find):
+def test_the_message_for_a_refused_request_says_what_to_do(status, headers, message, hub, find):
     hub.refusal = status, headers
-    with pytest.raises(MissingWeights, match=words):
+    with pytest.raises(MissingWeights, match=message):
         find()
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         (
             {"teacher_revision": "v9"},
-            rf"^{SOMEONE}: has no revision 'v9': teacher_revision is a branch, a tag or a comm",
+            rf"^{SOMEONE}: has no revision 'v9': teacher_revision is a branch, a tag or a commit",
         ),
         ({"teacher_revision": SECOND}, rf"^{SOMEONE}: has no revision '{SECOND}': teacher_revision"),
         ({"teacher_repo_id": "someone/empty"}, r"^someone/empty: has no pretrained_model/model\.yaml.*teacher_repo_id"),
         ({"teacher_repo_id": "someone/half"}, r"^someone/half: has no model\.safetensors.*teacher_repo_id"),
         ({"teacher_repo_id": "someone/nowhere"}, r"^someone/nowhere: does not exist or is private"),
-        ({"teacher_repo_id": "a/b/c"}, r"^a/b/c: is no repository's name, which is owner/name: check teacher_repo_id"),
-        ({"teacher_repo_id": "a/b c"}, r"^a/b c: is no repository's name, which is owner/name: check teacher_repo_id"),
+        (
+            {"teacher_repo_id": "a/b/c"},
+            r"^a/b/c: is not the name of a repository, .*: check teacher_repo_id",
+        ),
+        (
+            {"teacher_repo_id": "a/b c"},
+            r"^a/b c: is not the name of a repository, .*: check teacher_repo_id",
+        ),
     ],
 )
-def test_what_the_hub_does_not_have_is_told_with_the_fix(changes, words, hub, find):
+def test_the_message_for_something_missing_on_the_hub_says_what_to_do(changes, message, hub, find):
     hub.publish(SOMEONE)
     hub.publish("someone/empty", description=None, weights=None)
     hub.publish("someone/half", weights=None)
-    with pytest.raises(WeightsError, match=words):
+    with pytest.raises(WeightsError, match=message):
         find(**changes)
 
 
-def test_without_a_network_the_message_has_the_command_that_fetches_the_files(hub, find, tmp_path, monkeypatch):
+def test_without_a_network_the_message_has_the_command_that_downloads_the_files(hub, find, tmp_path, monkeypatch):
     hub.publish(SOMEONE, described("ir50", "BGR"))
     disconnect(monkeypatch)
     with pytest.raises(MissingWeights, match=rf"^{SOMEONE}: .*not in the cache.*refused.*{by_hand(SOMEONE)}") as raised:
@@ -244,13 +250,13 @@ def test_without_a_network_the_message_has_the_command_that_fetches_the_files(hu
     assert "GET wrapper.py" not in hub.asked
 
 
-def test_offline_mode_takes_what_is_cached_and_names_itself_where_nothing_is(hub, find, tmp_path):
+def test_offline_mode_uses_the_cache_and_is_named_in_the_message_if_the_cache_is_empty(hub, find, tmp_path):
     hub.publish(SOMEONE)
     find()
     asked = len(hub.asked)
     program = (
         "from backbones import find_teacher; from config import load_config; from utils.weights import WeightsError\n"
-        f"cfg = load_config(overrides=['teacher_repo_id={SOMEONE}', {f'teacher_cache={tmp_path}/ours'!r}])\n"
+        f"cfg = load_config(overrides=['teacher_repo_id={SOMEONE}', {f'teacher_cache={tmp_path}/own_cache'!r}])\n"
         "print(find_teacher(cfg).origin)\ncfg.teacher_repo_id = 'someone/other'\n"
         "try:\n    find_teacher(cfg)\nexcept WeightsError as error:\n    print(error)\n"
     )
@@ -261,7 +267,7 @@ def test_offline_mode_takes_what_is_cached_and_names_itself_where_nothing_is(hub
     assert re.search(rf"^someone/other: .*not in the cache.*HF_HUB_OFFLINE.*{by_hand('someone/other')}", message)
 
 
-def test_a_download_that_breaks_off_goes_on_to_the_same_bytes(hub, find, monkeypatch):
+def test_an_interrupted_download_continues_to_the_same_bytes(hub, find, monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
     hub.publish(SOMEONE, weights=bytes(range(256)) * 1000)
     hub.cut = 2
@@ -270,10 +276,10 @@ def test_a_download_that_breaks_off_goes_on_to_the_same_bytes(hub, find, monkeyp
 
 
 @pytest.mark.parametrize("fault", [{"cut": 1000}, {"announced": 1}])
-def test_a_broken_download_is_refused_and_never_taken_for_the_weights(fault, hub, find, monkeypatch):
+def test_a_broken_download_is_refused_and_never_used_as_weights(fault, hub, find, monkeypatch):
     hub.publish(SOMEONE, weights=bytes(range(256)) * 1000)
     vars(hub).update(fault)
-    with pytest.raises(MissingWeights, match=rf"^{SOMEONE}: cannot be fetched.*{by_hand(SOMEONE, FIRST)}"):
+    with pytest.raises(MissingWeights, match=rf"^{SOMEONE}: cannot be downloaded.*{by_hand(SOMEONE, FIRST)}"):
         find()
     with monkeypatch.context() as patch:
         disconnect(patch)
@@ -283,12 +289,12 @@ def test_a_broken_download_is_refused_and_never_taken_for_the_weights(fault, hub
     assert find().weights.read_bytes() == bytes(range(256)) * 1000
 
 
-def test_a_download_from_xet_storage_that_fails_is_told_with_the_fix(hub, find, monkeypatch):
+def test_the_message_for_a_failed_download_from_xet_storage_says_what_to_do(hub, find, monkeypatch):
     def fail(**arguments: object) -> None:
         raise RuntimeError("Task error: CAS Client Error")  # as hf_xet does when its storage fails
 
     monkeypatch.setattr("huggingface_hub.file_download.xet_get", fail)
     hub.publish(SOMEONE)
     hub.xet = True
-    with pytest.raises(MissingWeights, match=rf"^{SOMEONE}: cannot be fetched.*CAS.*{by_hand(SOMEONE, FIRST)}"):
+    with pytest.raises(MissingWeights, match=rf"^{SOMEONE}: cannot be downloaded.*CAS.*{by_hand(SOMEONE, FIRST)}"):
         find()

@@ -1,4 +1,4 @@
-"""Networks: golden key names and embeddings, real weights, any embedding size and width."""
+"""Networks: golden key names and embeddings, real weights, every embedding size and width."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_mobilefacenet_has_the_key_names_of_published_checkpoints():
     assert not any(".project.prelu." in key for key in keys) and "output_layer.bn.weight" not in keys
 
 
-def test_mobilefacenet_loads_real_weights_whole(face_data):
+def test_mobilefacenet_loads_every_tensor_of_a_real_checkpoint(face_data):
     path = face_data / "mobilefacenet_y1_128.pth"
     state = torch.load(path, weights_only=True)
     network = build_backbone(settings(embedding_size=128, init_from=path)).eval()
@@ -48,17 +48,17 @@ def test_any_embedding_size_works(network, embedding_size):
     assert embed(built, torch.zeros(1, 3, 112, 112)).shape == (1, embedding_size)
 
 
-def test_the_width_factor_scales_the_parameters_and_leaves_the_key_names():
+def test_the_width_factor_scales_the_parameters_but_not_the_key_names():
     networks = {width: build_backbone(settings(width=width)).eval() for width in (0.25, 0.5, 1.0, 1.5, 2.0)}
     counts = [sum(weight.numel() for weight in network.parameters()) for network in networks.values()]
     assert counts == sorted(set(counts))
-    assert 3 < counts[-1] / counts[2] < 4  # convolutions grow with the square of the width, the rest in proportion
+    assert 3 < counts[-1] / counts[2] < 4  # convolutions grow with the square of the width, all else with the width
     for network in networks.values():
         assert set(network.state_dict()) == set(networks[1.0].state_dict())
         assert embed(network, torch.zeros(1, 3, 112, 112)).shape == (1, 512)
 
 
-def test_embeddings_are_raw_and_training_mode_gives_every_weight_a_gradient():
+def test_embeddings_are_not_normalised_and_every_weight_gets_a_gradient():
     network = build_backbone(settings(embedding_size=16, width=0.25)).train()
     embeddings = network(torch.randn(4, 3, 112, 112, generator=torch.Generator().manual_seed(0)))
     assert not torch.allclose(embeddings.norm(dim=1), torch.ones(4))
@@ -66,7 +66,7 @@ def test_embeddings_are_raw_and_training_mode_gives_every_weight_a_gradient():
     assert all(weight.grad is not None and torch.isfinite(weight.grad).all() for weight in network.parameters())
 
 
-def test_a_student_starts_from_a_given_checkpoint_or_not_at_all(tmp_path):
+def test_a_student_starts_from_a_given_checkpoint_or_is_refused(tmp_path):
     path = tmp_path / "backbone.pth"
     first = build_backbone(settings(embedding_size=16, width=0.25))
     torch.save(first.state_dict(), path)

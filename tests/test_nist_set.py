@@ -9,8 +9,8 @@ import torch
 from nist_folders import ARCFACE, COUNT, aligned, photo, png, write_folder, write_small_folder
 
 from data.arrow_set import TemplateSet
-from data.loader import keep_batch
 from data.nist_set import NistSet, is_nist, similarity_to_arcface
+from data.workers import keep_batch
 
 
 def umeyama(source: np.ndarray, target: np.ndarray) -> np.ndarray:

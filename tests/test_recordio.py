@@ -13,8 +13,8 @@ import torch
 from record_files import PAYLOADS, WORD, reader_of, write_payloads
 from torch.utils.data import DataLoader, Dataset
 
-from data.loader import keep_batch
 from data.recordio import MAGIC, RecordError, RecordWriter
+from data.workers import keep_batch
 
 GOLDEN = Path(__file__).parent / "golden" / "recordio"
 LABELS = [3.0, [7.0], [1.5, -2.0], list(range(9)), [struct.unpack("<f", WORD)[0], 1.0]]

@@ -6,7 +6,8 @@ import torch
 from checked_sets import LABELS, drawn_faces, real_faces, teacher_settings
 
 from config import load_config
-from data.dataset import FolderDataset, RecordDataset, build_dataset
+from data.dataset import RecordDataset, build_dataset
+from data.folder_set import FolderDataset
 from data.recordio import write_record_set
 from train import sanity, tasks
 from train.loop import Trainer

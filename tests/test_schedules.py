@@ -6,11 +6,15 @@ import pytest
 from easydict import EasyDict
 
 from config import load_config
-from train.schedules import LR_SCHEDULES, learning_rate
+from train.schedules import LR_SCHEDULES, build_learning_rate
 
 
 def settings(*overrides: str) -> EasyDict:
     return load_config(overrides=overrides)
+
+
+def learning_rate(epoch: float, total_batch: int, cfg: EasyDict) -> float:
+    return build_learning_rate(cfg, total_batch)(epoch)
 
 
 def test_the_rate_is_a_tenth_at_a_total_batch_of_512_and_in_proportion_to_the_batch():

@@ -1,4 +1,4 @@
-"""The scripts on bad input and good: one clear error and exit code 2, --help, evaluation equal over ranks."""
+"""The scripts on good and bad input: one clear error and exit code 2, --help, the same results on any ranks."""
 
 import json
 import os
@@ -14,7 +14,7 @@ TRAIN, EVALUATE = "train/train_AdaDistill.py", "eval/run_full_eval.py"
 
 
 def refused(*arguments: str | Path, names: str) -> str:
-    """The one line of error of a script that must end with exit code 2 and name `names`."""
+    """Run a script that must end with exit code 2. Returns its one line of error, which must contain `names`."""
     done = run_script(*arguments)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert done.returncode == 2, done.stdout + done.stderr
@@ -25,13 +25,13 @@ def refused(*arguments: str | Path, names: str) -> str:
 
 @pytest.fixture
 def folder(small_run) -> Path:
-    """Where the small set lies."""
+    """The folder of the small set."""
     return Path(dict(setting.split("=") for setting in small_run)["rec"])
 
 
 @pytest.fixture
 def broken_set(folder, tmp_path) -> Path:
-    """A copy of the small set, to break."""
+    """A copy of the small set, for tests that damage it."""
     for name in ("train.rec", "train.idx", "property"):
         shutil.copy(folder / name, tmp_path)
     return tmp_path
@@ -53,7 +53,7 @@ def test_a_broken_record_set_is_named(small_run, broken_set, case):
     refused(TRAIN, *small_run, f"rec={broken_set}", f"output={broken_set / 'out'}", names=words)
 
 
-def test_a_label_outside_the_classes_is_named_from_a_worker(small_run, tmp_path):
+def test_a_label_outside_the_classes_is_named_by_a_worker(small_run, tmp_path):
     from data.recordio import RecordWriter
     from demo.make_demo_data import encoded_face
 
@@ -66,7 +66,7 @@ def test_a_label_outside_the_classes_is_named_from_a_worker(small_run, tmp_path)
     )
 
 
-def test_teachers_that_are_missing_or_do_not_fit_end_the_run(small_run, folder, tmp_path):
+def test_a_missing_or_unfitting_teacher_ends_the_run(small_run, folder, tmp_path):
     out = f"output={tmp_path / 'out'}"
     refused(TRAIN, *small_run, out, "pretrained_teacher_path=", names="needs pretrained_teacher_path")
     refused(TRAIN, *small_run, out, f"pretrained_teacher_path={tmp_path / 'none.pth'}", names="none.pth: no such file")
@@ -127,7 +127,7 @@ def test_broken_bin_sets_are_named(small_run, checkpoint, folder, tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def test_evaluation_is_the_same_from_any_folder_and_over_ranks(small_run, checkpoint, tmp_path):
+def test_evaluation_does_not_depend_on_the_folder_or_the_number_of_ranks(small_run, checkpoint, tmp_path):
     results = []
     for ranks in (0, 2):
         path = tmp_path / f"{ranks}.json"
@@ -144,13 +144,13 @@ SCRIPTS = [path for folder in ("train", "eval", "tools", "demo") for path in (RO
 
 
 @pytest.mark.parametrize("script", sorted(str(p.relative_to(ROOT)) for p in SCRIPTS if "__main__" in p.read_text()))
-def test_scripts_explain_themselves(script):
+def test_every_script_explains_itself_with_help(script):
     done = run_script(script, "--help")
     assert done.returncode == 0 and "usage:" in done.stdout and len(done.stdout.splitlines()) > 6
 
 
-def test_the_pretrained_network_scores_as_computed_elsewhere(face_data):
-    """The first 100 held-out pairs; the whole sets take minutes and stand in docs/results.md."""
+def test_the_pretrained_network_reaches_its_known_accuracy(face_data):
+    """On the first 100 held-out pairs. The whole sets take minutes; docs/results.md has their accuracy."""
     from backbones import build_backbone
     from config import load_config
     from data.bin_set import VerificationSet, read_bin

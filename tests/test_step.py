@@ -1,4 +1,4 @@
-"""What a step is made of: the compiled student, gradient buckets, the profile of a run."""
+"""Parts of a training step: the compiled student, gradient buckets, the profile of a run."""
 
 import gzip
 import json
@@ -14,15 +14,16 @@ from torch.autograd import DeviceType
 from torch.profiler import record_function
 
 from config import load_config
+from data.loader import Batch
 from train.step_profile import PHASES, WARM_UP, StepProfile, table
-from train.tasks import Standalone, StepInput
+from train.tasks import Standalone
 from utils.distributed import all_gather, process_group, rank, world_size
 
 CPU = torch.device("cpu")
 
 
 def losses_and_weights(setting: str) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Of three steps of two passes on noise, each rank its own; evaluation of the bare student in between."""
+    """Three steps of two forward passes on noise, different on each rank; after each the bare student is evaluated."""
     cfg = load_config(
         overrides=["dataset=custom", "num_classes=10", "embedding_size=16", "width=0.125", f"compile={setting}"]
     )
@@ -35,7 +36,7 @@ def losses_and_weights(setting: str) -> tuple[list[float], dict[str, torch.Tenso
             seed = 100 * step + 10 * last + rank()
             images = torch.randn(6, 3, 112, 112, generator=torch.Generator().manual_seed(seed))
             with nullcontext() if last else task.no_sync():
-                output = task.step(StepInput(images, images, torch.arange(6), None))
+                output = task.forward(Batch(images, images, torch.arange(6), None))
                 output.loss.backward()
             losses.append(output.loss.item())
         optimizer.step()
@@ -46,7 +47,7 @@ def losses_and_weights(setting: str) -> tuple[list[float], dict[str, torch.Tenso
 
 
 def compare_compiled_with_plain() -> dict[str, torch.Tensor]:
-    """The compiled student's weights. By the compiler without its code generator, which takes a minute."""
+    """Returns the compiled student's weights. The backend aot_eager generates no code, which would take a minute."""
     with mock.patch("torch.compile", partial(torch.compile, backend="aot_eager")):
         losses, weights = losses_and_weights("on")
     plain_losses, plain_weights = losses_and_weights("off")
@@ -62,7 +63,7 @@ def test_a_compiled_student_takes_the_same_steps():
 
 
 def test_two_ranks_with_a_compiled_student_share_the_same_gradients():
-    """In several passes a step, of which the last alone shares them. This file is the script that they run."""
+    """A step has several forward passes; only the last one shares gradients. The ranks run this file as a script."""
     done = run_script("tests/test_step.py", ranks=2)
     assert done.returncode == 0, done.stderr
 
@@ -73,7 +74,7 @@ def test_on_a_cpu_nothing_is_compiled_unless_asked(setting):
         losses_and_weights(setting)
 
 
-def test_a_profile_leaves_a_trace_and_says_where_the_time_went(small_run, tmp_path):
+def test_a_profile_writes_a_trace_and_logs_where_the_time_went(small_run, tmp_path):
     done = run_script(
         "train/train_AdaDistill.py", *small_run, f"output={tmp_path}", "profile=3", f"max_steps={WARM_UP + 4}",
         "val_eval_every_n_epoch=0",
@@ -89,11 +90,11 @@ def test_a_profile_leaves_a_trace_and_says_where_the_time_went(small_run, tmp_pa
     assert list(shares) == [*PHASES, "other"]
     assert sum(shares.values()) == pytest.approx(100, abs=0.5)
     assert shares["student"] > 1 and shares["backward"] > 1
-    assert lines[8] == "of it in" and "aten::" in lines[9]
+    assert lines[8] == "slowest operators" and "aten::" in lines[9]
 
 
 @pytest.mark.parametrize(("steps", "said"), [(WARM_UP, "no profile"), (WARM_UP + 1, "1 steps"), (20, "3 steps")])
-def test_a_run_that_ends_before_its_profile_has_what_was_done(tmp_path, steps, said):
+def test_a_run_that_ends_during_its_profile_reports_the_steps_it_took(tmp_path, steps, said):
     told = []
     with StepProfile(3, tmp_path, CPU, told.append) as profile:
         for _ in range(steps):
@@ -106,7 +107,7 @@ def test_a_run_that_ends_before_its_profile_has_what_was_done(tmp_path, steps, s
 
 
 def event(name: str, start: int, end: int, kernels: tuple[int, ...] = (), device: DeviceType = DeviceType.CPU):
-    """A profiler's event: its span on the host in us, and the times of the GPU kernels that it launched."""
+    """An event of the profiler: its span on the host in microseconds, and the times of the GPU kernels it launched."""
     span = SimpleNamespace(start=start, end=end, elapsed_us=lambda: end - start)
     return SimpleNamespace(
         name=name, time_range=span, kernels=[SimpleNamespace(duration=time) for time in kernels], device_type=device,
@@ -114,7 +115,7 @@ def event(name: str, start: int, end: int, kernels: tuple[int, ...] = (), device
     )  # fmt: skip
 
 
-def test_on_a_gpu_a_kernel_counts_for_the_phase_that_launched_it():
+def test_on_a_gpu_a_kernel_belongs_to_the_phase_that_launched_it():
     events = [
         event("ProfilerStep#5", 0, 10_000), event("ProfilerStep#6", 10_000, 11_000),
         event("student", 1_000, 2_000), event("backward", 2_000, 3_000), event("optimiser", 3_000, 3_000),

@@ -1,52 +1,16 @@
 """The training scripts as users run them: what they leave, resume to the same bits, signals, ranks."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import cv2
 import pytest
 import torch
 from conftest import ROOT, run_script
-
-SCRIPTS = ["train/train_AdaDistill.py", "train/train_standalone.py"]
-TIME_FIELDS = {"time", "images_per_second"}
-
-
-def train(script: str, settings: list[str], output: Path, *more: str, ranks: int = 0) -> str:
-    done = run_script(script, *settings, f"output={output}", *more, ranks=ranks)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def metrics(output: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIME_FIELDS} for line in lines]
-
-
-def tensors(value, name=""):
-    """Every tensor and number of a nested structure, by name."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from tensors(item, f"{name}.{key}")
-    elif isinstance(value, list | tuple):
-        for number, item in enumerate(value):
-            yield from tensors(item, f"{name}.{number}")
-    else:
-        yield name, value
-
-
-def assert_same_checkpoint(one: Path, other: Path, step: int) -> None:
-    for part in ("backbone.pth", "header.pth", "state.pth"):
-        first, second = (dict(tensors(torch.load(o / f"{step}{part}", weights_only=True))) for o in (one, other))
-        assert first.keys() == second.keys()
-        for name, value in first.items():
-            equal = torch.equal(value, second[name]) if isinstance(value, torch.Tensor) else value == second[name]
-            assert equal, f"{part}{name} differs"
+from runs import SCRIPTS, assert_same_checkpoint, metrics, tensors, train
 
 
 @pytest.fixture(scope="module", params=SCRIPTS)
@@ -85,7 +49,7 @@ def test_tensorboard_can_be_read_back(whole_run):
 
 
 @pytest.mark.parametrize("stop", [4, 6])
-def test_a_resumed_run_ends_in_the_same_bits_as_one_never_stopped(whole_run, small_run, tmp_path, stop):
+def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_run(whole_run, small_run, tmp_path, stop):
     script, output = whole_run
     train(script, small_run, tmp_path, f"max_steps={stop}")
     train(script, small_run, tmp_path, "resume=auto", "num_workers=0")
@@ -93,7 +57,7 @@ def test_a_resumed_run_ends_in_the_same_bits_as_one_never_stopped(whole_run, sma
     assert metrics(output) == metrics(tmp_path)
 
 
-def test_global_step_resumes_that_step_and_a_missing_one_names_those_there_are(whole_run, small_run, tmp_path):
+def test_global_step_resumes_that_step_and_a_missing_one_is_refused(whole_run, small_run, tmp_path):
     script, output = whole_run
     train(script, small_run, tmp_path, "checkpoint_every=4")
     done = run_script(script, *small_run, f"output={tmp_path}", "global_step=5")
@@ -104,7 +68,7 @@ def test_global_step_resumes_that_step_and_a_missing_one_names_those_there_are(w
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_first_and_the_run_goes_on_to_the_same_bits(small_run, tmp_path, number):
+def test_a_signal_saves_a_checkpoint_and_the_resumed_run_is_bit_equal(small_run, tmp_path, number):
     script, long = SCRIPTS[0], "num_epoch=60"
     command = [sys.executable, str(ROOT / script), *small_run, long, f"output={tmp_path / 'stopped'}"]
     process = subprocess.Popen(
@@ -138,13 +102,13 @@ def test_two_ranks_train_on_the_same_global_batches_as_one_process(small_run, tm
     assert torch.allclose(one["kernel"], two["kernel"], atol=1e-3)
 
 
-def test_accumulated_steps_count_as_one_step_of_the_total_batch(small_run, tmp_path):
+def test_accumulated_forward_passes_count_as_one_step_of_the_total_batch(small_run, tmp_path):
     train(SCRIPTS[0], small_run, tmp_path, "accumulate_steps=2", "batch_size=4", "max_steps=3")
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3]
-    assert "6 steps an epoch of 8 images" in (tmp_path / "training.log").read_text()
+    assert "6 steps per epoch with 8 images each" in (tmp_path / "training.log").read_text()
 
 
-def test_keep_checkpoints_leaves_the_newest(small_run, tmp_path):
+def test_keep_checkpoints_keeps_the_newest(small_run, tmp_path):
     train(SCRIPTS[0], small_run, tmp_path, "checkpoint_every=2", "keep_checkpoints=2")
     assert sorted(name for name in os.listdir(tmp_path) if name.endswith("state.pth")) == ["10state.pth", "12state.pth"]
 
@@ -185,7 +149,7 @@ def _initial_weights(settings: list[str]) -> dict[str, torch.Tensor]:
     return build_backbone(cfg).state_dict()
 
 
-def test_two_ranks_resume_with_accumulated_steps_to_the_same_bits(small_run, tmp_path):
+def test_two_ranks_with_accumulated_gradients_resume_bit_equal(small_run, tmp_path):
     shared = ["batch_size=2", "accumulate_steps=2", "max_steps=8"]
     train(SCRIPTS[0], small_run, tmp_path / "whole", *shared, ranks=2)
     train(SCRIPTS[0], small_run, tmp_path / "parts", *shared, "max_steps=4", ranks=2)
@@ -194,7 +158,7 @@ def test_two_ranks_resume_with_accumulated_steps_to_the_same_bits(small_run, tmp
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
 
 
-def test_an_output_with_another_run_is_refused_or_resumed_as_the_same(small_run, tmp_path):
+def test_an_output_that_holds_another_run_is_refused(small_run, tmp_path):
     script = SCRIPTS[0]
     train(script, small_run, tmp_path, "max_steps=2")
 
@@ -220,7 +184,7 @@ def test_a_teacher_that_is_not_finite_is_refused(small_run, tmp_path):
     assert done.returncode == 2 and "not finite (output_layer.linear.weight)" in done.stderr
 
 
-def test_init_from_starts_from_those_weights_at_step_0(whole_run, small_run, tmp_path):
+def test_init_from_starts_at_step_0_from_the_given_weights(whole_run, small_run, tmp_path):
     script, output = whole_run
     train(script, small_run, tmp_path, f"init_from={output / '12backbone.pth'}", "max_steps=1", "lr=1e-9")
     first, last = (

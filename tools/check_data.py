@@ -112,7 +112,7 @@ def check_with_teacher(cfg, images, pairs, report, num_workers: int) -> None:
     from eval.embeddings import embed_batches
     from eval.verification import roc_figures
     from tools.examine import Pixels
-    from train.teachers import live_teacher
+    from train.teachers import build_live_teacher
     from utils.distributed import process_group
     from utils.precision import compute_type
 
@@ -127,7 +127,7 @@ def check_with_teacher(cfg, images, pairs, report, num_workers: int) -> None:
     is_same = np.repeat([True, False], [len(rows) for rows in pairs])
     cosines = {}
     with process_group() as device:
-        teacher, dtype = live_teacher(cfg, device, release), compute_type(cfg.dtype, device)
+        teacher, dtype = build_live_teacher(cfg, device, release), compute_type(cfg.dtype, device)
         for colours in ("RGB", "BGR"):
             pixels = Pixels(images, swapped=colours == "BGR")
             embedded = embed_batches(teacher, pixels, batches, device, dtype, flip=False, num_workers=num_workers)

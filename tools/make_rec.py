@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data.dataset import FolderDataset
+from data.folder_set import FolderDataset
 from data.images import SIZE
 from data.recordio import write_record_set
 from utils.errors import exit_on_input_error

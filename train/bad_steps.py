@@ -1,91 +1,142 @@
-"""Steps that are not finite: skipped and counted on the device, and given up after too many in a row."""
+"""Bad steps, those with a number that is not finite: skipped, undone and counted without waiting for the device.
+
+A step is bad if the loss, a statistic or the gradient of any rank is not finite. It then changes nothing: weights,
+momentum, BatchNorm buffers, class centers and norm statistics stay as they were before it.
+"""
 
 from collections import deque
 from typing import Any
 
 import torch
-from easydict import EasyDict
 from torch import Tensor, nn
 
+from heads import HeadOutput
+from heads.head import Head
 from utils.distributed import mean_over_ranks
 from utils.errors import InputError
 
 
 class TrainingError(InputError):
-    """Training cannot go on; the message says at which step, and where to look."""
+    """Training cannot go on. The message says at which step, and where to look."""
 
 
-def skippable_sgd(parameters: list[nn.Parameter], cfg: EasyDict) -> torch.optim.SGD:
-    """torch's fused SGD by the config, for `step_unless`."""
-    optimizer = torch.optim.SGD(parameters, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, fused=True)
-    if cfg.momentum:  # torch would begin it with the first gradient, and leave it undefined where that is skipped
+def skippable_sgd(parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """torch's fused SGD, prepared for steps that are skipped."""
+    optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+    if momentum:  # torch would create it from the first gradient, and leave it undefined if that step is skipped
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
-def step_unless(bad: Tensor, optimizer: torch.optim.SGD) -> None:
-    """A step where `bad`, a bool [] on the device, is false; else weights and momenta stay. Nothing waits for it."""
-    optimizer.found_inf = bad.float()  # how torch's loss scaling has fused optimisers skip
-    optimizer.step()
+class Snapshot:
+    """A copy of tensors, made in few operations, that can be restored without waiting for the device."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        dtypes = {tensor.dtype for tensor in tensors}
+        self._groups = [[tensor for tensor in tensors if tensor.dtype == dtype] for dtype in dtypes]
+        self._copies = [_flattened(group) for group in self._groups]
+
+    def restore(self, undo: Tensor) -> None:
+        """Restore the tensors if `undo`, a bool [] on the device, is true."""
+        for tensors, copy in zip(self._groups, self._copies, strict=True):
+            parts = torch.where(undo, copy, _flattened(tensors)).split([tensor.numel() for tensor in tensors])
+            torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
+
+
+def _flattened(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 class BadSteps:
-    """Counts skipped steps. Nothing waits for the device: the count in a row is known some steps later on a GPU."""
+    """Takes optimiser steps, skips and undoes the bad ones, and counts them.
 
-    def __init__(self, largest: int, device: torch.device) -> None:
-        self._largest, self._device = largest, device
-        self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # in a row, in all
+    Around the forward passes of a step call `begin`, then `one_or_nan` for each loss, then `take_step`. On a GPU the
+    number of bad steps in a row is known some steps later, because nothing waits for the device.
+
+    optimizer: made by `skippable_sgd`; student, head: the modules that forward passes change; max_in_a_row: the number
+    of bad steps in a row that is still allowed.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.SGD, student: nn.Module, head: Head, max_in_a_row: int, device: torch.device
+    ) -> None:
+        self._optimizer, self._head, self._max_in_a_row, self._device = optimizer, head, max_in_a_row, device
+        self._buffers = [*student.buffers(), *head.softmax.buffers()]
+        self._snapshot: Snapshot | None = None
+        self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # in a row, in total
         self._keep_total = torch.tensor([0, 1], device=device)
-        self._names: list[str] = []
-        self._last: Tensor | None = None  # of the last good step: its number and `_names`
-        self._under_way: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+        self._names: list[str] = []  # of the statistics
+        self._last_good: Tensor | None = None  # of the last good step: its number and its statistics
+        self._on_the_way: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()  # counts being copied to the host
         self._in_a_row = 0
 
     @property
     def total(self) -> Tensor:
-        """How many there were in all, int64 []."""
+        """The number of bad steps so far, int64 []."""
         return self._counts[1]
 
-    def add(self, bad: Tensor, step: int, stats: dict[str, Tensor]) -> None:
-        """Step number `step` is done; `bad`, a bool [], says whether it was skipped; stats: 0-d tensors by name."""
+    def begin(self) -> None:
+        """Remember everything that forward passes change, so that `take_step` can undo it."""
+        self._snapshot = Snapshot(self._buffers)
+        self._head.begin_step()
+
+    def one_or_nan(self, output: HeadOutput) -> Tensor:
+        """A factor for the loss: 1, or NaN if the loss or a statistic is not finite.
+
+        NaN makes this rank's gradients NaN, and sharing these makes the gradients of all ranks NaN.
+        """
+        finite = torch.stack([output.loss.detach(), *output.stats.values()]).isfinite().all()
+        return torch.where(finite, 1.0, torch.nan)
+
+    def take_step(self, number: int, stats: dict[str, Tensor], grad_norm: Tensor) -> None:
+        """Take optimiser step `number`, unless `grad_norm` [] is not finite: then undo the step and count it."""
+        bad = ~grad_norm.isfinite()
+        self._optimizer.found_inf = bad.float()  # torch's loss scaling makes fused optimisers skip a step in this way
+        self._optimizer.step()
+        self._snapshot.restore(bad)
+        self._head.end_step(bad)
+        self._count(bad, number, {**stats, "grad_norm": grad_norm})
+
+    def _count(self, bad: Tensor, number: int, stats: dict[str, Tensor]) -> None:
         self._counts = torch.where(bad, self._counts + 1, self._counts * self._keep_total)
         self._names = list(stats)
-        now = torch.stack([torch.full_like(bad, step, dtype=torch.float32), *(v.float() for v in stats.values())])
-        self._last = torch.where(bad, torch.full_like(now, torch.nan) if self._last is None else self._last, now)
+        now = torch.stack([torch.full_like(bad, number, dtype=torch.float32), *(v.float() for v in stats.values())])
+        before = torch.full_like(now, torch.nan) if self._last_good is None else self._last_good
+        self._last_good = torch.where(bad, before, now)
         event = torch.cuda.Event() if self._device.type == "cuda" else None
-        self._under_way.append((self._counts[0].to("cpu", non_blocking=True), event))
+        self._on_the_way.append((self._counts[0].to("cpu", non_blocking=True), event))
         if event is not None:
             event.record()
 
     def too_many(self, wait: bool = False) -> bool:
-        """Whether more than `largest` steps in a row were bad, by what has arrived from the device, or by all of it."""
-        while self._under_way and (wait or self._under_way[0][1] is None or self._under_way[0][1].query()):
-            counted, event = self._under_way.popleft()
+        """Whether too many steps in a row were bad, by the counts that have reached the host, or by all if `wait`."""
+        while self._on_the_way and (wait or self._on_the_way[0][1] is None or self._on_the_way[0][1].query()):
+            count, event = self._on_the_way.popleft()
             if wait and event is not None:
                 event.synchronize()
-            self._in_a_row = int(counted)
-        return self._in_a_row > self._largest
+            self._in_a_row = int(count)
+        return self._in_a_row > self._max_in_a_row
 
     def error(self, step: int) -> TrainingError:
-        """What to raise at `step`. Every rank must call it."""
-        last = mean_over_ranks(dict(zip(["step", *self._names], self._last, strict=True)))
+        """The error to raise at `step` after too many bad steps. Every rank must call it."""
+        last = mean_over_ranks(dict(zip(["step", *self._names], self._last_good, strict=True)))
         good = last.pop("step")
         shown = " ".join(f"{name} {value:.4g}" for name, value in last.items())
-        finite = f"the last good one, {good:.0f}, had {shown}" if good == good else "none was good before"
+        before = f"the last good one, {good:.0f}, had {shown}" if good == good else "no step before them was good"
         return TrainingError(
             f"step {step}: the loss or gradient of the last {int(self._counts[0])} steps was not finite, more than "
-            f"max_bad_steps = {self._largest} in a row; they were skipped, and {finite}. Usual causes: a learning rate "
-            "too high for the batch, float16 where bfloat16 would do, a teacher or images that are broken "
+            f"max_bad_steps = {self._max_in_a_row} in a row; they were skipped, and {before}. Usual causes: a learning "
+            "rate too high for the batch, float16 where bfloat16 would do, a broken teacher or broken images "
             "(tools/check_data.py). See docs/troubleshooting.md, NaN loss"
         )
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return {"in_a_row": self._counts[0], "total": self._counts[1], "names": self._names, "last": self._last}
+        """What a checkpoint keeps."""
+        return {"in_a_row": self._counts[0], "total": self._counts[1], "names": self._names, "last": self._last_good}
 
     def load(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         self._counts = torch.stack([state["in_a_row"], state["total"]]).to(self._device)
         self._names = state["names"]
-        self._last = None if state["last"] is None else state["last"].to(self._device)
+        self._last_good = None if state["last"] is None else state["last"].to(self._device)

@@ -1,7 +1,9 @@
-"""Checkpoints of a run: <step>backbone.pth (the student), <step>header.pth (centers), <step>state.pth (all else), and
-<step>sha256.txt, the checksums of the three, which `sha256sum -c` reads too."""
+"""Checkpoints of a run, four files per step.
 
-import hashlib
+<step>backbone.pth holds the student, <step>header.pth the class centers, <step>state.pth everything else that resuming
+needs, and <step>sha256.txt the checksums of the three, which `sha256sum -c` reads too.
+"""
+
 import io
 import os
 import re
@@ -11,11 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from easydict import EasyDict
 from torch import Tensor
 
 from utils.errors import InputError
-from utils.files import atomic_write, sha256, write_text
+from utils.files import atomic_write, checksum, sha256, write_text
 from utils.weights import WeightsError, read_weights_file
 
 PARTS = ("backbone.pth", "header.pth", "state.pth")
@@ -23,11 +24,15 @@ SUMS = "sha256.txt"
 
 
 class CheckpointError(InputError):
-    """A checkpoint that is not there, or that belongs to another run; the message names it and what there is."""
+    """A checkpoint that does not exist, or belongs to another run. The message names it and those that exist."""
 
 
 class Checkpoint(NamedTuple):
-    """backbone: the student's plain state dict; header: `kernel` [D, C] and statistics; state: optimiser, ..."""
+    """The content of the three files.
+
+    backbone: the student's plain state dict; header: `kernel` [D, C] (the centers, transposed) and the margin's
+    statistics; state: optimiser, loss scale, bad steps and the identity of the run.
+    """
 
     backbone: dict[str, Tensor]
     header: dict[str, Tensor]
@@ -35,69 +40,74 @@ class Checkpoint(NamedTuple):
 
 
 def save(folder: str | os.PathLike, step: int, checkpoint: Checkpoint) -> Path:
-    """Write the files, each whole, the state and the checksums last. Gives the student's path."""
-    remove(folder, step)  # an older one of this step must not be completed by half of the new one
+    """Write the files atomically, the state and the checksums last. Returns the path of the student."""
+    remove(folder, step)  # files of an older checkpoint of this step must not mix with the new ones
     sums = ""
     for part, content in zip(PARTS, checkpoint, strict=True):
-        written = io.BytesIO()  # torch words an error of a file's own as one of its format
+        written = io.BytesIO()  # not the file itself: torch would report a full disk as an error of its own format
         torch.save(content, written)
         with atomic_write(Path(folder, f"{step}{part}")) as file:
             file.write(written.getbuffer())
-        sums += f"{hashlib.sha256(written.getbuffer()).hexdigest()}  {step}{part}\n"
+        sums += f"{checksum([written.getbuffer()])}  {step}{part}\n"
     write_text(Path(folder, f"{step}{SUMS}"), sums)
     return Path(folder, f"{step}{PARTS[0]}")
 
 
 class Saver:
-    """Saves checkpoints in a thread of its own: training waits for the copy to host memory.
+    """Saves checkpoints in a thread. Training waits only for the copy to host memory.
 
-    One that cannot be written (disk full, permission) is told by `say`, and training goes on. Only the next save, and
-    the end, wait for one that is still being written. `unsaved`: the step that could not be written last, or None.
+    If a checkpoint cannot be written (disk full, no permission), `log_line` gets a message and training goes on. Only
+    the next save and the end of the run wait for a checkpoint that is still being written.
+
+    unsaved: the step of the last checkpoint, if it could not be written, else None.
     """
 
-    def __init__(self, folder: str | os.PathLike, keep: int, say: Callable[[str], None]) -> None:
-        self._folder, self._keep, self._say = folder, keep, say
+    def __init__(self, folder: str | os.PathLike, keep: int, log_line: Callable[[str], None]) -> None:
+        self._folder, self._keep, self._log_line = folder, keep, log_line
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future | None = None
         self.unsaved: int | None = None
 
     def save(self, step: int, checkpoint: Checkpoint) -> None:
-        """Copy the checkpoint to host memory and have it written, and older ones removed (see `prune`)."""
+        """Copy the checkpoint to host memory. The thread then writes it and removes older ones (see `prune`)."""
         self.finish()
         self._writing = self._thread.submit(self._write, step, _copied(checkpoint))
 
     def poll(self) -> None:
-        """Say what became of the last save, if that is known by now."""
+        """Log the outcome of the last save, if it has ended."""
         if self._writing is not None and self._writing.done():
             self.finish()
 
     def finish(self) -> None:
-        """Wait until all is written."""
+        """Wait until everything is written."""
         writing, self._writing = self._writing, None
         if writing is not None:
             for line in writing.result():
-                self._say(line)
+                self._log_line(line)
 
     def _write(self, step: int, checkpoint: Checkpoint) -> list[str]:
-        """In the thread, which itself says nothing: a worker forked meanwhile would inherit the locks of the screen."""
+        """Write and prune in the thread; returns lines for the log.
+
+        The thread does not log them itself: a worker that is forked meanwhile would inherit the locks of the log.
+        """
         try:
-            said = [f"saved {save(self._folder, step, checkpoint)}"]
+            lines = [f"saved {save(self._folder, step, checkpoint)}"]
             self.unsaved = None
         except OSError as error:
             self.unsaved = step
             return [
                 f"NOT SAVED: the checkpoint of step {step} ({error}); training goes on and tries again at the next "
-                "one, older ones are whole; make room or rights for it"
+                "checkpoint, and older ones are intact; free disk space, or fix the permissions"
             ]
         try:
             prune(self._folder, self._keep)
         except OSError as error:
-            said.append(f"NOT REMOVED: checkpoints older than the {self._keep} newest ({error})")
-        return said
+            lines.append(f"NOT REMOVED: checkpoints older than the {self._keep} newest ({error})")
+        return lines
 
 
 def _copied(value: Any) -> Any:
-    """Dicts, lists and tuples with all tensors copied to host memory, where later steps do not reach them."""
+    """Copy dicts, lists and tuples, with all tensors in host memory, where later steps do not change them."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -109,9 +119,10 @@ def _copied(value: Any) -> Any:
 
 
 def damage(folder: str | os.PathLike, step: int) -> str | None:
-    """What is wrong with the files of a complete checkpoint; None where they are as they were written.
+    """What is wrong with the files of a complete checkpoint; None if they are as they were written.
 
-    One without checksums, as a kill before the last file leaves it, is taken as it is: each file is whole or not there.
+    A checkpoint without checksums is accepted: a kill before the last file leaves it like that, and each of its files
+    was written atomically.
     """
     sums = Path(folder, f"{step}{SUMS}")
     names = [f"{step}{part}" for part in PARTS]
@@ -120,19 +131,19 @@ def damage(folder: str | os.PathLike, step: int) -> str | None:
     lines = "".join(f"([0-9a-f]{{64}})  {re.escape(name)}\n" for name in names)
     written = re.fullmatch(lines, sums.read_text(errors="replace"))
     if written is None:
-        return f"{sums}: broken: must have the checksums of {', '.join(names)}"
-    for name, checksum in zip(names, written.groups(), strict=True):
-        if sha256(Path(folder, name)) != checksum:
+        return f"{sums}: broken: must hold the checksums of {', '.join(names)}"
+    for name, digest in zip(names, written.groups(), strict=True):
+        if sha256(Path(folder, name)) != digest:
             return f"{Path(folder, name)}: broken: cut short or changed since it was written, as {sums.name} says"
     return None
 
 
 def load(folder: str | os.PathLike, step: int) -> Checkpoint:
-    """Read the checkpoint of `step`, on the CPU. Raises CheckpointError with the steps that there are."""
+    """Read the checkpoint of `step` to the CPU. Raises CheckpointError, with the steps that exist."""
     steps = complete_steps(folder)
     if step not in steps:
-        there_are = f"there are {', '.join(map(str, steps))}" if steps else "there is none"
-        raise CheckpointError(f"{folder}: no complete checkpoint of step {step}; {there_are}")
+        existing = f"there are {', '.join(map(str, steps))}" if steps else "there is none"
+        raise CheckpointError(f"{folder}: no complete checkpoint of step {step}; {existing}")
     return Checkpoint(*(_read(Path(folder, f"{step}{part}")) for part in PARTS))
 
 
@@ -144,12 +155,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def complete_steps(folder: str | os.PathLike) -> list[int]:
-    """The steps whose three files are there, ascending."""
+    """The steps whose three files exist, ascending."""
     return [step for step, parts in _files(folder).items() if parts >= set(PARTS)]
 
 
 def _files(folder: str | os.PathLike) -> dict[int, set[str]]:
-    """Step -> which of the files of its checkpoint are there; ascending."""
+    """Step -> which files of its checkpoint exist; ascending by step."""
     found: dict[int, set[str]] = {}
     for name in os.listdir(folder) if os.path.isdir(folder) else []:
         match = re.fullmatch(r"(\d+)(\w+\.\w+)", name)
@@ -159,59 +170,60 @@ def _files(folder: str | os.PathLike) -> dict[int, set[str]]:
 
 
 def prune(folder: str | os.PathLike, keep: int) -> None:
-    """Remove what is older than the `keep` newest checkpoints that are whole on the disk; 0 keeps all."""
-    whole = 0
+    """Remove checkpoints older than the `keep` newest intact ones; 0 keeps all."""
+    intact = 0
     for step in reversed(complete_steps(folder) if keep else []):
-        if whole == keep:
+        if intact == keep:
             remove(folder, step)
         elif damage(folder, step) is None:
-            whole += 1
+            intact += 1
 
 
 def remove_after(folder: str | os.PathLike, step: int) -> None:
-    """Remove the checkpoints later than `step`: a run that goes on from there gives them up, or resume would mix."""
+    """Remove the checkpoints after `step`: a run that resumes from `step` replaces them."""
     for later in _files(folder):
         if later > step:
             remove(folder, later)
 
 
 def remove(folder: str | os.PathLike, step: int) -> None:
-    """Remove the checkpoint of `step`, if there is one: the state first, so that what is left is not complete."""
+    """Remove the checkpoint of `step`, if it exists: the state first, so that what a kill leaves is not complete."""
     for part in (*reversed(PARTS), SUMS):
         Path(folder, f"{step}{part}").unlink(missing_ok=True)
 
 
 def remove_unfinished(folder: str | os.PathLike) -> None:
-    """Remove what writes left that were killed."""
+    """Delete temporary files that interrupted writes left behind."""
     for path in Path(folder).glob(".*.part"):
         if re.fullmatch(r"\..+\.\d+\.part", path.name):
             path.unlink(missing_ok=True)
 
 
-def step_to_resume(cfg: EasyDict) -> tuple[int, list[str]]:
-    """The step that the config asks to resume, 0 for none, and what is wrong with the newer ones that are passed over.
+def step_to_resume(folder: str | os.PathLike, newest: bool, global_step: int) -> tuple[int, list[str]]:
+    """The step to resume from, 0 for none, and what is wrong with the newer checkpoints that are passed over.
 
-    Raises CheckpointError where there are checkpoints and all are broken, or a new run would mix with another's.
+    newest: resume from the newest intact checkpoint, if there is one (resume=auto); otherwise from `global_step`, where
+    0 starts a new run. Raises CheckpointError if all checkpoints are broken, or if a new run would mix with an old one.
     """
-    steps = complete_steps(cfg.output)
-    if cfg.resume == "auto":
+    steps = complete_steps(folder)
+    if newest:
         problems = []
-        for step, parts in reversed(_files(cfg.output).items()):
+        for step, parts in reversed(_files(folder).items()):
             if missing := set(PARTS) - parts:
-                problem = f"{cfg.output}: step {step} lacks {', '.join(sorted(missing))}: its writing was cut off"
+                problem = f"{folder}: step {step} lacks {', '.join(sorted(missing))}: writing it was interrupted"
             else:
-                problem = damage(cfg.output, step)
+                problem = damage(folder, step)
             if problem is None:
                 return step, problems
             problems.append(problem)
         if steps:
-            raise CheckpointError(f"no checkpoint is whole: {'; '.join(problems)}; start anew in another output")
+            raise CheckpointError(f"no checkpoint is intact: {'; '.join(problems)}; start a new run in another output")
         return 0, problems
-    if cfg.global_step:
-        return cfg.global_step, []
+    if global_step:
+        return global_step, []
     if steps:
         raise CheckpointError(
-            f"{cfg.output}: holds a run with checkpoints of steps {', '.join(map(str, steps))}; go on from one with "
-            "resume=auto or global_step=N, or name another output"
+            f"{folder}: holds a run with checkpoints of steps {', '.join(map(str, steps))}; resume it with resume=auto "
+            "or global_step=N, or name another output"
         )
     return 0, []

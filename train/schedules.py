@@ -1,4 +1,4 @@
-"""Learning-rate schedules: functions of the fractional epoch, in a table by name."""
+"""Learning-rate schedules: functions of the fractional epoch, built from the config."""
 
 import math
 from collections.abc import Callable
@@ -7,28 +7,32 @@ from easydict import EasyDict
 
 from config import names
 
-
-def warmup(epoch: float, cfg: EasyDict) -> float | None:
-    """((e + 1) / (W + 1))^2 while the fractional epoch e is below W = cfg.warmup_epoch, then None."""
-    return ((epoch + 1) / (cfg.warmup_epoch + 1)) ** 2 if epoch < cfg.warmup_epoch else None
+Schedule = Callable[[float], float]  # fractional epoch -> factor of the learning rate
 
 
-def step(epoch: float, cfg: EasyDict) -> float:
-    """Divided by 10 for each milestone m with m - 1 <= epoch, as published."""
-    return 0.1 ** sum(milestone - 1 <= epoch for milestone in cfg.lr_milestones)
+def step(cfg: EasyDict) -> Schedule:
+    """Divide by 10 for each milestone m with m - 1 <= epoch, as published."""
+    milestones = cfg.lr_milestones
+    return lambda epoch: 0.1 ** sum(milestone - 1 <= epoch for milestone in milestones)
 
 
-def cosine(epoch: float, cfg: EasyDict) -> float:
+def cosine(cfg: EasyDict) -> Schedule:
     """Half a cosine from 1 after the warm-up to 0 at the last epoch (Loshchilov, Hutter, ICLR 2017, no restarts)."""
-    start = max(cfg.warmup_epoch, 0.0)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (epoch - start) / max(cfg.num_epoch - start, 1e-9))))
+    start, epochs = max(cfg.warmup_epoch, 0.0), cfg.num_epoch
+    return lambda epoch: 0.5 * (1 + math.cos(math.pi * min(1.0, (epoch - start) / max(epochs - start, 1e-9))))
 
 
-# Functions of the fractional epoch and the config that give the factor of the learning rate.
-LR_SCHEDULES: dict[str, Callable[[float, EasyDict], float]] = names.resolve(names.LR_SCHEDULES)
+LR_SCHEDULES: dict[str, Callable[[EasyDict], Schedule]] = names.resolve(names.LR_SCHEDULES)
 
 
-def learning_rate(epoch: float, total_batch: int, cfg: EasyDict) -> float:
-    """The rate at a fractional epoch for `total_batch` images a step: cfg.lr is for 512."""
-    factor = warmup(epoch, cfg)
-    return cfg.lr * total_batch / 512 * (LR_SCHEDULES[cfg.lr_schedule](epoch, cfg) if factor is None else factor)
+def build_learning_rate(cfg: EasyDict, total_batch: int) -> Schedule:
+    """The learning rate by the fractional epoch e, for `total_batch` images per step; cfg.lr is for 512.
+
+    While e < W = cfg.warmup_epoch the factor is ((e + 1) / (W + 1))^2, afterwards that of cfg.lr_schedule.
+    """
+    peak, warmup, schedule = cfg.lr * total_batch / 512, cfg.warmup_epoch, LR_SCHEDULES[cfg.lr_schedule](cfg)
+
+    def learning_rate(epoch: float) -> float:
+        return peak * (((epoch + 1) / (warmup + 1)) ** 2 if epoch < warmup else schedule(epoch))
+
+    return learning_rate

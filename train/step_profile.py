@@ -1,4 +1,4 @@
-"""Where the time of a step goes: a trace of some steps by torch's profiler, and a table of it."""
+"""Where the time of a step goes: a trace of some steps by torch's profiler, and a table made from it."""
 
 import os
 from bisect import bisect
@@ -13,20 +13,20 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from utils.distributed import rank
 
-WARM_UP = 5  # steps before the first profiled one: they compile, choose among convolutions and fill the loader
+WARM_UP = 5  # steps before the first profiled one: they compile, select convolutions and fill the loader
 PHASES = ("input", "student", "teacher", "head", "backward", "optimiser")  # record_function names in the loop and tasks
-OPERATORS = 8  # in the table
-_STEP = "ProfilerStep"  # what the profiler calls a step
+OPERATORS = 8  # rows of the table
+_STEP = "ProfilerStep"  # the profiler's name for a step
 
 
 class StepProfile:
-    """Profiles `steps` steps on rank 0, after WARM_UP: writes `folder`/trace.json.gz and hands `line` a table.
+    """Profiles `steps` steps on rank 0, after WARM_UP. Writes `folder`/trace.json.gz and logs a table with `log_line`.
 
-    Call `step` after every step of the block. A block that ends before leaves the trace of the steps that it had.
+    Use it as a context manager, and call `step` after every step. If the run ends early, the trace has fewer steps.
     """
 
-    def __init__(self, steps: int, folder: Path, device: torch.device, line: Callable[[str], None]) -> None:
-        self._path, self._line = folder / "trace.json.gz", line
+    def __init__(self, steps: int, folder: Path, device: torch.device, log_line: Callable[[str], None]) -> None:
+        self._path, self._log_line = folder / "trace.json.gz", log_line
         self._on_gpu = device.type == "cuda"
         self._profile = None
         if steps and rank() == 0:
@@ -42,7 +42,7 @@ class StepProfile:
         return self
 
     def step(self) -> None:
-        """A step is done."""
+        """Tell the profiler that a step has ended."""
         if self._profile:
             self._profile.step()
 
@@ -50,26 +50,27 @@ class StepProfile:
         if self._profile:
             self._profile.stop()
             if self._profile.step_num <= WARM_UP:
-                self._line(f"no profile: it begins after {WARM_UP} steps, and the run had no more")
+                self._log_line(f"no profile: it begins after {WARM_UP} steps, and the run had no more than that")
 
     def _report(self, profiled: profile) -> None:
         if profiled.step_num <= WARM_UP:
             return
-        temporary = self._path.with_name(f".{os.getpid()}.{self._path.name}")  # .gz stays at the end: it is obeyed
-        where = f"{self._path}, to look at in ui.perfetto.dev"
+        temporary = self._path.with_name(f".{os.getpid()}.{self._path.name}")  # it compresses because of .gz
+        place = f"{self._path}, open it in ui.perfetto.dev"
         try:
             profiled.export_chrome_trace(str(temporary))
             os.replace(temporary, self._path)
         except OSError as error:
-            where = f"NOT WRITTEN: {error}"
-        self._line(f"profile: {where}\n{table(profiled.events(), self._on_gpu)}")
+            place = f"NOT WRITTEN: {error}"
+        self._log_line(f"profile: {place}\n{table(profiled.events(), self._on_gpu)}")
 
 
 def table(events: list[FunctionEvent], on_gpu: bool) -> str:
-    """Milliseconds a step of each phase and of the operators that take most, from a profiler's events.
+    """Milliseconds per step of each phase and of the slowest operators, from a profiler's events.
 
-    On a GPU those of the kernels, by the phase in which they were launched (backward runs in a thread of its own, so
-    phases are told apart by time), beside what the process took to launch them; "idle" is when no stream was at work.
+    On a GPU these are the times of the kernels, by the phase that launched them, beside the time that launching took.
+    Backward runs in another thread, so an event belongs to the phase at whose time it started. "idle" is the time in
+    which no kernel was running.
     """
     on_device = [event for event in events if event.device_type != DeviceType.CPU and not event.is_user_annotation]
     events = [event for event in events if event.device_type == DeviceType.CPU]
@@ -105,9 +106,9 @@ def table(events: list[FunctionEvent], on_gpu: bool) -> str:
     title = f"{len(steps)} steps, GPU" if on_gpu else f"{len(steps)} steps"
     return "\n".join(
         [
-            f"{title:<40}{'ms a step':>12}{'share':>12}{'launched in ms' if on_gpu else '':>15}".rstrip(),
+            f"{title:<40}{'ms/step':>12}{'share':>12}{'launched in ms' if on_gpu else '':>15}".rstrip(),
             *(row(name, time, host.get(name) if on_gpu else None) for name, time in shares.items()),
-            "of it in",
+            "slowest operators",
             *(row(name, operators[name]) for name in largest),
         ]
     )
@@ -122,7 +123,7 @@ def _start(event: FunctionEvent) -> float:
 
 
 def _covered(events: list[FunctionEvent]) -> float:
-    """The time in which at least one of them goes on."""
+    """The time during which at least one of the events was running."""
     total = until = 0.0
     for event in sorted(events, key=_start):
         total += max(0.0, event.time_range.end - max(until, _start(event)))

@@ -1,4 +1,4 @@
-"""BatchNorm with the statistics of the global batch, on any device: torch's own on GPUs, this one where it has none."""
+"""BatchNorm with the statistics of the global batch: torch's own on GPUs, this one on CPUs, where torch has none."""
 
 import torch
 import torch.distributed as dist
@@ -10,10 +10,10 @@ from utils.distributed import world_size
 
 
 class SyncBatchNorm(_BatchNorm):
-    """As nn.BatchNorm1d and 2d, mean and variance over [ranks * B, H, W]; equal batch sizes on all ranks."""
+    """Like nn.BatchNorm1d and 2d, with mean and variance over [ranks * B, H, W]. All ranks have the same batch size."""
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any [B, C, ...]."""
+        """Accept any [B, C, ...]."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or world_size() == 1:
@@ -35,7 +35,7 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def synchronise(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network with its BatchNorm layers over all ranks; key names and weights stay."""
+    """Replace the BatchNorm layers by synchronised ones. Key names and weights stay the same."""
     if not dist.is_initialized():
         return network
     if device.type == "cuda":

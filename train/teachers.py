@@ -1,9 +1,8 @@
-"""The teacher as training uses it: the frozen network itself, or its embeddings of the whole training set in a file."""
+"""The teacher as training uses it: the frozen network, or a file with its embeddings of the whole training set."""
 
 import os
 import re
 
-import numpy as np
 import torch
 from easydict import EasyDict
 from torch import nn
@@ -21,47 +20,53 @@ from utils.distributed import on_rank_0, rank, world_size
 from utils.precision import cast_products, compute_type
 
 
-def live_teacher(cfg: EasyDict, device: torch.device, release: Release) -> nn.Module:
-    """The frozen teacher on the device, channels-last, its matrix products in the compute type."""
+def build_live_teacher(cfg: EasyDict, device: torch.device, release: Release) -> nn.Module:
+    """The frozen teacher on the device, channels-last, with its matrix products in the compute type."""
     teacher = cast_products(build_teacher(cfg, release), compute_type(cfg.dtype, device))
     return teacher.to(device, memory_format=torch.channels_last)
 
 
-def cached_teacher(cfg: EasyDict, dataset: FaceDataset, device: torch.device) -> tuple[EmbeddingFile, tuple[str, ...]]:
-    """The file `teacher_embeddings`, made first where it is missing, and what to say of it. Every rank must call it.
+def build_cached_teacher(
+    cfg: EasyDict, dataset: FaceDataset, device: torch.device
+) -> tuple[EmbeddingFile, tuple[str, ...]]:
+    """The file `teacher_embeddings`, made first if it is missing, and lines for the log. Every rank must call it.
 
-    Raises EmbeddingError where the file is of another teacher, other images or another preprocessing. Where the
-    teacher's weights are not to be had, a finished file must have been made from the very path, or from the repository
-    and the commit, that the config names.
+    Raises EmbeddingError if the file belongs to another teacher, other images or another preprocessing. If the
+    teacher's weights are not available, a finished file must have been made from the same path, or from the same
+    repository and commit, that the config names.
     """
-    there = on_rank_0(lambda: os.path.exists(cfg.teacher_embeddings))
-    wanted = on_rank_0(lambda: describe(cfg, dataset, lenient=there))
-    if not there:
-        _embed(cfg, dataset, device, wanted)
+    exists = on_rank_0(lambda: os.path.exists(cfg.teacher_embeddings))
+    wanted = on_rank_0(lambda: describe_embeddings(cfg, dataset, weights_may_be_missing=exists))
+    if not exists:
+        _embed_dataset(cfg, dataset, device, wanted)
     embeddings = EmbeddingFile(cfg.teacher_embeddings, wanted)
     notes = (f"teacher: {embeddings.summary()}",)
     if "sha256" not in wanted["teacher"]:
         origin = str(embeddings.description.get("about", {}).get("teacher"))
-        if not _names(cfg, origin):
+        if not _is_origin(cfg, origin):
             asked = cfg.pretrained_teacher_path or f"{_repository(cfg)}@{cfg.teacher_revision or 'main'}"
             raise EmbeddingError(
-                f"{embeddings.path}: embeddings by {origin}, and the weights asked for ({asked}) are not here to be "
-                "compared: name those, or fetch these"
+                f"{embeddings.path}: embeddings by {origin}, but the config asks for {asked}, whose weights are not "
+                "here to be compared; name the former, or fetch the latter"
             )
-        notes += ("the teacher's weights are not here: its embeddings were held against its name alone",)
+        notes += ("the teacher's weights are not here: its embeddings were checked by its name only",)
     return embeddings, notes
 
 
-def describe(cfg: EasyDict, dataset: FaceDataset, lenient: bool = False) -> Description:
-    """What the embeddings by this teacher of this set are of; `lenient` allows that its weights are missing."""
+def describe_embeddings(cfg: EasyDict, dataset: FaceDataset, weights_may_be_missing: bool = False) -> Description:
+    """Describe the embeddings of this set by this teacher, as the file beside them states it.
+
+    Raises MissingWeights if the teacher's weights are not available, unless they may be missing.
+    """
     about = {"data": dataset.source}
     try:
         teacher = find_teacher(cfg).identity()
         about["teacher"] = teacher.pop("origin")
     except MissingWeights:
-        if not lenient:
+        if not weights_may_be_missing:
             raise
-        teacher = {} if cfg.teacher in REPOSITORIES else {"network": cfg.teacher}  # model.yaml names the others
+        # For a CVLFace release even the network is unknown: its model.yaml states it.
+        teacher = {} if cfg.teacher in REPOSITORIES else {"network": cfg.teacher}
     return {
         "embeddings": {"shape": [len(dataset), 2, cfg.embedding_size], "type": "float16"},
         "teacher": teacher,
@@ -71,14 +76,15 @@ def describe(cfg: EasyDict, dataset: FaceDataset, lenient: bool = False) -> Desc
     }
 
 
-def _embed(cfg: EasyDict, dataset: FaceDataset, device: torch.device, description: Description) -> None:
-    """Embed what the file still lacks, every rank its share of the batches."""
+def _embed_dataset(cfg: EasyDict, dataset: FaceDataset, device: torch.device, description: Description) -> None:
+    """Embed the images that the file still lacks. Each rank takes its share of the batches."""
+    torch.backends.cudnn.benchmark = True  # the batches have one shape
     release = find_teacher(cfg)
     if release.identity()["sha256"] != description["teacher"]["sha256"]:
         raise EmbeddingError(
             f"{release.weights}: not the weights that rank 0 found first; pin them by teacher_revision"
         )
-    teacher, dtype = live_teacher(cfg, device, release), compute_type(cfg.dtype, device)
+    teacher, dtype = build_live_teacher(cfg, device, release), compute_type(cfg.dtype, device)
     description["embeddings"]["computed_in"] = str(dtype).removeprefix("torch.")  # one type for the whole file
     description["about"]["run"] = describe_run()
     with EmbeddingWriter(cfg.teacher_embeddings, description) as writer:
@@ -86,10 +92,8 @@ def _embed(cfg: EasyDict, dataset: FaceDataset, device: torch.device, descriptio
         bar = tqdm(total=len(dataset), initial=done, desc="teacher embeddings", unit="image", disable=rank() != 0)
         starts = range(rank() * cfg.val_batch_size, len(writer.remaining), world_size() * cfg.val_batch_size)
         batches = [writer.remaining[start : start + cfg.val_batch_size] for start in starts]
-        images = _Images(dataset)
-        for positions, embeddings in embed_batches(
-            teacher, images, batches, device, dtype, num_workers=cfg.num_workers
-        ):
+        embedded = embed_batches(teacher, dataset, batches, device, dtype, num_workers=cfg.num_workers)
+        for positions, embeddings in embedded:
             writer.write(positions, torch.stack(embeddings, 1))
             bar.update(min(world_size() * len(positions), bar.total - bar.n))
         bar.close()
@@ -99,18 +103,10 @@ def _repository(cfg: EasyDict) -> str | None:
     return cfg.teacher_repo_id or REPOSITORIES.get(cfg.teacher)
 
 
-def _names(cfg: EasyDict, origin: str) -> bool:
+def _is_origin(cfg: EasyDict, origin: str) -> bool:
     """Whether the config names this origin of a teacher: a path, or repository@commit."""
     if cfg.pretrained_teacher_path:
         return origin == cfg.pretrained_teacher_path
     repository, _, commit = origin.rpartition("@")
     pinned = re.fullmatch("[0-9a-f]{40}", cfg.teacher_revision)
     return repository == _repository(cfg) and (not pinned or commit == cfg.teacher_revision)
-
-
-class _Images(torch.utils.data.Dataset):
-    def __init__(self, dataset: FaceDataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, positions: np.ndarray) -> torch.Tensor:
-        return self.dataset[positions].images

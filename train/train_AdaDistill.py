@@ -5,16 +5,28 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from train import cli
+from config import load_config
+from train.arguments import parse_arguments
+from utils.errors import exit_on_input_error
 
 
-def run(cfg, dataset, device):
-    """The student under the teacher: see train.loop.Trainer."""
+def main() -> None:
+    args = parse_arguments(__doc__)
+    cfg = load_config(args.config, args.overrides)
+
+    # Imported only now: --help and a wrong key are answered at once, without torch.
+    from data.dataset import build_dataset
     from train.loop import Trainer
     from train.tasks import Distillation
+    from utils.distributed import process_group
 
-    Trainer(cfg, Distillation(cfg, dataset, device), dataset, device).run()
+    with process_group(timeout=cfg.rank_timeout) as device:
+        dataset = build_dataset(cfg)
+        task = Distillation(cfg, dataset, device)
+        trainer = Trainer(cfg, task, dataset, device)
+        trainer.run()
 
 
 if __name__ == "__main__":
-    cli.main(__doc__, run)
+    with exit_on_input_error():
+        main()

@@ -1,20 +1,32 @@
-"""Train a network with trained class centers and no teacher: the baseline student, or a teacher of one's own."""
+"""Train a network with trained class centers and no teacher: the baseline student, or a teacher of your own."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from train import cli
+from config import load_config
+from train.arguments import parse_arguments
+from utils.errors import exit_on_input_error
 
 
-def run(cfg, dataset, device):
-    """The student by itself: see train.loop.Trainer."""
+def main() -> None:
+    args = parse_arguments(__doc__)
+    cfg = load_config(args.config, args.overrides)
+
+    # Imported only now: --help and a wrong key are answered at once, without torch.
+    from data.dataset import build_dataset
     from train.loop import Trainer
     from train.tasks import Standalone
+    from utils.distributed import process_group
 
-    Trainer(cfg, Standalone(cfg, device), dataset, device).run()
+    with process_group(timeout=cfg.rank_timeout) as device:
+        dataset = build_dataset(cfg)
+        task = Standalone(cfg, device)
+        trainer = Trainer(cfg, task, dataset, device)
+        trainer.run()
 
 
 if __name__ == "__main__":
-    cli.main(__doc__, run)
+    with exit_on_input_error():
+        main()

@@ -1,4 +1,4 @@
-"""What the code knows about ranks: start and end, gathers, and the broadcast of rank 0's buffers."""
+"""Ranks: how they start and end, and the collectives that the repository uses."""
 
 import os
 import sys
@@ -16,60 +16,61 @@ from utils.errors import InputError
 from utils.heartbeat import Heartbeat, RankLost
 
 TIMEOUT = 1800.0  # seconds
-_TO_JOIN = 300.0  # seconds for the ranks to find each other, which torchrun starts together
-_LATER = 120.0  # seconds by which GPUs wait longer: what they wait for is to be told before NCCL ends the process
+JOIN_TIMEOUT = 300.0  # seconds for the ranks, which torchrun starts together, to find each other
+NCCL_EXTRA = 120.0  # seconds added to NCCL's timeout, so that gloo reports a lost rank before NCCL ends the process
 _heartbeat: Heartbeat | None = None
-_host_group: dist.ProcessGroup | None = None  # for what goes through host memory; None: the default group
+_host_group: dist.ProcessGroup | None = None  # for tensors in host memory; None: the default group
+
+
+class CollectiveError(RuntimeError):
+    """A collective failed, because another rank ended or did not take part in time."""
+
+
+@contextmanager
+def _collective() -> Iterator[None]:
+    """Around calls of torch's collectives: any error in them is a CollectiveError."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo raises no type of its own
+        raise CollectiveError(str(error)) from error
 
 
 def rank() -> int:
-    """This process's rank; 0 where there is one process."""
+    """This process's rank; 0 without ranks."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes share the work; 1 where there is one."""
+    """The number of ranks; 1 without ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @contextmanager
-def process_group(kind: str | None = None, timeout: float = TIMEOUT) -> Iterator[torch.device]:
-    """Join the processes that torchrun started, if it did, and leave them at the end; gives this rank's device.
+def process_group(device: str | None = None, timeout: float = TIMEOUT) -> Iterator[torch.device]:
+    """Join the other ranks if torchrun started this process, and leave them at the end. Gives this rank's device.
 
-    kind: "cpu" or "cuda"; None takes GPUs where there are some. GPUs use NCCL, one GPU a rank; CPUs use gloo.
-    timeout: seconds after which a rank that the others wait for is given up. Raises RankLost, which names it, and
-    InputError for a worker of a DataLoader that was killed.
+    device: "cpu" or "cuda"; None takes GPUs if there are any. Ranks on GPUs use NCCL, one GPU per rank; ranks on CPUs
+    use gloo. timeout: seconds that ranks wait for each other in a collective. Raises RankLost, which names the rank
+    that died or hangs, and InputError for a killed worker of a DataLoader or a device that this rank cannot use.
     """
     global _heartbeat, _host_group
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    on_gpu = torch.cuda.is_available() if kind is None else kind == "cuda"
-    if on_gpu and not torch.cuda.is_available():
-        raise InputError("torch sees no GPU here: leave the device out, or name cpu")
-    if on_gpu and local_rank >= torch.cuda.device_count():
-        raise InputError(
-            f"rank {local_rank} of this machine has no GPU of its own: {torch.cuda.device_count()} visible; "
-            "lower --nproc_per_node or widen CUDA_VISIBLE_DEVICES"
-        )
-    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(device)
+    place = _choose_device(device)
     if "WORLD_SIZE" in os.environ:
-        limit = timedelta(seconds=timeout + _LATER * on_gpu)
-        with _or_else_exit(min(timeout, _TO_JOIN)):
-            backend, place = "cpu:gloo,cuda:nccl" if on_gpu else "gloo", _place_of_this_attempt()
-            dist.init_process_group(backend, timeout=limit, **place)
-            _host_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if on_gpu else None
-        _heartbeat = Heartbeat(rank(), world_size())
+        _join(place.type == "cuda", timeout)
     try:
-        yield device
+        yield place
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         if "DataLoader worker" in str(error):  # torch raises it wherever this process is
             raise InputError(
-                f"{str(error).rstrip('. ')}; where memory is short (dmesg tells), lower num_workers"
+                f"{str(error).rstrip('. ')}; where memory is short (see dmesg), lower num_workers"
             ) from error
-        if _heartbeat is None or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        in_collective = isinstance(error, CollectiveError | dist.DistError)
+        lost = _heartbeat.find_lost_ranks(in_collective) if _heartbeat is not None else None
+        if lost is None:
             raise
-        raise RankLost(_heartbeat.verdict()) from error
+        raise RankLost(lost if in_collective else f"{lost}. This rank ended with: {error}") from error
     finally:
         if _heartbeat is not None:
             _heartbeat.stop()
@@ -78,11 +79,38 @@ def process_group(kind: str | None = None, timeout: float = TIMEOUT) -> Iterator
         _heartbeat = _host_group = None
 
 
-def _place_of_this_attempt() -> dict[str, Any]:
-    """Where the ranks find each other, in words of init_process_group.
+def _choose_device(kind: str | None) -> torch.device:
+    """This rank's device. Raises InputError."""
+    if kind == "cpu" or (kind is None and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise InputError("torch sees no GPU here: leave the device out, or name cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if local_rank >= torch.cuda.device_count():
+        raise InputError(
+            f"rank {local_rank} of this machine has no GPU of its own: {torch.cuda.device_count()} visible; "
+            "lower --nproc_per_node or widen CUDA_VISIBLE_DEVICES"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
 
-    torchrun keeps its store when it starts ranks again, and with it the addresses of those that ended: each attempt
-    gets names of its own.
+
+def _join(on_gpu: bool, timeout: float) -> None:
+    """Find the other ranks, and start this rank's signs of life."""
+    global _heartbeat, _host_group
+    limit = timedelta(seconds=timeout + NCCL_EXTRA * on_gpu)
+    with _exit_after(min(timeout, JOIN_TIMEOUT)):
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=limit, **_rendezvous())
+        _host_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if on_gpu else None
+    _heartbeat = Heartbeat(rank(), world_size(), timeout)
+
+
+def _rendezvous() -> dict[str, Any]:
+    """Where the ranks find each other, as arguments of init_process_group.
+
+    torchrun keeps its store when it restarts the ranks, with the addresses of the ranks that ended. So each attempt
+    has a prefix of its own.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return {}
@@ -94,15 +122,15 @@ def _place_of_this_attempt() -> dict[str, Any]:
 
 
 @contextmanager
-def _or_else_exit(seconds: float) -> Iterator[None]:
-    """End this process where the block takes longer."""
+def _exit_after(seconds: float) -> Iterator[None]:
+    """End this process if the block takes longer than `seconds`: torch's calls in it cannot be interrupted."""
 
-    def give_up() -> None:
-        where = f"error (rank {os.environ.get('RANK')})"
-        print(f"{where}: the ranks did not find each other within {seconds:.0f} s", file=sys.stderr, flush=True)
+    def end() -> None:
+        name = f"error (rank {os.environ.get('RANK')})"
+        print(f"{name}: the ranks did not find each other within {seconds:.0f} s", file=sys.stderr, flush=True)
         os._exit(1)
 
-    timer = threading.Timer(seconds, give_up)
+    timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
     try:
@@ -111,47 +139,51 @@ def _or_else_exit(seconds: float) -> Iterator[None]:
         timer.cancel()
 
 
-def report_activity(step: int, what: str) -> None:
-    """This rank begins with `what` at `step`: what the others say of it should it hang or die. Alike on all ranks."""
+def report_activity(step: int, name: str) -> None:
+    """Record what this rank is doing at `step`, for the report if it hangs or dies. Call it on every rank."""
     if _heartbeat is not None:
-        _heartbeat.report_activity(step, what)
+        _heartbeat.report_activity(step, name)
 
 
 def all_gather(tensor: Tensor) -> Tensor:
-    """[n, ...] of each rank -> [ranks * n, ...], in rank order; no gradient flows. Shapes must be equal."""
+    """[n, ...] of each rank -> [ranks * n, ...], in the order of ranks, without gradient. Shapes must be equal."""
     tensor = tensor.detach()
     if world_size() == 1:
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
-    dist.all_gather(parts, tensor.contiguous())
+    with _collective():
+        dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
 
 
 def mean_over_ranks(values: dict[str, Tensor]) -> dict[str, float]:
-    """0-d tensors by name -> their means over ranks as numbers; the same on every rank."""
+    """0-d tensors by name -> their means over the ranks, on every rank."""
     stacked = torch.stack([value.detach().double() for value in values.values()])
     if world_size() > 1:
-        dist.all_reduce(stacked)
+        with _collective():
+            dist.all_reduce(stacked)
     return dict(zip(values, (stacked / world_size()).tolist(), strict=True))
 
 
 def barrier() -> None:
-    """Wait until every rank is here; not for what GPUs are still doing."""
+    """Wait until every rank has called this. Does not wait for GPUs."""
     if world_size() > 1:
-        dist.all_reduce(torch.zeros(1), group=_host_group)
+        with _collective():
+            dist.all_reduce(torch.zeros(1), group=_host_group)
 
 
 def from_rank_0(value: Any) -> Any:
-    """Rank 0's value on every rank."""
+    """Rank 0's value, on every rank."""
     if world_size() == 1:
         return value
     values = [value]
-    dist.broadcast_object_list(values, src=0)
+    with _collective():
+        dist.broadcast_object_list(values, src=0)
     return values[0]
 
 
 def on_rank_0(function: Callable[[], Any]) -> Any:
-    """What `function` gives on rank 0, on every rank; an InputError or OSError that it raises, every rank raises."""
+    """Call `function` on rank 0. Every rank returns its value, or raises the InputError or OSError that it raised."""
     result = None
     if rank() == 0:
         try:
@@ -165,9 +197,9 @@ def on_rank_0(function: Callable[[], Any]) -> Any:
 
 
 def on_all_ranks(function: Callable[[], Any]) -> Any:
-    """What `function` gives on this rank; an InputError or OSError that it raises on some rank, every rank raises.
+    """Call `function` on every rank and return this rank's value. Every rank must call this.
 
-    So a file that only one rank finds broken leaves no other waiting. Every rank must call it.
+    An InputError or OSError on any rank is raised on every rank: no rank waits for one that found a broken file.
     """
     result, error = None, None
     try:
@@ -176,8 +208,9 @@ def on_all_ranks(function: Callable[[], Any]) -> Any:
         error = caught
     if world_size() > 1:
         errors = [None] * world_size()
-        dist.all_gather_object(errors, error)
-        error = next((one for one in errors if one is not None), None)
+        with _collective():
+            dist.all_gather_object(errors, error)
+        error = next((e for e in errors if e is not None), None)
     if error is not None:
         raise error
     return result
@@ -185,25 +218,30 @@ def on_all_ranks(function: Callable[[], Any]) -> Any:
 
 @torch.no_grad()
 def broadcast_buffers(module: nn.Module) -> None:
-    """Overwrite the buffers of every rank with rank 0's."""
+    """Overwrite the module's buffers with rank 0's."""
     if world_size() > 1:
-        for buffer in module.buffers():
-            dist.broadcast(buffer, src=0)
+        with _collective():
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
 
 
 class Agreement:
-    """Lets all ranks learn of the wishes of any of them in the same step, without waiting for the device.
+    """Tells all ranks in the same step which requests any of them has, without waiting for the device.
 
-    They are posted at the start of a step, summed in host memory beside it, and read at the step's end.
+    Requests are posted at the start of a step, summed in host memory during it, and read at its end.
     """
 
-    def post(self, *wishes: bool) -> None:
-        """This rank's wishes; every rank must post in every step, as many."""
-        self._wishes = torch.tensor(wishes, dtype=torch.int32)
-        self._work = dist.all_reduce(self._wishes, group=_host_group, async_op=True) if world_size() > 1 else None
+    def post(self, *requests: bool) -> None:
+        """This rank's requests. Every rank must post the same number of them in every step."""
+        self._requests = torch.tensor(requests, dtype=torch.int32)
+        self._work = None
+        if world_size() > 1:
+            with _collective():
+                self._work = dist.all_reduce(self._requests, group=_host_group, async_op=True)
 
     def read(self) -> list[bool]:
-        """True for each wish that some rank has."""
+        """Which requests some rank has."""
         if self._work is not None:
-            self._work.wait()
-        return self._wishes.bool().tolist()
+            with _collective():
+                self._work.wait()
+        return self._requests.bool().tolist()

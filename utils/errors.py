@@ -1,4 +1,4 @@
-"""The one base of all errors that bad input causes, and how a script ends on one."""
+"""The base class of errors caused by input, and how a script ends on them."""
 
 import os
 import sys
@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 
 class InputError(ValueError):
-    """Something from outside (a file, a setting) cannot be used; the message names it, what was expected, the fix."""
+    """A file or a setting cannot be used. The message names it, what was expected and what to do."""
 
 
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Around a script's main: an InputError or an unusable path ends it with one line and code 2, Ctrl-C with 130."""
+    """Around a script's main: InputError and OSError end it with one line and exit code 2, Ctrl-C with 130."""
     try:
         yield
     except (InputError, OSError) as error:

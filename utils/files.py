@@ -1,17 +1,18 @@
-"""Files that appear whole or not at all."""
+"""Writing files whole or not at all, checksums, and locks of folders."""
 
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A binary file to write, beside `path` until the block ends without an error, then flushed and renamed to it."""
+    """A binary file to write. It has a temporary name beside `path`; without an error it is flushed and renamed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -26,39 +27,46 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a file of text whole."""
+    """Write a text file, whole or not at all."""
     with atomic_write(path) as file:
         file.write(text.encode())
 
 
-def sha256(path: str | os.PathLike) -> str:
-    """The checksum of a file, in hexadecimal digits."""
+def checksum(parts: Iterable[bytes | memoryview]) -> str:
+    """The SHA-256 of bytes that are given in parts, in hexadecimal digits."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for part in parts:
+        digest.update(part)
     return digest.hexdigest()
 
 
-def lock_folder(folder: str | os.PathLike) -> BinaryIO:
-    """A lock on the folder for this process, for as long as the file that it gives is open; a kill lets go of it.
+def sha256(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return checksum(iter(partial(file.read, 1 << 20), b""))
 
-    Raises OSError where another process has it. Where the file system has no locks there is none.
+
+def lock_folder(folder: str | os.PathLike) -> BinaryIO:
+    """Lock a folder for this process until the returned file is closed or the process ends.
+
+    Raises OSError if another process has the lock. On a file system without locks, does nothing.
     """
     path = Path(folder, ".lock")
-    file = open(path, "ab")  # noqa: SIM115 - as long as the lock
+    file = open(path, "ab")  # noqa: SIM115 - open while the lock is held
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # children do not inherit it
     except (BlockingIOError, PermissionError) as error:
         file.close()
-        raise OSError(f"{folder}: another run is writing there ({error.strerror}); end it, or name another") from error
+        raise OSError(
+            f"{folder}: another run is writing there ({error.strerror}); end it or choose another folder"
+        ) from error
     except OSError:
         pass
     return file
 
 
 def make_writable_folder(path: str | os.PathLike) -> Path:
-    """Make the folder if need be and try to write in it. Raises OSError with the path and what to do."""
+    """Create the folder if it does not exist and check that files can be written in it. Raises OSError."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -66,5 +74,5 @@ def make_writable_folder(path: str | os.PathLike) -> Path:
             file.write(b"")
         (path / ".writable").unlink()
     except OSError as error:
-        raise OSError(f"{path}: cannot be written ({error.strerror}); set `output` to a folder of yours") from error
+        raise OSError(f"{path}: cannot be written ({error.strerror}); set `output` to another folder") from error
     return path

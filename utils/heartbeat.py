@@ -1,4 +1,4 @@
-"""Who hangs, who died: each rank leaves a sign of life and what it is doing where the others can read it."""
+"""Finds the rank that died or hangs: each rank regularly writes what it is doing to a store that all ranks can read."""
 
 import json
 import os
@@ -8,101 +8,129 @@ import sys
 import threading
 import time
 from datetime import timedelta
+from typing import NamedTuple
 
 import torch.distributed as dist
 
 from utils.errors import InputError
 
-INTERVAL = 1.0  # seconds between signs of life
-_PATIENCE = 4 * INTERVAL  # without one, a process is dead or stopped
+INTERVAL = 1.0  # seconds between two signs of life
+SILENCE = 4 * INTERVAL  # a process that gave no sign of life for so many seconds is dead or stopped
 
 
 class RankLost(InputError):
-    """A rank died or hangs; the message names it, its last step and what it was doing."""
+    """A rank died or hangs. The message names it, its last step and what it was doing."""
+
+
+class Activity(NamedTuple):
+    """What a rank is doing. `number` counts activities; every rank goes through the same ones in the same order."""
+
+    number: int
+    step: int
+    name: str
+    since: float  # time.monotonic()
 
 
 class Heartbeat:
-    """Signs of life of this rank, by a thread, in the store through which the ranks found each other.
+    """A thread that writes this rank's signs of life to the store through which the ranks found each other.
 
-    A rank whose main thread hangs ends itself once another rank has given it up.
+    The thread also ends this process where another rank found that this one hangs. `timeout`: seconds after which a
+    collective fails.
     """
 
-    def __init__(self, rank: int, ranks: int) -> None:
+    def __init__(self, rank: int, ranks: int, timeout: float) -> None:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=60))
-        # A restart by torchrun finds the store as the try before left it.
+        # When torchrun restarts the ranks, the store still has the entries of the attempt before.
         self._store = dist.PrefixStore(f"heartbeat{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-        self._rank, self._ranks = rank, ranks
-        self._now = (0, 0, "starting", time.monotonic())  # marks so far, step, what, since
-        self._stopped, self._news = threading.Event(), threading.Event()
-        self._beat(0)
+        self._rank, self._ranks, self._timeout = rank, ranks, timeout
+        self._activity = Activity(0, 0, "starting", time.monotonic())
+        self._stopped, self._activity_changed = threading.Event(), threading.Event()
+        self._write(0)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def report_activity(self, step: int, what: str) -> None:
-        """This rank begins with `what` at `step`; every rank must say the same in the same order."""
-        self._now = (self._now[0] + 1, step, what, time.monotonic())
-        self._news.set()
+    def report_activity(self, step: int, name: str) -> None:
+        """This rank begins an activity at `step`. Every rank must report the same activities in the same order."""
+        self._activity = Activity(self._activity.number + 1, step, name, time.monotonic())
+        self._activity_changed.set()
 
     def stop(self) -> None:
-        """End the thread: the process is about to."""
+        """End the thread. Call it before the process ends."""
         self._stopped.set()
-        self._news.set()
-        self._thread.join(timeout=10)  # one that is in the store when Python ends would abort the process
+        self._activity_changed.set()
+        self._thread.join(timeout=10)  # a thread that uses the store while Python exits would abort the process
 
-    def verdict(self) -> str:
-        """To be called where a collective failed: which rank is to blame, found within some seconds. A rank that hangs
-        is ended by it. Those that call it too are not to blame."""
+    def find_lost_ranks(self, in_collective: bool) -> str | None:
+        """After an error of this rank: which ranks caused it, or None where the error is this rank's own.
+
+        in_collective: whether the error is known to come from a collective. Otherwise, other ranks count as the cause
+        only where one of them died or ended, where some but not all of them failed too, or where this rank was busy for
+        as long as a collective may take. Takes SILENCE seconds. Ranks that call this are not to blame. A rank that
+        hangs is ended.
+        """
+        busy = time.monotonic() - self._activity.since
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends the ranks that are left: not yet
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends the remaining ranks: report first
         try:
+            ended = [r for r in range(self._ranks) if self._store.check([f"ended{r}"])]
+            if ended:
+                last = self._read()
+                return "; ".join(_describe(r, last[r], "ended by an error of its own:") for r in ended)
             self._store.set(f"failed{self._rank}", "")
             before = self._read()
-            time.sleep(_PATIENCE)
+            time.sleep(SILENCE)
             after = self._read()
             suspects = [r for r in range(self._ranks) if not self._store.check([f"failed{r}"])]
             silent = [r for r in suspects if before[r].get("beat") == after[r].get("beat")]
             if silent:
-                return "; ".join(_words(r, after[r], "died, or was stopped:") for r in silent)
-            last = min((after[r]["marks"] for r in suspects), default=0)
-            behind = [r for r in suspects if after[r]["marks"] == last]
-            for r in behind:
-                self._store.set(f"given up{r}", "")
+                return "; ".join(_describe(r, after[r], "died, or was stopped:") for r in silent)
+            others_failed = 0 < len(suspects) < self._ranks - 1
+            if not (in_collective or others_failed or (suspects and busy >= self._timeout)):
+                self._store.set(f"ended{self._rank}", "")
+                return None
+            slowest = min((after[r]["activity"] for r in suspects), default=0)
+            hanging = [r for r in suspects if after[r]["activity"] == slowest]
+            for r in hanging:
+                self._store.set(f"end{r}", "")
         except (dist.DistError, RuntimeError):
-            return "another rank ended, and with it the store by which ranks find each other: see its own error"
-        return "; or ".join(_words(r, after[r], "hangs:") for r in behind) or "a collective failed on all ranks"
+            if not in_collective:
+                return None
+            return "another rank ended, and the store through which the ranks find each other with it: see its output"
+        return "; or ".join(_describe(r, after[r], "hangs:") for r in hanging) or "a collective failed on all ranks"
 
     def _read(self) -> list[dict]:
+        """By rank: its last sign of life, or {} if there is none."""
         return [json.loads(self._store.get(str(r))) if self._store.check([str(r)]) else {} for r in range(self._ranks)]
 
-    def _beat(self, number: int) -> None:
-        marks, step, what, since = self._now
-        about = {"beat": number, "marks": marks, "step": step, "what": what, "seconds": time.monotonic() - since}
-        place = {"host": socket.gethostname(), "pid": os.getpid()}
-        self._store.set(str(self._rank), json.dumps({**about, **place}))
+    def _write(self, beat: int) -> None:
+        number, step, name, since = self._activity
+        activity = {"activity": number, "step": step, "name": name, "seconds": time.monotonic() - since}
+        process = {"host": socket.gethostname(), "pid": os.getpid()}
+        self._store.set(str(self._rank), json.dumps({"beat": beat, **activity, **process}))
 
     def _run(self) -> None:
-        number = 0
+        beat = 0
         while not self._stopped.is_set():
-            self._news.wait(INTERVAL)
-            self._news.clear()
-            number += 1
+            self._activity_changed.wait(INTERVAL)
+            self._activity_changed.clear()
+            beat += 1
             try:
-                self._beat(number)
-                if self._store.check([f"given up{self._rank}"]):
-                    print(
-                        f"error (rank {self._rank}): given up by another rank, see there", file=sys.stderr, flush=True
-                    )
+                self._write(beat)
+                if self._store.check([f"end{self._rank}"]):
+                    message = f"error (rank {self._rank}): hangs, as another rank found; see the output of that rank"
+                    print(message, file=sys.stderr, flush=True)
                     os._exit(1)
             except (dist.DistError, RuntimeError):
-                return  # the store is gone: so is the rank or the launcher that holds it
+                return  # the store is gone, because the process that held it ended
 
 
-def _words(rank: int, last: dict, fate: str) -> str:
+def _describe(rank: int, last: dict, fate: str) -> str:
+    """Name a rank, what happened to it, and its last sign of life."""
     if not last:
         return f"rank {rank} did not start"
     return (
         f"rank {rank} (process {last['pid']} on {last['host']}) {fate} last seen at step {last['step']}, "
-        f"{last['seconds']:.0f} s into {last['what']}; see its own output, and for a killed process the kernel's log "
+        f"{last['seconds']:.0f} s into {last['name']}; see its own output, and for a killed process the kernel's log "
         "(out of memory?)"
     )

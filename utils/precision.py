@@ -1,4 +1,4 @@
-"""The type that networks compute in."""
+"""Data types that networks compute in."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def compute_type(name: str, device: torch.device) -> torch.dtype:
-    """`name` as a torch type; "auto" is float32 on CPUs, bfloat16 on GPUs that have it, float16 on others."""
+    """The torch type called `name`; "auto" is float32 on CPUs, bfloat16 on GPUs that have it, else float16."""
     if name == "auto":
         if device.type == "cpu":
             return torch.float32
@@ -16,9 +16,9 @@ def compute_type(name: str, device: torch.device) -> torch.dtype:
 
 
 def cast_products(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The frozen network with the weights of its matrix products in `dtype`, where autocast would cast them each time.
+    """Convert the weights of a frozen network's matrix products to `dtype`, which autocast would do in every pass.
 
-    Normalisations keep float32, as they do under autocast.
+    Normalisations stay in float32, as under autocast.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

@@ -1,4 +1,4 @@
-"""Weights from files: read without executing anything, loaded strictly, refused with the difference named."""
+"""Reads weights files without executing anything in them, and loads them into a network strictly."""
 
 import os
 import pickle
@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from utils.errors import InputError
 from utils.files import sha256
 
-# Training frameworks leave references to classes of theirs beside the weights, as in AdaFace's release.
+# Checkpoints of training frameworks refer to the frameworks' classes beside the weights; AdaFace's release does.
 _FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "argparse.Namespace")
-_READABLE = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError)  # with their text
+# Errors of the loaders whose text helps the user.
+_CLEAR_ERRORS = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError)
 
 
-class _Nothing:
-    """Stands for a class of a framework that a file refers to: takes what the file says of it and does nothing."""
+class _Placeholder:
+    """Takes the place of a framework's class that a file refers to: accepts any arguments and does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -31,49 +32,58 @@ class _Nothing:
 
 
 class WeightsError(InputError):
-    """A weights file that cannot be read or does not fit the network; the message names the file and the fix."""
+    """A weights file cannot be read or does not fit the network. The message names the file and what to do."""
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or of a torch file (weights_only; a "state_dict" in it is opened)."""
+    """The tensors by name in a .safetensors file or a torch file, or in the "state_dict" of a torch file.
+
+    Raises WeightsError.
+    """
     state = read_weights_file(path)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{path}: holds no state dict (a dict of tensors by name), but {type(state).__name__}")
-    room = os.path.getsize(path)
+        raise WeightsError(f"{path}: holds {type(state).__name__} (expected a state dict: a dict of tensors by name)")
+    size = os.path.getsize(path)
     for name, value in state.items():
-        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.nbytes > room:
-            raise WeightsError(f"{path}: {name} is no plain tensor, or larger than the file; save it contiguous")
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.nbytes > size:
+            raise WeightsError(
+                f"{path}: {name} is no plain tensor, or larger than the file; save it as a contiguous tensor"
+            )
     return state
 
 
 def step_in_name(name: str) -> int | None:
-    """The step that a file name such as 15163backbone.pth begins with; None where it begins with none."""
+    """The step at the beginning of a file name such as 15163backbone.pth, or None."""
     digits = re.match(r"\d+", name)
     return int(digits[0]) if digits else None
 
 
 def read_weights_file(path: str | os.PathLike) -> Any:
-    """What a .safetensors or torch file holds, on the CPU: tensors and plain values (weights_only).
+    """The content of a .safetensors or torch file, on the CPU: tensors and plain values (weights_only).
 
-    Objects of the frameworks above come as empty ones; a file that refers to anything else is refused.
+    Objects of training frameworks become empty placeholders. Raises WeightsError for a file that refers to any other
+    class or function, that is damaged, or that differs from the checksum beside it.
     """
     path = str(path)
     if not os.path.isfile(path):
-        raise WeightsError(f"{path}: no such weights file")
-    if sums := _differs_from(Path(path)):
-        raise WeightsError(f"{path}: broken: cut short or changed since it was written, as {sums.name} beside it says")
+        raise WeightsError(f"{path}: no such weights file; check the path")
+    if sums := _violated_checksums(Path(path)):
+        raise WeightsError(
+            f"{path}: broken: cut short or changed after it was written ({sums.name} has another checksum "
+            "for it); use another file"
+        )
     try:
         return load_file(path) if path.endswith(".safetensors") else _load_torch_file(path)
-    except Exception as error:  # what torch raises on bytes that are no pickle has no common base
-        known = str(error) and isinstance(error, _READABLE)
-        reason = str(error).splitlines()[0] if known else "garbled"
+    except Exception as error:  # torch's errors for bytes that are no pickle have no common base
+        clear = str(error) and isinstance(error, _CLEAR_ERRORS)
+        reason = str(error).splitlines()[0] if clear else "garbled"
         raise WeightsError(f"{path}: not a weights file that can be read without executing it ({reason})") from error
 
 
-def _differs_from(path: Path) -> Path | None:
-    """The checksums that a run wrote beside a file of a checkpoint, where the file is not as they say."""
+def _violated_checksums(path: Path) -> Path | None:
+    """The file of checksums that a run wrote beside this file of a checkpoint, if its checksum for the file differs."""
     step = re.match(r"\d+", path.name)
     sums = path.with_name(f"{step[0]}sha256.txt") if step else None
     if sums is None or not sums.is_file():
@@ -83,9 +93,10 @@ def _differs_from(path: Path) -> Path | None:
 
 
 def refuse_inflated(path: str | os.PathLike) -> None:
-    """Raise UnpicklingError for a zip archive with more in it than its size: compressed, or the same bytes twice.
+    """Raise UnpicklingError for a zip archive whose entries claim more bytes than the file has.
 
-    torch.save and np.savez store entries as they are; loaders take the room that an entry claims before they read it.
+    torch.save and np.savez never compress. Loaders allocate what an entry claims before they read it, so a small file
+    could fill the memory.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -100,38 +111,40 @@ def _load_torch_file(path: str) -> Any:
         return torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        strange = [name for name in names if not name.startswith(_FRAMEWORKS)]
-        if strange or not names:
-            reason = f"it refers to {', '.join(strange)}" if strange else "it is no file that torch.save wrote"
+        foreign = [name for name in names if not name.startswith(_FRAMEWORKS)]
+        if foreign or not names:
+            reason = f"it refers to {', '.join(foreign)}" if foreign else "torch.save did not write it"
             raise pickle.UnpicklingError(reason) from None
         try:
-            with torch.serialization.safe_globals([(_Nothing, name) for name in names]):
+            with torch.serialization.safe_globals([(_Placeholder, name) for name in names]):
                 return torch.load(path, "cpu", weights_only=True)
         except pickle.UnpicklingError:
-            raise pickle.UnpicklingError(f"it holds objects of {', '.join(names)}: save its state_dict alone") from None
+            raise pickle.UnpicklingError(f"it holds objects of {', '.join(names)}; save only its state_dict") from None
 
 
 def load_strictly(network: nn.Module, state: dict[str, Tensor], source: str, hint: str) -> None:
-    """Copy `state` into `network`, every key accounted for. Raises WeightsError: `source`, the difference, `hint`."""
-    wanted = network.state_dict()
-    missing = [key for key in wanted if key not in state]
-    unexpected = [key for key in state if key not in wanted]
+    """Copy `state` into `network`. Names, shapes and finite values must all agree.
+
+    Raises WeightsError with `source`, the differences and `hint`.
+    """
+    expected = network.state_dict()
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
     shapes = [
         f"{key} is {list(state[key].shape)} where the network has {list(value.shape)}"
-        for key, value in wanted.items()
+        for key, value in expected.items()
         if key in state and state[key].shape != value.shape
     ]
-    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
-    problems = [
-        f"{len(found)} {word} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
-        for word, found in (
-            ("keys missing", missing),
-            ("keys unexpected", unexpected),
-            ("shapes differ", shapes),
-            ("tensors not finite", broken),
-        )
-        if found
-    ]
-    if problems:
-        raise WeightsError(f"{source}: does not fit {type(network).__name__}: {'; '.join(problems)}. {hint}")
+    not_finite = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    problems = {
+        "keys missing": missing, "keys unexpected": unexpected, "shapes differ": shapes,
+        "tensors not finite": not_finite,
+    }  # fmt: skip
+    listed = "; ".join(
+        f"{len(keys)} {problem} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for problem, keys in problems.items()
+        if keys
+    )
+    if listed:
+        raise WeightsError(f"{source}: does not fit {type(network).__name__}: {listed}. {hint}")
     network.load_state_dict(state)

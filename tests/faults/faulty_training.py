@@ -1,4 +1,4 @@
-"""train_AdaDistill.py with a fault: FAULT=what:first:last:rank in forward passes `first` to `last` of that rank."""
+"""train_AdaDistill.py with a fault. FAULT=what:first:last:rank puts it into forward passes first to last of a rank."""
 
 import os
 import signal
@@ -8,7 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from train import cli
+from config import load_config
+from train.arguments import parse_arguments
+from utils.errors import exit_on_input_error
 
 
 def nan_loss(output):
@@ -35,28 +37,35 @@ def stop(output):
 AFTER = {function.__name__: function for function in (nan_loss, nan_gradient, hang, die, stop)}
 
 
-def run(cfg, dataset, device):
+def main():
+    args = parse_arguments(__doc__)
+    cfg = load_config(args.config, args.overrides)
+
+    from data.dataset import build_dataset
     from train.loop import Trainer
     from train.tasks import Distillation
-    from utils.distributed import rank
+    from utils.distributed import process_group, rank
 
     what, first, last, where = os.environ["FAULT"].split(":")
 
     class Faulty(Distillation):
         passes = 0
 
-        def step(self, batch):
+        def forward(self, batch):
             self.passes += 1
             self.now = int(first) <= self.passes <= int(last) and rank() == int(where)
-            output = super().step(batch)
+            output = super().forward(batch)
             return AFTER[what](output) if self.now and what in AFTER else output
 
-        def _target(self, batch):
-            teacher = super()._target(batch)
+        def _teacher_embeddings(self, batch):
+            teacher = super()._teacher_embeddings(batch)
             return teacher * float("nan") if self.now and what == "nan_teacher" else teacher
 
-    Trainer(cfg, Faulty(cfg, dataset, device), dataset, device).run()
+    with process_group(timeout=cfg.rank_timeout) as device:
+        dataset = build_dataset(cfg)
+        Trainer(cfg, Faulty(cfg, dataset, device), dataset, device).run()
 
 
 if __name__ == "__main__":
-    cli.main(__doc__, run)
+    with exit_on_input_error():
+        main()

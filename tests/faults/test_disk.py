@@ -1,4 +1,4 @@
-"""Checkpoints that are torn, truncated or changed; disks that are full for a while."""
+"""Checkpoints that are incomplete, truncated or changed, and disks that are full for a while."""
 
 import os
 import random
@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import LONG, ROOT, run_script, size
+from runs import assert_same_checkpoint, metrics, train
 from test_interruption import start
-from test_training import assert_same_checkpoint, metrics, train
 
-from config import load_config
 from train import checkpoint
 from train.checkpoint import (
     PARTS,
@@ -48,34 +47,34 @@ def damaged(path: Path, chance: random.Random) -> None:
     path.write_bytes(data)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, tried):
-    chance, cfg = random.Random(0), load_config(overrides=[f"output={tmp_path}", "resume=auto"])
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(tmp_path, tried):
+    chance = random.Random(0)
     times, found = size(100, 5000), 0
     save(tmp_path, 5, content(5))
     for number in range(times):
         save(tmp_path, 10, content(10))
         part = (*PARTS, SUMS)[number % 4]
         damaged(tmp_path / f"10{part}", chance)
-        step, problems = step_to_resume(cfg)
+        step, problems = step_to_resume(tmp_path, True, 0)
         found += step == 5 and len(problems) == 1 and (f"10{part}: broken" in problems[0] or part == SUMS)
     tried("checkpoints cut short or with a bit flipped, found", times, found)
     damaged(tmp_path / f"5{PARTS[0]}", chance)
-    with pytest.raises(CheckpointError, match=r"no checkpoint is whole: .*; .*5backbone"):
-        step_to_resume(cfg)
+    with pytest.raises(CheckpointError, match=r"no checkpoint is intact: .*; .*5backbone"):
+        step_to_resume(tmp_path, True, 0)
 
 
-def test_a_run_says_which_checkpoint_is_broken_and_goes_on_from_the_one_before(small_run, tmp_path):
+def test_a_run_names_a_broken_checkpoint_and_resumes_from_the_previous_one(small_run, tmp_path):
     settings = [*small_run, "checkpoint_every=2", "val_eval_every_n_epoch=0"]
     train(TRAIN, settings, tmp_path / "whole", "max_steps=8")
     train(TRAIN, settings, tmp_path / "run", "max_steps=4")
     damaged(tmp_path / "run" / "4header.pth", random.Random(0))
     train(TRAIN, settings, tmp_path / "run", "max_steps=8", "resume=auto")
     log = (tmp_path / "run" / "training.log").read_text()
-    assert "NOT RESUMED" in log and "4header.pth: broken" in log and "going on from step 2" in log
+    assert "NOT RESUMED" in log and "4header.pth: broken" in log and "resuming from step 2" in log
     assert_same_checkpoint(tmp_path / "whole", tmp_path / "run", 8)
 
 
-def test_a_write_that_was_killed_leaves_nothing_behind(small_run, tmp_path):
+def test_temporary_files_of_a_killed_run_are_removed(small_run, tmp_path):
     (tmp_path / ".12header.pth.999.part").write_bytes(b"half")
     (tmp_path / ".mine.part").write_bytes(b"")
     train(TRAIN, small_run, tmp_path, "max_steps=1")
@@ -83,7 +82,7 @@ def test_a_write_that_was_killed_leaves_nothing_behind(small_run, tmp_path):
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_the_last_checkpoint_that_is_whole_is_never_removed(tmp_path, keep):
+def test_the_last_intact_checkpoint_is_never_removed(tmp_path, keep):
     for step in (1, 2, 3, 4):
         save(tmp_path, step, content(step))
     for step in (3, 4):
@@ -92,18 +91,17 @@ def test_the_last_checkpoint_that_is_whole_is_never_removed(tmp_path, keep):
     assert complete_steps(tmp_path) == [2, 3, 4] if keep == 1 else [1, 2, 3, 4]
 
 
-def test_a_checkpoint_whose_writing_was_cut_off_is_named(tmp_path):
-    cfg = load_config(overrides=[f"output={tmp_path}", "resume=auto"])
+def test_an_incomplete_checkpoint_is_named(tmp_path):
     for step in (1, 2):
         save(tmp_path, step, content(step))
     (tmp_path / f"2{SUMS}").unlink()  # a kill before the last file: the three are whole
-    assert step_to_resume(cfg) == (2, [])
+    assert step_to_resume(tmp_path, True, 0) == (2, [])
     (tmp_path / "2state.pth").unlink()
-    step, (problem,) = step_to_resume(cfg)
+    step, (problem,) = step_to_resume(tmp_path, True, 0)
     assert step == 1 and "step 2 lacks state.pth" in problem
 
 
-def test_an_old_checkpoint_that_cannot_be_removed_makes_the_new_one_no_failure(tmp_path):
+def test_an_old_checkpoint_that_cannot_be_removed_is_logged_and_the_new_one_is_saved(tmp_path):
     save(tmp_path, 1, content(1))
     (tmp_path / "1state.pth").unlink()
     (tmp_path / "1state.pth" / "full").mkdir(parents=True)
@@ -114,13 +112,14 @@ def test_an_old_checkpoint_that_cannot_be_removed_makes_the_new_one_no_failure(t
     assert saver.unsaved is None and said[0].startswith("saved ") and said[1].startswith("NOT REMOVED")
 
 
-def test_what_a_full_disk_kept_from_tensorboard_follows_beside_what_was_there(tmp_path, monkeypatch):
+def test_tensorboard_scalars_missed_on_a_full_disk_are_written_later(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
 
     from train.run_log import RunLog
 
-    log, flush, full = RunLog(tmp_path, 0, 4), SummaryWriter.flush, [False, False, False, True, False, False]
+    log, flush, full = RunLog(tmp_path, 4), SummaryWriter.flush, [False, False, False, True, False, False]
+    log.open(0)
 
     def flushed(board: SummaryWriter) -> None:
         if full.pop(0):
@@ -136,7 +135,7 @@ def test_what_a_full_disk_kept_from_tensorboard_follows_beside_what_was_there(tm
     assert [event.step for event in events.Scalars("evaluation/loss")] == [3]
 
 
-def test_saving_waits_for_the_copy_alone(tmp_path, monkeypatch):
+def test_saving_waits_only_for_the_copy_to_host_memory(tmp_path, monkeypatch):
     may_write, write = threading.Event(), checkpoint.save
     monkeypatch.setattr(checkpoint, "save", lambda *given: may_write.wait(60) and write(*given))
     said: list[str] = []
@@ -154,7 +153,7 @@ Hook = Callable[[subprocess.Popen, Path], None]
 
 
 def _limit_of_file_size(process: subprocess.Popen, output: Path) -> None:
-    """No file of the run may grow beyond a kilobyte: its writes fail as on a full disk, and those of nobody else."""
+    """Limit the run's files to one kilobyte: its writes fail as on a full disk, and no other process's do."""
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
 
 
@@ -163,7 +162,7 @@ def _no_limit(process: subprocess.Popen, output: Path) -> None:
 
 
 def _filler(process: subprocess.Popen, output: Path) -> None:
-    """The rest of the disk."""
+    """Fill the rest of the disk."""
     with open(output.parent / "filler", "wb", buffering=0) as file:
         try:
             while True:
@@ -178,7 +177,7 @@ def _no_filler(process: subprocess.Popen, output: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 16 MB, where we may mount one."""
+    """A file system of 16 MB; skips the test where mounting one is not allowed."""
     place = tmp_path / "disk"
     place.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", place], capture_output=True).returncode:
@@ -188,7 +187,7 @@ def small_disk(tmp_path):
 
 
 def full_for_a_while(small_run: list[str], output: Path, words: Path, fill: Hook, empty: Hook) -> None:
-    """A run whose disk is full from its first checkpoint until it has said so twice, in a file that has room."""
+    """Run with a disk that is full after the first checkpoint, until two failures are logged to a file elsewhere."""
     with open(words, "wb") as file, subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file) as cat:
         process = start(small_run, output, 1, into=cat.stdin)
         cat.stdin.close()
@@ -208,7 +207,7 @@ def full_for_a_while(small_run: list[str], output: Path, words: Path, fill: Hook
 
 
 @pytest.mark.parametrize("kind", ["files that may not grow", *(["a disk that is full"] if LONG else [])])
-def test_a_run_outlives_a_full_disk_and_ends_in_the_same_bits(small_run, tmp_path, request, tried, kind):
+def test_a_run_survives_a_full_disk_and_ends_bit_equal(small_run, tmp_path, request, tried, kind):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from test_interruption import LENGTH, RANKS, STEPS
 
@@ -232,7 +231,7 @@ def test_a_last_checkpoint_that_is_not_saved_is_an_error(small_run, tmp_path):
     assert "NOT SAVED: the checkpoint of step 2" in done.stdout
 
 
-def test_a_log_on_a_full_disk_stops_nothing(small_run, tmp_path):
+def test_a_full_disk_under_the_log_does_not_stop_training(small_run, tmp_path):
     command = [sys.executable, str(ROOT / TRAIN), *small_run, f"output={tmp_path}", "max_steps=2"]
     with open("/dev/full", "wb") as full:
         subprocess.run(command, stdout=full, stderr=full, timeout=100)

@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments, one rank or all, and go on: to the same bits as the run never touched."""
+"""Runs whose ranks are killed at random moments, one or all, resume bit-equal to a run that was never interrupted."""
 
 import os
 import random
@@ -13,7 +13,7 @@ from typing import IO
 import pytest
 import torch
 from conftest import LONG, ROOT, run_script, size
-from test_training import assert_same_checkpoint, metrics, train
+from runs import assert_same_checkpoint, metrics, train
 
 TRAIN = "train/train_AdaDistill.py"
 STEPS = 60
@@ -23,7 +23,7 @@ RANKS = {1: ["batch_size=8"], 2: ["batch_size=4"]}
 
 @pytest.fixture(scope="module")
 def untouched(small_run, tmp_path_factory):
-    """untouched(ranks) -> the output of a run that nothing disturbs."""
+    """untouched(ranks) -> the output of a run that is never interrupted."""
     outputs: dict[int, Path] = {}
 
     def run(ranks: int) -> Path:
@@ -36,7 +36,7 @@ def untouched(small_run, tmp_path_factory):
 
 
 def start(settings: list[str], output: Path, ranks: int, *launcher: str, into: IO | None = None) -> subprocess.Popen:
-    """The run under way, in a session of its own, its words in a file beside the output where they go nowhere else."""
+    """Start a run in a new process session. By default it prints to a file beside its output."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *launcher]
     script = [str(ROOT / TRAIN), *settings, *LENGTH, *RANKS[ranks], f"output={output}", "resume=auto"]
     command = [sys.executable, *(torchrun if ranks > 1 else []), *script]
@@ -45,7 +45,7 @@ def start(settings: list[str], output: Path, ranks: int, *launcher: str, into: I
 
 
 def descendants(process: int) -> list[int]:
-    """The processes that a process started, and those that they started."""
+    """The child processes of a process, their children, and so on."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -58,7 +58,7 @@ def descendants(process: int) -> list[int]:
 
 
 def ranks_of(torchrun: int) -> list[int]:
-    """The rank processes under torchrun."""
+    """The processes of the ranks that torchrun started."""
     own = []
     for pid in descendants(torchrun):
         try:
@@ -78,7 +78,7 @@ def send(number: int, processes: list[int]) -> None:
 
 
 def wait_for_step(process: subprocess.Popen, output: Path, seconds: float) -> None:
-    """Until the run has trained a step more than it had, or so many seconds, or its end."""
+    """Wait until the run has trained one more step, or has ended, or `seconds` have passed."""
     log = output / "metrics.jsonl"
     before, deadline = log.stat().st_mtime_ns if log.exists() else 0, time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
@@ -88,7 +88,7 @@ def wait_for_step(process: subprocess.Popen, output: Path, seconds: float) -> No
 
 
 def interrupt(process: subprocess.Popen, output: Path, ranks: int, chance: random.Random) -> bool:
-    """Hit one rank or all of the run, at a random moment of its start or of its training; False where it had ended."""
+    """Send a signal to one rank or all, at a random moment of start or training. False if the run had ended already."""
     if chance.random() < 0.2:
         time.sleep(chance.uniform(0, 5))
     else:
@@ -119,7 +119,7 @@ def assert_as_untouched(output: Path, reference: Path) -> None:
 
 @pytest.mark.timeout(3600 if LONG else 600)
 @pytest.mark.parametrize("ranks", RANKS if LONG else [1])
-def test_runs_hit_at_random_moments_end_in_the_same_bits(small_run, untouched, tmp_path, tried, ranks):
+def test_runs_killed_at_random_moments_resume_bit_equal(small_run, untouched, tmp_path, tried, ranks):
     wanted, hits, survived, rounds = size(2, 25), 0, 0, 0
     chance = random.Random(ranks)
     reference = untouched(ranks)
@@ -161,8 +161,8 @@ def test_torchrun_restarts_a_run_that_lost_a_rank(small_run, untouched, tmp_path
 
 
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)] if LONG else [(2, 1)])
-def test_a_run_goes_on_with_another_number_of_ranks(small_run, tmp_path, tried, first, then):
-    """The same global batches, centers and statistics; with sync_bn weights equal but for the order of sums."""
+def test_a_run_resumes_with_another_number_of_ranks(small_run, tmp_path, tried, first, then):
+    """Global batches, centers and statistics are the same; with sync_bn the weights are, up to the order of sums."""
     shared = [*small_run, "sync_bn=True", "dtype=float32", "val_eval_every_n_epoch=0"]
     train(TRAIN, shared, tmp_path / "whole", "max_steps=4")
     for ranks, steps in ((first, 2), (then, 4)):
@@ -188,7 +188,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_clear_error(small_run, tmp_
     assert re.search(r"error: DataLoader worker .*lower num_workers", words) and "Traceback" not in words
 
 
-def test_a_second_run_in_the_same_output_is_refused_while_the_first_is_under_way(small_run, tmp_path):
+def test_a_second_run_in_the_same_output_is_refused_while_the_first_is_training(small_run, tmp_path):
     output = tmp_path / "run"
     process = start(small_run, output, 1)
     wait_for_step(process, output, 60)
@@ -198,8 +198,8 @@ def test_a_second_run_in_the_same_output_is_refused_while_the_first_is_under_way
     assert done.returncode == 2 and "another run is writing there" in done.stderr
 
 
-def test_a_rank_that_finds_no_other_ends(small_run, tmp_path, monkeypatch):
-    """Without a limit of its own it would wait for rank_timeout, half an hour."""
+def test_a_rank_that_finds_no_other_rank_ends(small_run, tmp_path, monkeypatch):
+    """Joining has a limit of its own; otherwise the rank would wait for rank_timeout, half an hour."""
     import socket
 
     with socket.create_server(("localhost", 0)) as free:

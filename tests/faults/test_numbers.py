@@ -1,4 +1,4 @@
-"""Steps that are not finite: undone on all ranks, counted, and given up after too many; and ranks that are lost."""
+"""Bad steps are undone on all ranks and counted, and too many of them end the run; lost ranks are named."""
 
 import re
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import LONG, run_script
-from test_training import metrics, tensors
+from runs import metrics, tensors
 
 FAULTY = "tests/faults/faulty_training.py"
 SHORT = ["val_eval_every_n_epoch=0", "checkpoint_every=1", "dtype=float32"]
@@ -15,7 +15,7 @@ SHORT = ["val_eval_every_n_epoch=0", "checkpoint_every=1", "dtype=float32"]
 
 @pytest.fixture
 def faulty(small_run, tmp_path, monkeypatch):
-    """faulty(fault, *settings, ranks) -> what became of the run in tmp_path."""
+    """faulty(fault, *settings, ranks) -> the finished process of a run in tmp_path that has the fault."""
 
     def run(fault: str, *settings: str, ranks: int = 0):
         monkeypatch.setenv("FAULT", fault)
@@ -25,7 +25,7 @@ def faulty(small_run, tmp_path, monkeypatch):
 
 
 def state(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    """Weights, BatchNorm buffers, centers, norm statistics and momenta after a step."""
+    """Weights, BatchNorm buffers, centers, norm statistics and momentum after a step."""
     parts = [torch.load(folder / f"{step}{part}.pth", weights_only=True) for part in ("backbone", "header", "state")]
     return dict(tensors({"backbone": parts[0], "header": parts[1], "momentum": parts[2]["optimizer"]["state"]}))
 
@@ -48,7 +48,7 @@ def test_a_step_that_is_not_finite_on_one_rank_changes_nothing(faulty, tmp_path,
     assert [line["bad_steps"] for line in metrics(tmp_path)] == [0, 0, 0, 1, bad, bad, bad, bad]
 
 
-def test_too_many_in_a_row_end_the_run_with_the_last_good_step_and_the_causes(faulty, tmp_path):
+def test_too_many_bad_steps_end_the_run_with_the_last_good_step_and_the_usual_causes(faulty, tmp_path):
     done = faulty("nan_loss:4:99:0", "max_bad_steps=3", "num_epoch=9")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     error = re.search(r"error: step (\d+): .*", done.stderr)
@@ -77,7 +77,7 @@ LOST = {"die": "died, or was stopped", "stop": "died, or was stopped", "hang": "
 
 
 @pytest.mark.parametrize("fault", LOST if LONG else ["hang"])
-def test_a_rank_that_dies_or_hangs_is_named_with_its_last_step_and_no_other_is(faulty, tried, fault):
+def test_only_the_rank_that_dies_or_hangs_is_named_with_its_last_step(faulty, tried, fault):
     start = time.monotonic()
     done = faulty(f"{fault}:3:3:1", "batch_size=2", "rank_timeout=5", ranks=3)
     assert done.returncode != 0
@@ -89,7 +89,7 @@ def test_a_rank_that_dies_or_hangs_is_named_with_its_last_step_and_no_other_is(f
 
 @pytest.mark.parametrize("loss", ["AdaFace", "ArcFace"])
 def test_a_teacher_that_is_not_finite_is_a_bad_step(faulty, tmp_path, loss):
-    """With ArcFace the loss would stay finite, and the centers stand still unseen."""
+    """With ArcFace the loss alone would stay finite, and the centers would stop moving unnoticed."""
     done = faulty("nan_teacher:3:3:0", f"loss={loss}", "max_steps=4")
     assert done.returncode == 0, done.stderr
     assert [line["bad_steps"] for line in metrics(tmp_path)] == [0, 0, 1, 1]
@@ -97,6 +97,6 @@ def test_a_teacher_that_is_not_finite_is_a_bad_step(faulty, tmp_path, loss):
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-def test_too_many_bad_steps_at_the_end_are_not_called_done(faulty):
+def test_a_run_that_ends_with_too_many_bad_steps_is_not_reported_as_done(faulty):
     done = faulty("nan_loss:3:4:0", "max_bad_steps=1", "max_steps=4")
     assert done.returncode == 2 and "the last good one, 2" in done.stderr

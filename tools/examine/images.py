@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from data.images import SIZE, ImageError, decode_rgb
-from data.loader import decoded_batches
+from data.workers import decoded_batches
 from tools.examine.report import Report
 
 CHUNK = 256  # images per task of a worker

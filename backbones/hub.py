@@ -1,0 +1,66 @@
+"""Downloads weights from the Hugging Face hub, and explains what to do for every way in which that can fail."""
+
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from utils.weights import WeightsError
+
+
+class MissingWeights(WeightsError):
+    """The weights are not on this machine and cannot be downloaded. The message says why and how to get them."""
+
+
+_TOKEN = "set the environment variable HF_TOKEN to a token of your account, or run `hf auth login`"
+_BY_HAND = (
+    "With a network, run `hf download {repository} {files} --revision {revision} --local-dir FOLDER`, copy FOLDER "
+    "here and set pretrained_teacher_path=FOLDER"
+)
+# By the error of huggingface_hub: what is wrong with the repository, and what to do. The first match counts, so the
+# subclasses come first. HTTPError covers broken connections, and RuntimeError the errors of hf_xet, the storage client.
+_FAILURES: dict[type[Exception], str] = {
+    GatedRepoError: f"is gated: accept its terms on its page, then {_TOKEN}",
+    RevisionNotFoundError: "has no revision {revision!r}: teacher_revision is a branch, a tag or a commit",
+    RepositoryNotFoundError: f"does not exist or is private: check teacher_repo_id; for a private one, {_TOKEN}",
+    HFValidationError: "is not the name of a repository, which is owner/name: check teacher_repo_id",
+    LocalEntryNotFoundError: "is not in the cache, and the hub cannot be reached ({reason}). {by_hand}",
+    EntryNotFoundError: "has no {file}, so it is no CVLFace release: check teacher_repo_id and teacher_revision",
+    HfHubHTTPError: f"cannot be downloaded ({{reason}}). For an error 401, {_TOKEN}. {{by_hand}}",
+    OSError: "cannot be downloaded ({reason}). {by_hand}",
+    HTTPError: "cannot be downloaded ({reason}). {by_hand}",
+    RuntimeError: "cannot be downloaded ({reason}). {by_hand}",
+}
+# Mistakes in the config, which neither another machine nor a later attempt would cure.
+_MISTAKES = (RevisionNotFoundError, HFValidationError)
+
+
+def download(repository: str, file: str, revision: str, cache: str | None, files: tuple[str, ...]) -> Path:
+    """The path of a repository's file in the cache (None: huggingface_hub's own), downloaded if it is not there yet.
+
+    revision: a branch, a tag or a commit. files: what a user has to download by hand where this fails. Raises
+    WeightsError for a mistake in the config, and MissingWeights for all other failures.
+    """
+    try:
+        return Path(hf_hub_download(repository, file, revision=revision, cache_dir=cache))
+    except tuple(_FAILURES) as error:
+        failure = next(text for failed, text in _FAILURES.items() if isinstance(error, failed))
+        by_hand = _BY_HAND.format(repository=repository, files=" ".join(files), revision=revision)
+        message = failure.format(revision=revision, file=file, reason=_reason(error), by_hand=by_hand)
+        raised = WeightsError if isinstance(error, _MISTAKES) else MissingWeights
+        raise raised(f"{repository}: {message}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of the error's text, or of the text of what caused it to look into the cache."""
+    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]

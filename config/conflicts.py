@@ -1,0 +1,63 @@
+"""Combinations of keys that contradict each other, as far as the config alone can tell."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from easydict import EasyDict
+
+from config import names
+
+
+class Conflict(NamedTuple):
+    """`applies(cfg)` says whether the config has this conflict; `message` names the keys and what to do."""
+
+    applies: Callable[[EasyDict], bool]
+    message: str
+
+
+def _augments(cfg: EasyDict) -> bool:
+    return any(cfg[key] > 0 for key in cfg if key.endswith("_augmentation_prob"))
+
+
+CONFLICTS = [
+    Conflict(
+        lambda cfg: cfg.db_file_format == "folder" and not cfg.data_path,
+        "db_file_format = 'folder' needs data_path, a folder with one folder of images per identity; set data_path, or "
+        "db_file_format=rec",
+    ),
+    Conflict(
+        lambda cfg: cfg.sample > 0 and cfg.db_file_format != "folder",
+        "sample above 0 needs db_file_format = 'folder', because record sets are used whole; set sample=0, or "
+        "db_file_format=folder",
+    ),
+    Conflict(
+        lambda cfg: (
+            names.TEACHERS[cfg.teacher] == names.WEIGHTS_FILE
+            and not cfg.pretrained_teacher_path
+            and not cfg.teacher_embeddings
+        ),
+        "a teacher other than cvlface_* needs pretrained_teacher_path, its weights file; set it, or set "
+        "teacher_embeddings to a file of its embeddings",
+    ),
+    Conflict(
+        lambda cfg: cfg.teacher_embeddings and cfg.teacher_view == "same" and _augments(cfg),
+        "teacher_embeddings holds embeddings of images without augmentation, but teacher_view = 'same' and an "
+        "augmentation probability (crop_, low_res_ or photometric_augmentation_prob) above 0 ask for embeddings of "
+        "augmented images; set teacher_view=clean, or the probabilities to 0, or run the teacher: teacher_embeddings=",
+    ),
+    Conflict(
+        lambda cfg: cfg.centers == "fixed" and not cfg.pretrained_teacher_header_path,
+        "centers = 'fixed' needs pretrained_teacher_header_path, the header.pth with the teacher's class centers; set "
+        "it, or centers=ema",
+    ),
+    Conflict(
+        lambda cfg: cfg.batch_size == 1 and not cfg.sync_bn,
+        "batch_size = 1 needs sync_bn = True and several ranks, because BatchNorm needs two images; raise batch_size, "
+        "or set sync_bn=True",
+    ),
+]
+
+
+def find_conflict(cfg: EasyDict) -> str | None:
+    """The message of the first conflict in a config whose values are allowed one by one; None if there is none."""
+    return next((conflict.message for conflict in CONFLICTS if conflict.applies(cfg)), None)

@@ -1,0 +1,198 @@
+"""The kinds of values that a config key may hold.
+
+A rule says what its key means, which values are allowed, and how a text on the command line becomes a value. The table
+of all rules is config/rules.py.
+"""
+
+import ast
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+LARGEST_INTEGER = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The base of all kinds.
+
+    meaning: what the key controls, its unit and its special values; the comment of the key in config/config.py.
+    is_path: whether the value is a file or folder, which load_config makes absolute.
+    is_flag: whether the value is True or False. placeholder: stands for the value in the help of the scripts.
+    """
+
+    meaning: str
+    is_path: ClassVar[bool] = False
+    is_flag: ClassVar[bool] = False
+    placeholder: ClassVar[str] = "VALUE"
+
+    @property
+    def allowed(self) -> str:
+        """The allowed values in words; completes the sentence "the value must be ..."."""
+        raise NotImplementedError
+
+    def allows(self, value: Any) -> bool:
+        """Whether the key may hold `value`."""
+        raise NotImplementedError
+
+    def parse(self, text: str) -> Any:
+        """The value that a text on the command line stands for. It is not checked here: see `allows`.
+
+        The text is read as a Python literal; true, false and none may be lower case. Any other text stays a text.
+        """
+        literal = {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text)
+        try:
+            return ast.literal_eval(literal)
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            return text
+
+
+@dataclass(frozen=True)
+class Flag(Rule):
+    """True or False."""
+
+    is_flag: ClassVar[bool] = True
+    allowed: ClassVar[str] = "True or False"
+
+    def allows(self, value: Any) -> bool:
+        return isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class Number(Rule):
+    """A finite number. The four limits are optional; with `or_none` the value may also be None."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    or_none: bool = False
+    placeholder: ClassVar[str] = "N"
+
+    @property
+    def allowed(self) -> str:
+        signs = {">=": self.at_least, ">": self.above, "<=": self.at_most, "<": self.below}
+        limits = " and ".join(f"{sign} {limit}" for sign, limit in signs.items() if limit is not None)
+        return f"a number {limits}".rstrip() + (" or None" if self.or_none else "")
+
+    def allows(self, value: Any) -> bool:
+        if value is None:
+            return self.or_none
+        return (
+            _is_finite_number(value)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+
+@dataclass(frozen=True)
+class Integer(Rule):
+    """An integer of at least `at_least` that fits in 64 bits; with `or_none` the value may also be None."""
+
+    at_least: int = 0
+    or_none: bool = False
+    placeholder: ClassVar[str] = "N"
+
+    @property
+    def allowed(self) -> str:
+        return f"an integer >= {self.at_least}" + (" or None" if self.or_none else "")
+
+    def allows(self, value: Any) -> bool:
+        if value is None:
+            return self.or_none
+        return _is_number(value) and isinstance(value, int) and self.at_least <= value <= LARGEST_INTEGER
+
+
+@dataclass(frozen=True)
+class Choice(Rule):
+    """One of the names in `names`."""
+
+    names: Collection[str] = ()
+    placeholder: ClassVar[str] = "NAME"
+
+    @property
+    def allowed(self) -> str:
+        return "one of " + ", ".join(self.names)
+
+    def allows(self, value: Any) -> bool:
+        return isinstance(value, str) and value in self.names
+
+    def parse(self, text: str) -> str:
+        return text
+
+
+@dataclass(frozen=True)
+class NameList(Rule):
+    """A list of names; on the command line also a,b,c."""
+
+    allowed: ClassVar[str] = "a list of names, for example a,b,c"
+    placeholder: ClassVar[str] = "A,B"
+
+    def allows(self, value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
+
+    def parse(self, text: str) -> Any:
+        value = super().parse(text)
+        if isinstance(value, str):
+            return [name.strip() for name in value.split(",") if name.strip()]
+        return value
+
+
+@dataclass(frozen=True)
+class NumberList(Rule):
+    """A list of finite numbers."""
+
+    allowed: ClassVar[str] = "a list of numbers, for example [8,14]"
+
+    def allows(self, value: Any) -> bool:
+        return isinstance(value, list) and all(map(_is_finite_number, value))
+
+
+@dataclass(frozen=True)
+class Text(Rule):
+    """Any text."""
+
+    allowed: ClassVar[str] = "a text"
+    placeholder: ClassVar[str] = "TEXT"
+
+    def allows(self, value: Any) -> bool:
+        return isinstance(value, str)
+
+    def parse(self, text: str) -> str:
+        return text
+
+
+@dataclass(frozen=True)
+class Path(Rule):
+    """A path of a file or folder, which must end in `suffix`. The empty text stands for no path, if it is allowed."""
+
+    suffix: str = ""
+    may_be_empty: bool = True
+    is_path: ClassVar[bool] = True
+    placeholder: ClassVar[str] = "PATH"
+
+    @property
+    def allowed(self) -> str:
+        ending = f" that ends in {self.suffix}" if self.suffix else ""
+        return f"a path{ending}" + (", or empty" if self.may_be_empty else "")
+
+    def allows(self, value: Any) -> bool:
+        if value == "":
+            return self.may_be_empty
+        return isinstance(value, str) and value.endswith(self.suffix)
+
+    def parse(self, text: str) -> str:
+        return text
+
+
+def _is_number(value: Any) -> bool:
+    """Whether the value is a number. True and False are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_finite_number(value: Any) -> bool:
+    """Whether the value is a number that a float can hold, neither infinite nor NaN."""
+    return _is_number(value) and abs(value) <= sys.float_info.max

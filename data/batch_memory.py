@@ -1,0 +1,80 @@
+"""How batches travel: from worker processes through shared memory, and to the GPU through pinned memory."""
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from data.images import SIZE
+from utils.errors import InputError
+
+
+class SharedSlots:
+    """Memory for batches of images, shared with the workers. Iterating yields (slot, plan) for each of `plans`.
+
+    A slot is used again as soon as nothing holds the tensor of its batch: fresh memory pages would cost as much time as
+    decoding. When all slots are in use, a batch gets memory of its own.
+    """
+
+    def __init__(self, plans: Sampler, batch_size: int, num_workers: int) -> None:
+        self.plans = plans
+        count = 2 * num_workers + 3  # two on the way to each worker, one received, one in use, one about to be freed
+        self.memory = torch.empty(count, batch_size, SIZE, SIZE, 3, dtype=torch.uint8)
+        if num_workers:
+            try:
+                self.memory.share_memory_()
+            except RuntimeError as error:
+                raise InputError(
+                    f"no shared memory for {self.memory.nbytes / 1e6:.0f} MB of batches: lower num_workers or "
+                    f"batch_size, or give this container more (docker run --shm-size=8g) ({error})"
+                ) from error
+        self._free, self._sent = list(range(count)), set[int]()
+
+    def __len__(self) -> int:
+        return len(self.plans)
+
+    def __iter__(self) -> Iterator[tuple[int | None, Any]]:
+        self._free.extend(self._sent)  # those sent to workers in an iteration that was not finished
+        self._sent.clear()
+        for plan in self.plans:
+            slot = self._free.pop() if self._free else None
+            if slot is not None:
+                self._sent.add(slot)
+            yield slot, plan
+
+    def images(self, slot: int) -> Tensor:
+        """The images that a worker has read into `slot`."""
+        self._sent.remove(slot)
+        images = self.memory[slot].numpy()
+        weakref.finalize(images, self._free.append, slot).atexit = False
+        return torch.from_numpy(images)  # this tensor and all its views keep the array alive
+
+
+def copied_ahead(parts: Iterator[list[Tensor | None]], stream: torch.cuda.Stream) -> Iterator[list[Tensor | None]]:
+    """Copy batches to the GPU through pinned memory, on a stream of their own, one ahead of the one in use."""
+    ahead = None
+    for tensors in parts:
+        with torch.cuda.stream(stream):
+            copies = [
+                None if tensor is None else tensor.pin_memory().to(stream.device, non_blocking=True)
+                for tensor in tensors
+            ]
+            copied = copies, stream.record_event()
+        if ahead is not None:
+            yield _arrived(*ahead)
+        ahead = copied
+    if ahead is not None:
+        yield _arrived(*ahead)
+
+
+def _arrived(tensors: list[Tensor | None], copied: torch.cuda.Event) -> list[Tensor | None]:
+    """Make the current stream wait for the copy; the memory is not reused before that stream is done with it."""
+    current = torch.cuda.current_stream()
+    current.wait_event(copied)
+    for tensor in tensors:
+        if tensor is not None:
+            tensor.record_stream(current)
+    return tensors

@@ -1,0 +1,25 @@
+"""A picture of a batch, to look at before a long run: are the images faces, upright, in the right colours?"""
+
+import os
+
+import cv2
+import numpy as np
+from torch import Tensor
+
+from utils.files import atomic_write
+
+COLUMNS, ROWS = 8, 8
+
+
+def save_preview(path: str | os.PathLike, images: Tensor, labels: Tensor) -> None:
+    """Write a PNG with the first 64 images of a batch, [B, 3, H, W] in [-1, 1], each with its label under it."""
+    pixels = (127.5 * images[: ROWS * COLUMNS].permute(0, 2, 3, 1) + 127.5).round().byte().cpu().numpy()
+    tiles = []
+    for image, label in zip(pixels, labels.tolist(), strict=False):
+        caption = np.full((16, image.shape[1], 3), 255, dtype=np.uint8)
+        cv2.putText(caption, str(label), (3, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+        tiles.append(np.vstack([image, caption]))
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % COLUMNS)
+    grid = np.vstack([np.hstack(tiles[start : start + COLUMNS]) for start in range(0, len(tiles), COLUMNS)])
+    with atomic_write(path) as file:
+        file.write(cv2.imencode(".png", cv2.cvtColor(grid, cv2.COLOR_RGB2BGR))[1].tobytes())

@@ -1,0 +1,93 @@
+"""Write docs/config.md from the defaults in config/config.py, the table in config/rules.py and the presets.
+
+Usage: python docs/write_config_page.py
+"""
+
+import ast
+import runpy
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from config import BASE
+from config.conflicts import CONFLICTS
+from config.rule import Rule
+from config.rules import BENCHMARK_DEFAULTS, SECTIONS
+
+PAGE = ROOT / "docs" / "config.md"
+
+
+def page() -> str:
+    """The text of docs/config.md."""
+    variables = runpy.run_path(str(BASE))
+    parts = [
+        "# Config",
+        "<!-- Written by docs/write_config_page.py; do not edit. -->",
+        "[`config/config.py`](../config/config.py) begins with this explanation:",
+        "\n".join(f"> {line}".rstrip() for line in variables["__doc__"].strip().splitlines()),
+        "A key that is unknown, a value that is not allowed and keys that contradict each other end a script before it "
+        "opens any data. The message names the key, what is allowed and what to do. A run writes its config, with all "
+        "keys, to `config.py` in its `output` folder; that file is a preset that repeats the run.",
+        "## Keys",
+        *(_section(name, rules, variables["config"]) for name, rules in SECTIONS.items()),
+        _more_benchmarks(),
+        "## Refused combinations",
+        "\n".join(f"- {conflict.message}." for conflict in CONFLICTS),
+        "## Presets",
+        "To use a preset, name it: `--config config/lfw.py`. A preset with a base is applied on top of that preset.",
+        _table(["preset", "base", "what it is"], [_preset_row(path) for path in preset_files()]),
+        "## Data sets",
+        "The entries of `datasets` in `config/config.py`, one of which `dataset` names.",
+        _table(["dataset", "values"], [_dataset_row(*entry) for entry in variables["datasets"].items()]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def preset_files() -> list[Path]:
+    """The files beside config.py that have a variable `preset`, in alphabetical order."""
+    return [path for path in sorted(BASE.parent.glob("*.py")) if "preset" in _assigned(path)]
+
+
+def _assigned(path: Path) -> dict[str, ast.expr]:
+    """The variables that a file assigns at its top level, with their expressions."""
+    nodes = (node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Assign))
+    return {target.id: node.value for node in nodes for target in node.targets if isinstance(target, ast.Name)}
+
+
+def _section(name: str, rules: dict[str, Rule], defaults: dict[str, Any]) -> str:
+    rows = [[f"`{key}`", _code(defaults[key]), rule.allowed, rule.meaning] for key, rule in rules.items()]
+    return f"### {name.capitalize()}\n\n" + _table(["key", "default", "allowed values", "meaning"], rows)
+
+
+def _more_benchmarks() -> str:
+    keys = ", ".join(f"`NAME_{setting}` ({_code(default)})" for setting, default in BENCHMARK_DEFAULTS.items())
+    return (
+        "A benchmark that is in `PROTOCOLS` of `config/names.py` and has no keys above has the same ones under its own "
+        f"name, with these defaults: {keys}."
+    )
+
+
+def _preset_row(path: Path) -> list[str]:
+    base = _assigned(path).get("base")
+    summary = ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
+    return [f"`{path.name}`", f"`{ast.literal_eval(base)}`" if base else "", summary]
+
+
+def _dataset_row(name: str, values: dict[str, Any]) -> list[str]:
+    return [f"`{name}`", ", ".join(f"`{key}` {_code(value)}" for key, value in values.items()) or "none"]
+
+
+def _code(value: Any) -> str:
+    return f"`{value!r}`".replace("'", '"')
+
+
+def _table(head: list[str], rows: Iterable[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

@@ -1,0 +1,81 @@
+"""Helpers for the tests of augmentations: random numbers by name, images as bytes, reference operations."""
+
+import functools
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+
+from data.augment import DRAWS, Augmentation
+from data.images import to_input
+
+CPU = torch.device("cpu")
+KINDS = ("crop", "low_res", "photometric")
+# The meaning of each random number. The first of a group decides whether an image is changed, the others how.
+MEANING = (
+    "crop", "area", "ratio", "top", "left", "low_res", "side", "down", "up", "photometric", "brightness", "contrast",
+    "saturation",
+)  # fmt: skip
+SIZES = range(22, 112)  # int(112 * u) for u from 0.2 to 1
+INTERPOLATIONS = dict(
+    nearest=cv2.INTER_NEAREST, area=cv2.INTER_AREA, linear=cv2.INTER_LINEAR, cubic=cv2.INTER_CUBIC
+)  # fmt: skip
+DOWN, UP = ("nearest", "area", "linear", "cubic"), ("nearest", "linear", "cubic")
+LARGEST = float(np.nextafter(np.float32(1), np.float32(0)))
+ENHANCERS = {"brightness": ImageEnhance.Brightness, "contrast": ImageEnhance.Contrast, "saturation": ImageEnhance.Color}
+
+
+def numbers(batch: int = 1, **values: float | np.ndarray) -> torch.Tensor:
+    """Draws [batch, DRAWS] that choose every image and are 0.5 elsewhere, but for the `values` of some columns."""
+    draws = torch.full((batch, DRAWS), 0.5)
+    for name, value in {**dict.fromkeys(KINDS, 0.0), **values}.items():
+        draws[:, MEANING.index(name)] = torch.as_tensor(value, dtype=torch.float32)
+    return draws
+
+
+def random_numbers(batch: int, seed: int, **values: float | np.ndarray) -> torch.Tensor:
+    """Uniform draws [batch, DRAWS], but for the `values` of some columns."""
+    draws = torch.rand(batch, DRAWS, generator=torch.Generator().manual_seed(seed))
+    for name, value in values.items():
+        draws[:, MEANING.index(name)] = torch.as_tensor(value, dtype=torch.float32)
+    return draws
+
+
+@functools.cache
+def augmentation(crop: float = 0.0, low_res: float = 0.0, photometric: float = 0.0) -> Augmentation:
+    return Augmentation(crop, low_res, photometric, CPU)
+
+
+def as_input(images: np.ndarray) -> torch.Tensor:
+    return to_input(torch.from_numpy(images), None, CPU)
+
+
+def as_bytes(x: torch.Tensor) -> np.ndarray:
+    """In units of a byte, not rounded: float64 [B, H, W, 3] from 0 to 255."""
+    return 127.5 * x.double().permute(0, 2, 3, 1).numpy() + 127.5
+
+
+def center_of(index: int, count: int) -> float:
+    """A uniform number in the middle of those that select `index` out of `count`."""
+    return (index + 0.5) / count
+
+
+def rectangles(draws: torch.Tensor) -> np.ndarray:
+    """top, left, height, width [N, 4] of what is kept; asserts that it is a rectangle and all else is black."""
+    x = torch.zeros(1, 1, 112, 112).expand(len(draws), -1, -1, -1)
+    kept = augmentation(crop=1.0)(x, draws)[:, 0]
+    assert ((kept == 0) | (kept == -1)).all()
+    kept = kept.numpy() == 0
+    rows, columns = kept.any(2), kept.any(1)
+    assert np.array_equal(kept, rows[:, :, None] & columns[:, None, :])
+    for line in (rows, columns):  # without a gap
+        assert np.array_equal(112 - line.argmax(1) - line[:, ::-1].argmax(1), line.sum(1))
+    return np.stack([rows.argmax(1), columns.argmax(1), rows.sum(1), columns.sum(1)], axis=1)
+
+
+def by_pillow(image: np.ndarray, factors: dict[str, float]) -> np.ndarray:
+    picture = Image.fromarray(image)
+    for name, factor in factors.items():
+        picture = ENHANCERS[name](picture).enhance(factor)
+    return np.asarray(picture, dtype=np.float64)

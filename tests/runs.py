@@ -1,0 +1,54 @@
+"""Runs of the training scripts, what they leave, and how two of them are compared."""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from conftest import run_script
+
+SCRIPTS = ["train/train_AdaDistill.py", "train/train_standalone.py"]
+TIME_FIELDS = {"time", "images_per_second"}
+
+
+def train(script: str, settings: list[str], output: Path, *more: str, ranks: int = 0) -> str:
+    done = run_script(script, *settings, f"output={output}", *more, ranks=ranks)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def metrics(output: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIME_FIELDS} for line in lines]
+
+
+def tensors(value, name=""):
+    """Every tensor and number of a nested structure, by name."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from tensors(item, f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from tensors(item, f"{name}.{number}")
+    else:
+        yield name, value
+
+
+def assert_same_checkpoint(one: Path, other: Path, step: int) -> None:
+    for part in ("backbone.pth", "header.pth", "state.pth"):
+        first, second = (dict(tensors(torch.load(o / f"{step}{part}", weights_only=True))) for o in (one, other))
+        assert first.keys() == second.keys()
+        for name, value in first.items():
+            equal = torch.equal(value, second[name]) if isinstance(value, torch.Tensor) else value == second[name]
+            assert equal, f"{part}{name} differs"
+
+
+def value(settings: list[str], key: str) -> str:
+    """The value that a list of overrides gives to a key."""
+    return dict(setting.split("=") for setting in settings)[key]
+
+
+def refused(script: str, *arguments: str, words: str) -> None:
+    """Run a script that must end with exit code 2 and one clear error; `words`: a regular expression for it."""
+    done = run_script(script, *arguments)
+    assert done.returncode == 2 and re.search(words, done.stderr) and "Traceback" not in done.stderr, done.stderr

@@ -1,0 +1,93 @@
+"""Which rank is to blame for an error: three ranks' heartbeats in one process, with a store of their own."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch.distributed as dist
+
+from utils import heartbeat
+from utils.heartbeat import Heartbeat
+
+
+@pytest.fixture
+def ended() -> threading.Event:
+    """Set once a heartbeat ends its process."""
+    return threading.Event()
+
+
+@pytest.fixture
+def ranks(monkeypatch, ended) -> Iterator[list[Heartbeat]]:
+    """Three ranks in the same activity, with short times."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    monkeypatch.setattr(heartbeat, "INTERVAL", 0.05)
+    monkeypatch.setattr(heartbeat, "SILENCE", 1.0)
+    monkeypatch.setattr(heartbeat.os, "_exit", lambda code: ended.set())
+    started = [Heartbeat(rank, 3, timeout=100.0) for rank in range(3)]
+    for each in started:
+        each.report_activity(7, "forward and backward")
+    yield started
+    for each in started:
+        each.stop()
+
+
+def find(*failing: Heartbeat, in_collective: bool) -> list[str | None]:
+    """What each of these ranks finds, all at the same time. Not in the main thread, whose signals would change."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda each: each.find_lost_ranks(in_collective), failing))
+
+
+@pytest.mark.parametrize("in_collective", [True, False])
+def test_a_rank_without_signs_of_life_is_named(ranks, in_collective):
+    ranks[1].stop()
+    for found in find(ranks[0], ranks[2], in_collective=in_collective):
+        assert found.startswith("rank 1 (process ") and "died, or was stopped: last seen at step 7" in found
+        assert "into forward and backward" in found and "rank 0" not in found and "rank 2" not in found
+
+
+def test_a_rank_that_hangs_is_named_and_ended(ranks, ended):
+    for each in (ranks[0], ranks[2]):
+        each.report_activity(8, "evaluation")
+    for found in find(ranks[0], ranks[2], in_collective=True):
+        assert found.startswith("rank 1 (process ") and "hangs: last seen at step 7" in found
+    assert ended.wait(5)
+
+
+def test_an_error_of_this_rank_alone_blames_no_other_rank(ranks, ended):
+    assert find(ranks[0], in_collective=False) == [None]
+    assert not ended.is_set()
+
+
+def test_a_rank_that_ends_by_its_own_error_is_named_by_the_others(ranks):
+    assert find(ranks[0], in_collective=False) == [None]
+    for found in find(ranks[1], ranks[2], in_collective=True):
+        assert found.startswith("rank 0 (process ") and "ended by an error of its own: last seen at step 7" in found
+
+
+def test_the_same_error_on_all_ranks_blames_none(ranks, ended):
+    assert find(*ranks, in_collective=False) == [None] * 3
+    assert not ended.is_set()
+
+
+def test_a_rank_that_was_busy_for_the_timeout_of_a_collective_waited_for_another(ranks):
+    ranks[0]._timeout = 0.0
+    (found,) = find(ranks[0], in_collective=False)
+    assert "rank 1 (process " in found and "rank 2 (process " in found and "hangs" in found
+
+
+def test_ranks_that_fail_together_waited_for_the_one_that_did_not(ranks):
+    for found in find(ranks[0], ranks[2], in_collective=False):
+        assert found.startswith("rank 1 (process ") and "hangs" in found
+
+
+def test_a_collective_that_fails_on_all_ranks_is_reported_as_such(ranks):
+    assert find(*ranks, in_collective=True) == ["a collective failed on all ranks"] * 3
+
+
+def test_a_rank_that_never_started_is_named(ranks):
+    ranks[0]._ranks = 4
+    (found,) = find(ranks[0], in_collective=True)
+    assert found == "rank 3 did not start"

@@ -1,0 +1,49 @@
+"""Small training sets in every layout, written by the tests."""
+
+import cv2
+import numpy as np
+
+from data.recordio import RecordWriter
+
+
+def image_of(number):
+    return np.random.default_rng(number).integers(0, 256, (112, 112, 3), dtype=np.uint8)
+
+
+def png(image):
+    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def write_cvlface_set(folder, labels, stated=None):
+    """Records of flag 0 from key 0 on, image k under key k."""
+    folder.mkdir(exist_ok=True)
+    with RecordWriter(folder / "train") as writer:
+        for key, label in enumerate(labels):
+            writer.write(key, label, png(image_of(key)))
+    if stated is not None:
+        (folder / "property").write_text(f"{stated},112,112")
+    return folder
+
+
+def write_insightface_set(folder, records, num_classes):
+    """`records`: (label, encoded image) of keys 1 .. N; record 0 and a record an identity around them."""
+    folder.mkdir(exist_ok=True)
+    end = len(records) + 1
+    with RecordWriter(folder / "train") as writer:
+        writer.write(0, [end, end + num_classes], b"")
+        for key, (label, encoded) in enumerate(records, start=1):
+            writer.write(key, label, encoded)
+        for identity in range(num_classes):
+            writer.write(end + identity, [0, 0], b"")
+    return folder
+
+
+def write_folder_set(folder, counts):
+    """counts: identity -> number of images; image numbers run through the sorted identities."""
+    number = 0
+    for identity in sorted(counts):
+        (folder / identity).mkdir(parents=True)
+        for index in range(counts[identity]):
+            (folder / identity / f"{index:03d}.png").write_bytes(png(image_of(number)))
+            number += 1
+    return folder

@@ -1,0 +1,71 @@
+"""Everything that a run holds open while it trains: its output folder, its log, its checkpoints and its signals."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from train.checkpoint import PARTS, Saver
+from train.curves import save_curves
+from train.run_log import RunLog
+from utils.distributed import from_rank_0, rank
+from utils.errors import InputError
+from utils.files import lock_folder, make_writable_folder
+
+
+class RunFiles:
+    """The files of a run in `folder`, and the signals that end it.
+
+    log: training.log, metrics.jsonl, TensorBoard and the progress bar; saver: writes checkpoints; stop_signal: the
+    number of the SIGINT or SIGTERM that has arrived, 0 before.
+    """
+
+    def __init__(self, folder: Path, keep_checkpoints: int, total_steps: int) -> None:
+        self.folder = folder
+        self.log = RunLog(folder, total_steps)
+        self.saver = Saver(folder, keep_checkpoints, self.log.line)
+        self.stop_signal = 0
+        self._lock: BinaryIO | None = None
+
+    def lock(self) -> None:
+        """Make the folder and lock it for this process. For rank 0. Raises OSError if another run writes there."""
+        make_writable_folder(self.folder)
+        self._lock = lock_folder(self.folder)
+
+    @contextmanager
+    def opened(self, first_step: int) -> Iterator[None]:
+        """Open the log of a run that starts at `first_step` and take over SIGINT and SIGTERM; at the end, close all."""
+        self.log.open(first_step)
+        handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with ExitStack() as stack:
+                stack.callback(self.log.close)
+                stack.callback(self.saver.finish)
+                yield
+        except RuntimeError:
+            # A rank may be lost. The launcher's SIGTERM must not end this process before it has said which one.
+            handlers = {}
+            raise
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def finish(self, step: int, stopped: bool) -> None:
+        """Draw the curves, wait for the last checkpoint, and say how the run ended at `step`."""
+        if rank() == 0:
+            self.log.unless_full(lambda: save_curves(self.folder / "metrics.jsonl", self.folder / "curves.png"))
+        self.saver.finish()
+        saved = self.saver.unsaved is None
+        self.log.line(
+            f"{'stopped' if stopped else 'done'} at step {step}: "
+            f"{self.folder / f'{step}{PARTS[0]}' if saved else 'its checkpoint is not saved'}"
+        )
+
+    def require_saved(self) -> None:
+        """Raise InputError on all ranks if the last checkpoint could not be written. Every rank must call it."""
+        if (unsaved := from_rank_0(self.saver.unsaved)) is not None:
+            raise InputError(f"{self.folder}: trained to the end, but the checkpoint of step {unsaved} is not saved")
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.stop_signal = number

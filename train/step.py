@@ -1,0 +1,87 @@
+"""One optimiser step: forward, backward, clipping, SGD. It does not know the method: the task gives the loss."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from easydict import EasyDict
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from data.loader import Batch
+from train.bad_steps import BadSteps, skippable_sgd
+from train.schedules import build_learning_rate
+from train.tasks import Task
+from utils.distributed import rank, report_activity
+from utils.precision import compute_type
+
+
+class StepResult(NamedTuple):
+    """lr: the learning rate; stats: 0-d tensors by name, from this rank's last forward pass, and grad_norm."""
+
+    lr: float
+    stats: dict[str, Tensor]
+
+
+class TrainingStep:
+    """step(batches, done): the optimiser step after `done` steps, on the next `accumulate_steps` batches.
+
+    steps_per_epoch and total_batch (images per step, over all ranks) set the learning rate.
+    """
+
+    def __init__(self, cfg: EasyDict, task: Task, steps_per_epoch: int, total_batch: int, device: torch.device) -> None:
+        self.cfg, self.task, self.steps_per_epoch, self.device = cfg, task, steps_per_epoch, device
+        self.dtype = compute_type(cfg.dtype, device)
+        self.learning_rate = build_learning_rate(cfg, total_batch)
+        self.parameters = [p for module in (task.student, task.head) for p in module.parameters() if p.requires_grad]
+        self.optimizer = skippable_sgd(self.parameters, cfg.lr, cfg.momentum, cfg.weight_decay)
+        # A margin softmax of scale 64 has large gradients: torch's default scale, 65536, overflows for many steps.
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=1024.0, enabled=self.dtype == torch.float16)
+        self.bad_steps = BadSteps(self.optimizer, task.student, task.head, cfg.max_bad_steps, device)
+
+    def __call__(self, batches: Iterator[Batch], done: int) -> StepResult:
+        epoch = done / self.steps_per_epoch
+        lr = self.learning_rate(epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.task.head.set_epoch(epoch)
+        # What is random in a network (dropout) depends on seed, step and rank only, so that a resumed run repeats it.
+        torch.manual_seed(hash((self.cfg.seed, done, rank())) & (2**63 - 1))
+        self.bad_steps.begin()
+        for number in range(self.cfg.accumulate_steps):
+            is_last = number == self.cfg.accumulate_steps - 1
+            report_activity(done + 1, "waiting for input")
+            with record_function("input"):
+                batch = next(batches)
+            report_activity(done + 1, "forward and backward")
+            with nullcontext() if is_last else self.task.no_sync():
+                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                    output = self.task.forward(batch)
+                with record_function("backward"):
+                    factor = self.bad_steps.one_or_nan(output) / self.cfg.accumulate_steps
+                    self.scaler.scale(output.loss * factor).backward()
+        with record_function("optimiser"):
+            self.scaler.unscale_(self.optimizer)
+            grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.cfg.clip_grad_norm)
+            self.bad_steps.take_step(done + 1, output.stats, grad_norm)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+        return StepResult(lr, {**output.stats, "grad_norm": grad_norm})
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "bad_steps": self.bad_steps.state(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["fused"] = True  # whatever the earlier run was made with
+        self.scaler.load_state_dict(state["scaler"])
+        if "bad_steps" in state:  # checkpoints from before bad steps were counted have no entry
+            self.bad_steps.load(state["bad_steps"])

@@ -1,0 +1,58 @@
+"""What is put around the bare networks for training: DistributedDataParallel, synchronised BatchNorm, torch.compile."""
+
+import importlib.util
+import os
+import shutil
+import sysconfig
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from utils.distributed import world_size
+
+BUCKETS = 8  # gradients are sent in about this many parts, so that sending overlaps with backward in small networks too
+
+
+def share_gradients(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module in DDP if there are several ranks and it has weights to train, else the module itself."""
+    if world_size() == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
+        return module
+    megabytes = sum(parameter.nbytes for parameter in module.parameters()) / 2**20
+    return DistributedDataParallel(
+        module,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        bucket_cap_mb=max(1, megabytes / BUCKETS),
+    )
+
+
+def without_sharing(*modules: nn.Module) -> AbstractContextManager:
+    """A context in which the modules in DDP sum gradients up locally and do not share them over ranks yet."""
+    stack = ExitStack()
+    for module in modules:
+        if isinstance(module, DistributedDataParallel):
+            stack.enter_context(module.no_sync())
+    return stack
+
+
+def compiles(setting: str, device: torch.device) -> bool:
+    """Whether to compile: "on", "off", or "auto": on GPUs, if everything that the compiler needs is installed."""
+    if setting != "auto":
+        return setting == "on"
+    return device.type == "cuda" and not missing_for_compiling(device)
+
+
+def missing_for_compiling(device: torch.device) -> list[str]:
+    """What torch.compile needs for this GPU and does not find."""
+    compilers = (os.environ.get("CC"), "gcc", "clang", "cc")
+    needed = {
+        "a GPU of compute capability 7.0 or higher": torch.cuda.get_device_capability(device) >= (7, 0),
+        "Triton": importlib.util.find_spec("triton") is not None,
+        "a C compiler": any(shutil.which(name) for name in compilers if name),
+        "Python's headers": Path(sysconfig.get_path("include"), "Python.h").is_file(),
+    }
+    return [name for name, present in needed.items() if not present]
