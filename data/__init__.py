@@ -1,10 +1,10 @@
-"""What is read: training sets, evaluation sets and teacher embeddings, from files to batches.
+"""Input data: training sets, evaluation sets and teacher embeddings, from files to batches.
 
-Import this room before OpenCV: it sets OpenCV's limit on the size of an image.
+Import this package before OpenCV: it sets OpenCV's limit on the size of an image.
 """
 
 import os
 
-# OpenCV reads the limit once, when its library is loaded. It then refuses an image whose header claims more pixels,
+# OpenCV reads the limit once, when its library is loaded. It then refuses an image whose header states more pixels,
 # before it allocates memory for it. Photos of 33 megapixels are still read. Child processes inherit the limit.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**25))

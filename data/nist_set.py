@@ -1,4 +1,4 @@
-"""IJB-B and IJB-C as NIST and InsightFace ship them: loosely cropped photos and lists beside them in plain text."""
+"""IJB-B and IJB-C as NIST and InsightFace distribute them: loosely cropped photos, and lists in plain text."""
 
 import os
 import warnings
@@ -14,56 +14,59 @@ from torch import Tensor
 from data.images import SIZE, decode_rgb
 from utils.errors import InputError
 
-# Where ArcFace puts eyes, nose and corners of the mouth in an aligned face: pixels (x, y).
+# Eyes, nose and corners of the mouth in a face aligned for ArcFace, in pixels (x, y).
 ARCFACE_POINTS = np.array(
     [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
 )
 PREFIXES = ("ijbb", "ijbc")
-LISTS = {  # the files of meta: the fields of a line, and what an error says that it must hold
+LISTS = {  # the files in meta/: the fields of a line, and how errors describe them
     "face_tid_mid": (
         [("file", "S"), ("template", np.int64), ("medium", np.int64)],
-        "a file, its template and its medium, these in whole numbers",
+        "a file name, its template and its medium as integers",
     ),
     "name_5pts_score": (
         [("file", "S"), ("points", np.float64, (5, 2)), ("score", np.float64)],
-        "a file, x and y of its five points, the detector's score",
+        "a file name, x and y of five points, the score of the detector",
     ),
     "template_pair_label": (
         [("p1", np.int32), ("p2", np.int32), ("label", np.int32)],
-        "two templates and a label, in whole numbers",
+        "two templates and a label as integers",
     ),
 }
-_NO_FACE = 1e-6  # square pixels; eyes 10 pixels apart give some 770, five points at one place rounding errors of 1e-11
-LONGEST_NAME = 255  # bytes of a file's name on common file systems
-_LINES_A_TRY = 4096  # by which a line that cannot be read is searched for
+# Square pixels: eyes 10 pixels apart give about 770, five equal points give rounding errors of 1e-11.
+_MIN_COVARIANCE = 1e-6
+MAX_NAME = 255  # bytes of a file name on common file systems
+_CHUNK = 4096  # lines that are read at once in the search for one that cannot be read
+# NumPy raises a warning for a fraction where an integer is expected: older versions truncate it.
+_UNREADABLE = (ValueError, DeprecationWarning)
 
 
 class NistSetError(InputError):
-    """An IJB folder that is incomplete, broken or at odds with itself; the message names file, line and fix."""
+    """An IJB folder that is incomplete, broken or inconsistent; the message names the file, the line and what to do."""
 
 
 def is_nist(path: str | os.PathLike) -> bool:
-    """Whether a folder has this layout, and not that of data.arrow_set."""
+    """Whether a folder has this layout rather than that of data/arrow_set.py."""
     return any(Path(path, folder).is_dir() for folder in ("meta", "loose_crop"))
 
 
 class NistSet(torch.utils.data.Dataset):
-    """N photos in the order of face_tid_mid; set[positions] aligns the faces: uint8 [n, 112, 112, 3] RGB.
+    """N photos in the order of face_tid_mid; set[positions] gives aligned faces, uint8 [n, 112, 112, 3] RGB.
 
-    metadata: faceness_scores float64 [N] (the detector's), templates and medias int64 [N]; label (1 genuine, 0
-    impostor), p1 and p2 (template ids) int32 [P]. Photos are read when they are asked for. Raises NistSetError.
+    metadata: faceness_scores float64 [N] (scores of the detector), templates and medias int64 [N]; label (1 genuine, 0
+    impostor), p1 and p2 (template ids) int32 [P]. A photo is read only when it is used. Raises NistSetError.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = str(path)
         paths = _find_lists(self.path)
-        of_faces, of_points, of_pairs = paths
+        faces_list, points_list, pairs_list = paths
         faces, scored, pairs = (_read(path, *LISTS[name]) for path, name in zip(paths, LISTS, strict=True))
         transforms = similarity_to_arcface(scored["points"])
         usable = np.isfinite(transforms).all((1, 2)) & np.isfinite(scored["score"])
-        _require(of_points, usable, "finite numbers, and the points of a face, not all at one place")
-        _require(of_pairs, (pairs["label"] == 0) | (pairs["label"] == 1), "the label 0 (impostor) or 1 (genuine)")
-        rows = _matched(of_faces, faces["file"], of_points, scored["file"])
+        _require(points_list, usable, "finite numbers, and points that differ")
+        _require(pairs_list, (pairs["label"] == 0) | (pairs["label"] == 1), "the label 0 (impostor) or 1 (genuine)")
+        rows = _match(faces_list, faces["file"], points_list, scored["file"])
         self._files, self._transforms = faces["file"].copy(), transforms[rows]
         self.metadata: dict[str, np.ndarray] = {
             "faceness_scores": scored["score"][rows],
@@ -83,125 +86,127 @@ class NistSet(torch.utils.data.Dataset):
         try:
             encoded = path.read_bytes()
         except (OSError, ValueError) as error:
-            raise NistSetError(f"{path}: meta lists it, but it cannot be read ({error}); fetch it again") from error
-        # Bilinear, and black outside of the photo.
+            raise NistSetError(f"{path}: listed in meta, but cannot be read ({error}); fetch it again") from error
+        # Bilinear interpolation; black outside the photo.
         return cv2.warpAffine(decode_rgb(encoded, str(path)), self._transforms[position], (SIZE, SIZE))
 
 
 def similarity_to_arcface(points: np.ndarray) -> np.ndarray:
-    """Matrices [N, 2, 3] that take points [N, 5, 2] nearest to ArcFace's by rotation, scale and shift; all float64.
+    """The rotation, scale and shift that bring five points nearest to those of ArcFace.
 
-    The least squares of Umeyama, "Least-squares estimation of transformation parameters between two point patterns",
-    1991, in the plane: with a point (x, y) as x + iy such a map is z -> a z + b, and by the normal equations, for
-    deviations z', w' from the means, a = sum(conj(z') w') / sum(|z'|^2). NaN where points tell no direction (all at one
-    place) or are not finite.
+    points: float64 [N, 5, 2]. Returns matrices, float64 [N, 2, 3]; NaN for points that are all equal or not finite.
+
+    This is the least-squares solution of Umeyama, "Least-squares estimation of transformation parameters between two
+    point patterns", 1991, for the plane. With a point (x, y) written as x + iy, such a map is z -> a z + b, and the
+    normal equations give a = sum(conj(z') w') / sum(|z'|^2), where z' and w' are deviations from the means.
     """
     with np.errstate(all="ignore"):
         z, w = points @ [1, 1j], ARCFACE_POINTS @ [1, 1j]
         z_mean, w_mean = z.mean(1), w.mean()
         deviations = z - z_mean[:, None]
         covariance = (deviations.conj() * (w - w_mean)).sum(1)
-        a = np.where(abs(covariance) > _NO_FACE, covariance / (abs(deviations) ** 2).sum(1), np.nan)
+        a = np.where(abs(covariance) > _MIN_COVARIANCE, covariance / (abs(deviations) ** 2).sum(1), np.nan)
         b = w_mean - a * z_mean
     return np.stack([a.real, -a.imag, b.real, a.imag, a.real, b.imag], axis=1).reshape(-1, 2, 3)
 
 
 def _find_lists(path: str) -> list[Path]:
-    """The files of LISTS, in its order: those of IJB-B or those of IJB-C."""
+    """The paths of the LISTS, in their order: those of IJB-B or those of IJB-C."""
     files = {prefix: [Path(path, "meta", f"{prefix}_{name}.txt") for name in LISTS] for prefix in PREFIXES}
     present = [prefix for prefix in PREFIXES if any(file.exists() for file in files[prefix])]
     if len(present) != 1:
         raise NistSetError(
-            f"{path}: meta has lists of {' and '.join(present) or 'no set'}; there must be those of one: "
+            f"{path}: meta has the lists of {' and '.join(present) or 'no set'}; it must have those of one set: "
             f"{', '.join(f'PREFIX_{name}.txt' for name in LISTS)}, where PREFIX is {' or '.join(PREFIXES)}"
         )
     missing = [str(file) for file in files[present[0]] if not file.is_file()]
     if not Path(path, "loose_crop").is_dir():
         missing.append(str(Path(path, "loose_crop")))
     if missing:
-        raise NistSetError(f"{path}: incomplete: there is no {', no '.join(missing)}; fetch the whole folder")
+        raise NistSetError(f"{path}: incomplete, without {' and '.join(missing)}; fetch the whole folder")
     return files[present[0]]
 
 
 def _read(path: Path, fields: list[tuple], expected: str) -> np.ndarray:
-    """Lines of words between white space as a structured array [lines]; bytes get the width of the longest file."""
+    """The lines of a list as a structured array [lines]; file names become bytes of the length of the longest one."""
     if fields[0] == ("file", "S"):
-        fields = [("file", f"S{_width(path, expected)}"), *fields[1:]]
+        fields = [("file", f"S{_longest_name(path, expected)}"), *fields[1:]]
     dtype = np.dtype(fields)
     try:
         table = _load(path, dtype)
-    except ValueError:
+    except _UNREADABLE:
         raise _bad_line(path, *_first_unreadable(path, dtype), expected) from None
     if not len(table):
-        raise NistSetError(f"{path}: empty; each line must hold {expected}; fetch it again")
+        raise NistSetError(f"{path}: empty (each line must have {expected}); fetch it again")
     return table
 
 
-def _width(path: Path, expected: str) -> int:
-    """Bytes of the longest file's name. Every name takes as many in the table, so that a long one is refused."""
-    width = 1
+def _longest_name(path: Path, expected: str) -> int:
+    """Bytes of the longest file name. All names take as much space in the table, so longer ones are refused."""
+    longest = 1
     with open(path, encoding="latin1") as file:
         for number, line in enumerate(file, 1):
             words = line.split(None, 1)
-            if words and len(words[0]) > width:
-                width = len(words[0])
-                if width > LONGEST_NAME:
-                    raise _bad_line(path, number, line, f"{expected}; a name has at most {LONGEST_NAME} bytes")
-    return width
+            if words and len(words[0]) > longest:
+                longest = len(words[0])
+                if longest > MAX_NAME:
+                    raise _bad_line(path, number, line, f"{expected}; the name has at most {MAX_NAME} bytes")
+    return longest
 
 
 def _load(lines: Path | list[str], dtype: np.dtype) -> np.ndarray:
-    """NumPy's reader, at 15.7 million lines faster than pandas' and with half its memory. Raises ValueError."""
+    """Read lines with NumPy, which for 15.7 million lines is faster than pandas and takes half the memory.
+
+    Raises one of _UNREADABLE.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of empty lines and files
-        warnings.simplefilter("error", DeprecationWarning)  # of fractions, which older NumPy cuts to integers
-        try:  # latin1 keeps bytes as they are
-            return np.loadtxt(lines, dtype, comments=None, ndmin=1, encoding="latin1")
-        except DeprecationWarning as error:
-            raise ValueError(str(error)) from error
+        warnings.simplefilter("ignore", UserWarning)  # for empty lines and files
+        warnings.simplefilter("error", DeprecationWarning)
+        # latin1 keeps bytes unchanged.
+        return np.loadtxt(lines, dtype, comments=None, ndmin=1, encoding="latin1")
 
 
 def _first_unreadable(path: Path, dtype: np.dtype) -> tuple[int, str]:
-    """Number, from 1 on, and text of the line that made `_load` fail; rows in NumPy's messages skip empty lines."""
+    """Number (from 1) and text of the line at which `_load` failed: NumPy does not count empty lines."""
 
     def fails(lines: list[str]) -> bool:
         try:
             _load(lines, dtype)
-        except ValueError:
+        except _UNREADABLE:
             return True
         return False
 
     with open(path, encoding="latin1") as file:
         numbered = enumerate(file, 1)
-        while chunk := list(islice(numbered, _LINES_A_TRY)):
+        while chunk := list(islice(numbered, _CHUNK)):
             if fails([line for _, line in chunk]):
                 return next(entry for entry in chunk if fails([entry[1]]))
-    raise NistSetError(f"{path}: changed while it was read; try again")
+    raise NistSetError(f"{path}: was changed while it was read; try again")
 
 
-def _require(path: Path, good: np.ndarray, expected: str) -> None:
-    """Raise for the first line, of those that are not empty, for which good [lines] is false."""
-    if not good.all():
+def _require(path: Path, is_valid: np.ndarray, expected: str) -> None:
+    """Raise NistSetError for the first line where is_valid, bool [lines that are not empty], is False."""
+    if not is_valid.all():
         with open(path, encoding="latin1") as file:
             filled = (entry for entry in enumerate(file, 1) if entry[1].strip())
-            number, line = next(islice(filled, int(good.argmin()), None))
+            number, line = next(islice(filled, int(is_valid.argmin()), None))
         raise _bad_line(path, number, line, expected)
 
 
 def _bad_line(path: Path, number: int, line: str, expected: str) -> NistSetError:
     text = line.strip()
     text = text if len(text) <= 120 else text[:120] + "..."
-    return NistSetError(f"{path}: line {number} is {text!r}; expected {expected}; fetch the lists of meta again")
+    return NistSetError(f"{path}: line {number} is {text!r} (expected {expected}); fetch the lists in meta again")
 
 
-def _matched(path: Path, files: np.ndarray, other_path: Path, others: np.ndarray) -> np.ndarray:
-    """The row of `others` with each of files [N]: the lists must have the same files, and may differ in their order."""
-    for here, names in ((path, files), (other_path, others)):
-        _require(here, np.strings.find(names, b"/") < 0, "the name of a file in loose_crop, without a folder")
-        first = np.zeros(len(names), dtype=bool)
-        first[np.unique(names, return_index=True)[1]] = True
-        _require(here, first, "a file that no line before it names")
-    _require(path, np.isin(files, others), f"a file that {other_path.name} lists too")
-    _require(other_path, np.isin(others, files), f"a file that {path.name} lists too")
+def _match(path: Path, files: np.ndarray, other_path: Path, others: np.ndarray) -> np.ndarray:
+    """For each of files [N] its row in `others`, int64 [N]. Both lists must name the same files, in any order."""
+    for list_path, names in ((path, files), (other_path, others)):
+        _require(list_path, np.strings.find(names, b"/") < 0, "a file name without a folder")
+        is_first = np.zeros(len(names), dtype=bool)
+        is_first[np.unique(names, return_index=True)[1]] = True
+        _require(list_path, is_first, "a file that no earlier line lists")
+    _require(path, np.isin(files, others), f"a file that is also in {other_path.name}")
+    _require(other_path, np.isin(others, files), f"a file that is also in {path.name}")
     order = np.argsort(others)
     return order[np.searchsorted(others, files, sorter=order)]

@@ -1,8 +1,9 @@
-"""MXNet record files: an indexed reader and a writer of the same format (docs: DESIGN of MXNet RecordIO).
+"""MXNet record files: a reader with random access, and a writer of the same format.
 
-A record is uint32 magic, uint32 (top 3 bits: part flag, low 29: length), body, zero padding to 4 bytes. A body that
-holds the magic at a 4-byte boundary is split there: part flag 1 first, 2 middle, 3 last, 0 whole. The body is a header
-`IfQQ` (flag, label, id, id2); where flag > 0, flag float32 labels follow and replace the label; then the image bytes.
+A record is uint32 magic, uint32 (top 3 bits: part flag, low 29 bits: length), body, zero padding to 4 bytes. A body
+that contains the magic at a 4-byte boundary is split there into parts, whose flags are 1 for the first, 2 for those in
+the middle, 3 for the last; 0 means that the record is not split. The body is a header `IfQQ` (flag, label, id, id2),
+then, if flag > 0, as many float32 labels as flag says, which replace the label, then the bytes of the image.
 """
 
 import mmap
@@ -25,18 +26,18 @@ _MAGIC_BYTES = struct.pack("<I", MAGIC)
 _HEAD = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
 _LENGTH_MASK = (1 << 29) - 1
-# What a whole record begins with, and its first label where it has more than the one in its header.
+# How a record that is not split begins; `first_label` is valid where flag > 0.
 _START = np.dtype(
     [("magic", "<u4"), ("word", "<u4"), ("flag", "<u4"), ("label", "<f4"), ("ids", "<u8", 2), ("first_label", "<f4")]
 )
 
 
 class RecordError(InputError):
-    """A record file, its index or one of its records is not what the format says; the message names which."""
+    """A record file, its index or a record violates the format; the message names it."""
 
 
 class Header(NamedTuple):
-    """flag: how many labels follow the fixed header; label: a float (flag 0) or float32 [flag]; id, id2: integers."""
+    """flag: number of labels after the fixed header; label: a float (flag 0) or float32 [flag]; id, id2: integers."""
 
     flag: int
     label: float | np.ndarray
@@ -45,9 +46,9 @@ class Header(NamedTuple):
 
 
 class RecordFile:
-    """The records of `rec_path` by their offsets.
+    """Random access to the records of a .rec file by their offsets.
 
-    The file is memory-mapped, once a process, so it may be used after fork and sent to spawned processes.
+    Each process maps the file into memory by itself, so a reader can be used after fork and sent to spawned processes.
     """
 
     def __init__(self, rec_path: str | os.PathLike) -> None:
@@ -58,27 +59,31 @@ class RecordFile:
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """Size of the file in bytes."""
         return self._size
 
     def read_at(self, offset: int, key: int) -> tuple[Header, memoryview, int]:
-        """(header, image bytes, where the next record begins) of the record `key` at `offset`. Raises RecordError.
+        """Read the record `key` at `offset`: (header, image bytes, offset of the next record). Raises RecordError.
 
-        The bytes are a view of the file wherever they lie in one part.
+        The bytes are a view of the file, unless the record is split.
         """
         body, end = self._body(key, offset)
         if len(body) < _HEADER.size:
-            raise RecordError(f"{self.rec_path}: record {key} has {len(body)} bytes, too few for a header")
+            raise RecordError(
+                f"{self.rec_path}: record {key} has {len(body)} bytes, too few for a header; fetch the set again"
+            )
         flag, label, id_, id2 = _HEADER.unpack_from(body)
         start = _HEADER.size + 4 * flag
         if flag:
             if start > len(body):
-                raise RecordError(f"{self.rec_path}: record {key} claims {flag} labels in {len(body)} bytes")
+                raise RecordError(
+                    f"{self.rec_path}: record {key} states {flag} labels in {len(body)} bytes; fetch the set again"
+                )
             label = np.frombuffer(body, dtype="<f4", count=flag, offset=_HEADER.size)
         return Header(flag, label, id_, id2), body[start:], end
 
     def _body(self, key: int, offset: int) -> tuple[memoryview, int]:
-        """The body of a record, put together from its parts, and where the next record begins."""
+        """The body of a record, joined from its parts, and the offset of the next record."""
         data = memoryview(self._mapped())
         parts: list[memoryview] = []
         while True:
@@ -88,11 +93,15 @@ class RecordFile:
             part_flag, length = word >> 29, word & _LENGTH_MASK
             start = offset + _HEAD.size
             if magic != MAGIC:
-                raise RecordError(f"{self.rec_path}: no record at byte {offset}, where the index has key {key}")
+                raise RecordError(
+                    f"{self.rec_path}: no record at byte {offset}, where the index has key {key}; fetch both again"
+                )
             if start + length > self._size:
                 raise RecordError(f"{self.rec_path}: record {key} is cut off at the end of the file; fetch it again")
             if part_flag not in ((2, 3) if parts else (0, 1)):
-                raise RecordError(f"{self.rec_path}: record {key} has part flag {part_flag} out of turn")
+                raise RecordError(
+                    f"{self.rec_path}: record {key} has part flag {part_flag} out of order; fetch the set again"
+                )
             parts.append(data[start : start + length])
             offset = start + (length + 3) // 4 * 4
             if part_flag == 0:
@@ -112,9 +121,9 @@ class RecordFile:
 
 
 class IndexedRecordReader(RecordFile):
-    """Random access to the records of `rec_path` by the keys of `idx_path`.
+    """Random access to the records of `rec_path` by the keys in `idx_path`. Raises RecordError.
 
-    Keys and offsets are int64 tensors in shared memory: loader workers read the one copy. Raises RecordError.
+    Keys and offsets are int64 tensors in shared memory, so that loader workers do not copy them.
     """
 
     def __init__(self, rec_path: str | os.PathLike, idx_path: str | os.PathLike) -> None:
@@ -125,32 +134,32 @@ class IndexedRecordReader(RecordFile):
         if len(outside):
             first = outside[0]
             raise RecordError(
-                f"{self.idx_path}: key {keys[first]} points to byte {offsets[first]}, where {self.rec_path} "
-                f"({self._size} bytes) can hold no record; the index belongs to another file, or the record file "
-                "was cut short: fetch both again"
+                f"{self.idx_path}: key {keys[first]} points to byte {offsets[first]}, but {self.rec_path} "
+                f"({self._size} bytes) cannot have a record there; the index belongs to another file, or the record "
+                "file was cut short: fetch both again"
             )
         order = np.argsort(keys, kind="stable")
         keys, offsets = keys[order], offsets[order]
-        if len(twice := np.flatnonzero(keys[1:] == keys[:-1])):
-            raise RecordError(f"{self.idx_path}: key {keys[twice[0]]} stands twice")
+        if len(repeated := np.flatnonzero(keys[1:] == keys[:-1])):
+            raise RecordError(f"{self.idx_path}: key {keys[repeated[0]]} is listed twice; fetch it again")
         self._keys = torch.from_numpy(keys).share_memory_()
         self._offsets = torch.from_numpy(offsets).share_memory_()
-        self.read(int(keys[np.argmax(offsets)]))  # the last record in the file: shows a file that was cut short
+        self.read(int(keys[np.argmax(offsets)]))  # reading the last record detects a file that was cut short
 
     @property
     def keys(self) -> np.ndarray:
-        """The keys, ascending, int64."""
+        """The keys, int64 [N], ascending."""
         return self._keys.numpy()
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def layout(self) -> bytes:
-        """Every key with its offset, and the size of the record file: what tells it from another, unread."""
+        """Keys, offsets and the size of the record file: identifies the set without reading its records."""
         return self._keys.numpy().tobytes() + self._offsets.numpy().tobytes() + str(self._size).encode()
 
     def read(self, key: int) -> tuple[Header, memoryview]:
-        """(header, image bytes) of the record `key`; the bytes are a view of the file wherever they lie in one part."""
+        """(header, image bytes) of the record `key`. The bytes are a view of the file, unless the record is split."""
         keys = self._keys.numpy()
         position = int(np.searchsorted(keys, key))
         if position == len(keys) or keys[position] != key:
@@ -159,9 +168,9 @@ class IndexedRecordReader(RecordFile):
         return header, data
 
     def read_batch(self, keys: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """First labels, float32 [N], and N images' bytes, views of the file as in `read`, of the records `keys` [N].
+        """First labels, float32 [N], and image bytes of the records `keys` [N]; the bytes are views as in `read`.
 
-        The starts of the records are read all at once; those that are split, or wrong, go through `read`.
+        The starts of all records are read at once. Records that are split or broken go through `read`.
         """
         data = np.frombuffer(self._mapped(), dtype=np.uint8)
         positions = np.searchsorted(self.keys, keys).clip(max=len(self) - 1)
@@ -169,18 +178,39 @@ class IndexedRecordReader(RecordFile):
         starts = data.take(offsets[:, None] + np.arange(_START.itemsize), mode="clip").view(_START)[:, 0]
         begin = offsets + _HEAD.size + _HEADER.size + 4 * starts["flag"].astype(np.int64)
         end = offsets + _HEAD.size + (starts["word"] & _LENGTH_MASK)
-        whole = (self.keys[positions] == keys) & (starts["magic"] == MAGIC) & (starts["word"] >> 29 == 0)
-        whole &= (begin <= end) & (end <= self._size) & (offsets + _START.itemsize <= self._size)
+        is_whole = (self.keys[positions] == keys) & (starts["magic"] == MAGIC) & (starts["word"] >> 29 == 0)
+        is_whole &= (begin <= end) & (end <= self._size) & (offsets + _START.itemsize <= self._size)
         labels = np.where(starts["flag"] == 0, starts["label"], starts["first_label"])
         images = [data[first:last] for first, last in zip(begin.tolist(), end.tolist(), strict=True)]
-        for row in np.flatnonzero(~whole):
+        for row in np.flatnonzero(~is_whole):
             header, image = self.read(int(keys[row]))
             labels[row], images[row] = np.ravel(header.label)[0], np.frombuffer(image, dtype=np.uint8)
         return labels, images
 
 
+def _existing(path: str | os.PathLike) -> str:
+    if not os.path.isfile(path):
+        raise RecordError(f"{path}: no such file; a record set needs a .rec file and its .idx file in the same folder")
+    return str(path)
+
+
+def read_index(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """(keys, offsets), int64 [N], from an .idx file with one line key<TAB>offset per record. Raises RecordError."""
+    with open(path, "rb") as file:
+        text = file.read().strip()
+    try:
+        values = np.fromstring(text, dtype=np.int64, sep=" ")
+    except ValueError:
+        values = np.empty(0, dtype=np.int64)
+    lines = text.count(b"\n") + 1
+    if len(values) != 2 * lines or text.count(b"\t") != lines:
+        problem = "is empty" if not text else "has lines other than key<TAB>offset"
+        raise RecordError(f"{path}: the index {problem}; fetch it again, or make the set with tools/make_rec.py")
+    return values[0::2].copy(), values[1::2].copy()
+
+
 class RecordWriter:
-    """Writes `stem`.rec and `stem`.idx; both appear, whole, when the `with` block ends without an error."""
+    """Writes `stem`.rec and `stem`.idx. Both files appear, complete, when the `with` block ends without an error."""
 
     def __init__(self, stem: str | os.PathLike) -> None:
         self._stem = Path(stem)
@@ -196,9 +226,9 @@ class RecordWriter:
             file.__exit__(*error)
 
     def write(self, key: int, label: float | list[float] | np.ndarray, image: bytes, id: int | None = None) -> None:
-        """Append a record: one label (flag 0) or a list of labels (flag their number); `id` is the key by default."""
+        """Append a record with one label (flag 0) or a list of them (flag: their number). `id` defaults to the key."""
         if key in self._keys:
-            raise RecordError(f"{self._stem}: key {key} stands twice")
+            raise RecordError(f"{self._stem}: key {key} was written before; keys must differ")
         self._keys.add(key)
         id = key if id is None else id
         if np.ndim(label):
@@ -206,7 +236,9 @@ class RecordWriter:
         else:
             body = _HEADER.pack(0, float(label), id, 0) + image
         if len(body) > _LENGTH_MASK:
-            raise RecordError(f"{self._stem}: record {key} has {len(body)} bytes, the format holds {_LENGTH_MASK}")
+            raise RecordError(
+                f"{self._stem}: record {key} has {len(body)} bytes; the format allows at most {_LENGTH_MASK}"
+            )
         self._idx.write(f"{key}\t{self._rec.tell()}\n".encode())
         parts = _split_at_magic(body)
         for number, part in enumerate(parts):
@@ -215,20 +247,22 @@ class RecordWriter:
 
 
 def _split_at_magic(body: bytes) -> list[bytes]:
-    """Cut `body` wherever the magic stands at a 4-byte boundary; the magic itself is dropped."""
-    parts, start, found = [], 0, body.find(_MAGIC_BYTES)
-    while found != -1:
-        if found % 4 == 0:
-            parts.append(body[start:found])
-            start = found + 4
-        found = body.find(_MAGIC_BYTES, found + (4 if found % 4 == 0 else 1))
+    """Cut `body` at each magic on a 4-byte boundary. The magic itself is dropped."""
+    parts, start, position = [], 0, body.find(_MAGIC_BYTES)
+    while position != -1:
+        if position % 4 == 0:
+            parts.append(body[start:position])
+            start = position + 4
+        position = body.find(_MAGIC_BYTES, position + (4 if position % 4 == 0 else 1))
     return [*parts, body[start:]]
 
 
 def write_record_set(output: Path, encoded: Iterable[bytes], labels: np.ndarray, num_classes: int) -> None:
-    """Write `encoded` images (an iterable of bytes) of identities `labels` [N], ascending, to a folder.
+    """Write a training set in InsightFace's layout: train.rec, train.idx and property in the folder `output`.
 
-    Record 0 says where the images end and the identities begin; each identity's record, where its images begin and end.
+    encoded: N encoded images. labels: integers [N], ascending, from 0 to num_classes - 1. The images are records 1 to
+    N, and one record per identity follows, which gives the range of its images. Record 0 gives the range of the
+    records of identities.
     """
     make_writable_folder(output)
     end = len(labels) + 1
@@ -243,24 +277,3 @@ def write_record_set(output: Path, encoded: Iterable[bytes], labels: np.ndarray,
             writer.write(end + identity, [first[identity], last[identity]], b"")
         with atomic_write(output / "property") as file:
             file.write(f"{num_classes},{SIZE},{SIZE}".encode())
-
-
-def _existing(path: str | os.PathLike) -> str:
-    if not os.path.isfile(path):
-        raise RecordError(f"{path}: no such file; a record set is a .rec and its .idx side by side")
-    return str(path)
-
-
-def read_index(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """(keys, offsets), int64, of an .idx file: a line "key<TAB>offset" a record. Raises RecordError."""
-    with open(path, "rb") as file:
-        text = file.read().strip()
-    try:
-        values = np.fromstring(text, dtype=np.int64, sep=" ")
-    except ValueError:
-        values = np.empty(0, dtype=np.int64)
-    lines = text.count(b"\n") + 1
-    if len(values) != 2 * lines or text.count(b"\t") != lines:
-        what = "is empty" if not text else "has lines other than key<TAB>offset"
-        raise RecordError(f"{path}: the index {what}; fetch it again or make the set anew with tools/make_rec.py")
-    return values[0::2].copy(), values[1::2].copy()

@@ -1,6 +1,6 @@
-"""Embeddings of a whole training set in one file: float16 [images, 2, D], of each image and of its mirror image.
+"""Teacher embeddings of a whole training set in one file: float16 [images, 2, D], of each image and its mirror image.
 
-`<name>.npy` is mapped into memory; `<name>.json` describes the embeddings. data/teacher_cache_writer.py writes both.
+`<name>.npy` is mapped into memory; `<name>.json` describes its content. data/teacher_cache_writer.py writes both.
 """
 
 import json
@@ -14,16 +14,16 @@ from torch import Tensor
 
 from utils.errors import InputError
 
-# What the embeddings are of, in sections; all but "about" must agree for a file to be used.
+# The origin of the embeddings, in sections. A file is used only if all sections but "about" are as expected.
 Description = dict[str, dict[str, Any]]
 
 
 class EmbeddingError(InputError):
-    """A file of embeddings that is broken, or not of what is asked for; the message names file and difference."""
+    """A file of embeddings that is broken or has another origin; the message names the file and the difference."""
 
 
 class EmbeddingFile:
-    """A finished file, which must be of `wanted`, as far as that says. Raises EmbeddingError."""
+    """A complete file. What `wanted` states must be the same in its description. Raises EmbeddingError."""
 
     def __init__(self, path: str | os.PathLike, wanted: Description) -> None:
         self.path = Path(path)
@@ -32,13 +32,13 @@ class EmbeddingFile:
         stored, shape = self._open(), shape_of(self.description)
         if stored.dtype != np.float16 or stored.shape != shape:
             raise EmbeddingError(
-                f"{self.path}: holds {stored.dtype} {list(stored.shape)} where its description says float16 "
-                f"{list(shape)}; remove both and make it anew"
+                f"{self.path}: holds {stored.dtype} {list(stored.shape)}, but its description says float16 "
+                f"{list(shape)}; remove both files to make them again"
             )
         self._stored: np.ndarray | None = None
 
     def summary(self) -> str:
-        """A line: whose embeddings, of what, how large."""
+        """One line: the teacher, the images and the size of the file."""
         about, teacher = self.description.get("about", {}), self.description.get("teacher", {})
         weights = str(teacher.get("sha256"))[:12]
         return (
@@ -47,8 +47,8 @@ class EmbeddingFile:
         )
 
     def rows(self, positions: np.ndarray, flips: np.ndarray) -> Tensor:
-        """float16 [B, D]: of each image, or of its mirror image where `flips`."""
-        if self._stored is None:  # once a process
+        """Embeddings, float16 [B, D], of the images at `positions` [B], or of their mirror images where `flips` [B]."""
+        if self._stored is None:  # once per process
             self._stored = self._open()
         return torch.from_numpy(self._stored[positions, flips.astype(np.intp)])
 
@@ -57,49 +57,53 @@ class EmbeddingFile:
             return np.lib.format.open_memmap(self.path, mode="r")
         except FileNotFoundError:
             raise
-        except Exception as error:  # what NumPy raises on a broken header has no common base
-            raise EmbeddingError(f"{self.path}: broken or cut short ({error}); remove it and make it anew") from error
+        except Exception as error:  # NumPy's errors for a broken header have no common base class
+            raise EmbeddingError(f"{self.path}: broken or cut short ({error}); remove it to make it again") from error
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_stored": None}
 
 
-def require_same(path: Path, found: Description, wanted: Description) -> None:
-    """Raise EmbeddingError, with the differences, where `found` is not what `wanted` says; "about" has no say."""
+def require_same(path: Path, actual: Description, wanted: Description) -> None:
+    """Raise EmbeddingError, with the differences, where `actual` differs from `wanted`. "about" is not compared."""
     differences = [
-        f"{section}.{name} is {found.get(section, {}).get(name)!r}, not {value!r}"
+        f"{section}.{name} is {actual.get(section, {}).get(name)!r}, not {value!r}"
         for section, values in wanted.items()
         if section != "about"
         for name, value in values.items()
-        if found.get(section, {}).get(name) != value
+        if actual.get(section, {}).get(name) != value
     ]
     if differences:
         raise EmbeddingError(
-            f"{path}: embeddings of something else: {'; '.join(differences)}. Set teacher_embeddings to another file, "
-            "or remove this one to have it made anew"
+            f"{path}: made from something else: {'; '.join(differences)}. Set teacher_embeddings to another file, "
+            "or remove this one to make it again"
         )
 
 
 def description_path(path: Path) -> Path:
-    """Where the description of the embeddings in `path` lies."""
+    """The path of the description of the embeddings in `path`."""
     return path.with_suffix(".json")
 
 
 def read_description(path: Path) -> Description:
-    """What the embeddings in `path` are of. Raises EmbeddingError."""
+    """The description of the embeddings in `path`. Raises EmbeddingError."""
     try:
         description = json.loads(description_path(path).read_text())
         shape_of(description)
         if not all(isinstance(section, dict) for section in description.values()):
-            raise TypeError("a section is no dict")
+            raise TypeError("a section is not a dict")
     except FileNotFoundError:
-        raise EmbeddingError(f"{description_path(path)}: missing; it says what {path} holds") from None
+        raise EmbeddingError(
+            f"{description_path(path)}: missing, but needed to know what {path} holds; remove both to make them again"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise EmbeddingError(f"{description_path(path)}: no description of embeddings; make them anew") from error
+        raise EmbeddingError(
+            f"{description_path(path)}: not a description of embeddings; remove it and {path.name} to make them again"
+        ) from error
     return description
 
 
 def shape_of(description: Description) -> tuple[int, int, int]:
-    """(images, views, dimensions)."""
+    """(images, views, dimensions) of the embeddings."""
     images, views, dimensions = description["embeddings"]["shape"]
     return int(images), int(views), int(dimensions)

@@ -1,7 +1,7 @@
-"""Makes a file of embeddings (data/teacher_cache.py), by all ranks together, whole after any number of kills.
+"""Writes a file of teacher embeddings (data/teacher_cache.py) from all ranks, and resumes after an interruption.
 
-While it is being made, `<name>.npy` is called `<name>.npy.part`, and `<name>.npy.done` has a byte for each image: 1
-where its embeddings are safely in it.
+Until it is complete, `<name>.npy` is called `<name>.npy.part`, and `<name>.npy.done` has one byte per image: 1 once
+the embeddings of the image are on the disk.
 """
 
 import fcntl
@@ -23,10 +23,10 @@ from utils.files import atomic_write
 
 
 class EmbeddingWriter:
-    """Makes the file of `description`, by all ranks together, from where an earlier try was stopped.
+    """Writes the file that `description` describes; all ranks write to it. An interrupted file is continued.
 
-    remaining: the positions, ascending, that have no embeddings yet. Leaving the `with` block without an error gives
-    the file its name; what was written before an error or a kill is kept.
+    remaining: int64, ascending: the positions of images that have no embeddings yet. When the `with` block ends without
+    an error, the file gets its final name. Embeddings written before an error or a kill are kept.
     """
 
     def __init__(self, path: str | os.PathLike, description: Description) -> None:
@@ -34,26 +34,27 @@ class EmbeddingWriter:
         self._part, self._done = (self.path.with_name(self.path.name + end) for end in (".part", ".done"))
         self._shape = shape_of(description)
         self._row, self._start = _row_size(self._shape), len(_header(self._shape))
-        self._lock: BinaryIO | None = None  # rank 0's
+        self._lock: BinaryIO | None = None  # on rank 0
         on_rank_0(lambda: self._begin(description))
-        self._files = [open(path, "r+b") for path in (self._part, self._done)]  # noqa: SIM115 - open as long as self
+        self._files = [open(path, "r+b") for path in (self._part, self._done)]  # noqa: SIM115 - closed in __exit__
         done = np.frombuffer(from_rank_0(self._files[1].read()), dtype=np.uint8)
         self.remaining = np.flatnonzero(done == 0)
         self._unmarked: list[np.ndarray] = []
         self._marked_at = time.monotonic()
 
     def write(self, positions: np.ndarray, values: Tensor) -> None:
-        """values [n, 2, D] of the images at `positions`, ascending. Raises EmbeddingError for what float16 cannot hold.
+        """Write the embeddings [n, 2, D] of the images at `positions` [n], which are ascending.
 
-        At least every second what was written is put on the disk, and only then marked as done.
+        About once per second, all that was written is flushed to the disk and then marked as done. Raises
+        EmbeddingError for values that float16 cannot hold.
         """
         values = values.float().cpu()
-        stored, length = values.half(), values.norm(dim=2)  # float16 rounds to a relative 2^-11 where it can
-        held = ((stored.float() - values).norm(dim=2) <= 1e-3 * length) & (length > 0)  # [n, 2]
-        if not held.all():
+        stored, length = values.half(), values.norm(dim=2)  # the relative rounding error of float16 is 2^-11
+        is_kept = ((stored.float() - values).norm(dim=2) <= 1e-3 * length) & (length > 0)  # [n, 2]
+        if not is_kept.all():
             raise EmbeddingError(
-                f"{self.path}: the teacher's embedding of image {positions[int((~held).nonzero()[0, 0])]} is not "
-                "finite, zero, or too large or small for float16; are these the weights of a trained teacher?"
+                f"{self.path}: the teacher's embedding of image {positions[int((~is_kept).nonzero()[0, 0])]} is not "
+                "finite, or zero, or too large or too small for float16; are the weights those of a trained teacher?"
             )
         for run in _runs(positions):
             self._files[0].seek(self._start + int(positions[run.start]) * self._row)
@@ -64,20 +65,20 @@ class EmbeddingWriter:
 
     def _mark(self) -> None:
         embeddings, marks = self._files
-        _put_on_disk(embeddings)
+        _flush_to_disk(embeddings)
         for positions in self._unmarked:
             for run in _runs(positions):
                 marks.seek(int(positions[run.start]))
                 marks.write(b"\1" * (run.stop - run.start))
-        _put_on_disk(marks)
+        _flush_to_disk(marks)
         self._unmarked = []
         self._marked_at = time.monotonic()
 
     def _begin(self, description: Description) -> None:
-        """Rank 0's part: lock, and either hold what is there against the description or lay out new files."""
+        """On rank 0: lock the file, and continue an interrupted one or create a new one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._part.touch()
-        self._lock = open(self._part, "r+b")  # noqa: SIM115 - held as long as self
+        self._lock = open(self._part, "r+b")  # noqa: SIM115 - closed in __exit__
         try:
             self._claim()
             self._lay_out(description)
@@ -86,8 +87,8 @@ class EmbeddingWriter:
             raise
 
     def _claim(self) -> None:
-        """Lock the part, by a lock that the loader's workers do not inherit: it ends with this process."""
-        busy = EmbeddingError(f"{self.path}: another process is making it, or has just made it; start again")
+        """Lock the unfinished file until this process ends; loader workers do not inherit the lock."""
+        busy = EmbeddingError(f"{self.path}: another process is writing it, or has just finished; start again")
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -102,15 +103,18 @@ class EmbeddingWriter:
             raise busy
 
     def _lay_out(self, description: Description) -> None:
-        """Hold what an earlier try left against the description; where that is not whole, begin anew."""
-        if description_path(self.path).is_file():  # an error where it is of another kind: nobody's is overwritten
-            found = read_description(self.path)
-            if _size(self._done) == shape_of(found)[0] and _size(self._part) == _file_size(shape_of(found)):
-                require_same(self._part, found, description)
+        """Keep the files of an interrupted run if they are complete and have this description; else create new ones."""
+        if description_path(self.path).is_file():  # read_description raises for another file: it is not overwritten
+            earlier = read_description(self.path)
+            shape = shape_of(earlier)
+            if _size(self._done) == shape[0] and _size(self._part) == _file_size(shape):
+                require_same(self._part, earlier, description)
                 return
         size, free = _file_size(self._shape), shutil.disk_usage(self.path.parent).free
         if free < size:
-            raise EmbeddingError(f"{self.path}: takes {size / 1e9:.1f} GB, and there are {free / 1e9:.1f} GB free")
+            raise EmbeddingError(
+                f"{self.path}: needs {size / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free; name a file on another disk"
+            )
         with atomic_write(description_path(self.path)) as file:
             file.write(json.dumps(description, indent=2).encode())
         self._lock.truncate(0)
@@ -121,21 +125,21 @@ class EmbeddingWriter:
             file.write(bytes(self._shape[0]))
 
     def _finish(self) -> None:
-        """Rank 0's part: give the whole file its name."""
+        """On rank 0: give the complete file its final name."""
         missing = int((np.fromfile(self._done, dtype=np.uint8) == 0).sum())
         if missing:
-            raise EmbeddingError(f"{self._part}: {missing} images were left out; start again to embed them")
+            raise EmbeddingError(f"{self._part}: {missing} images have no embeddings; start again to embed them")
         os.replace(self._part, self.path)
         self._done.unlink()
 
     def __enter__(self) -> "EmbeddingWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, *error: object) -> None:
         try:
-            with suppress(OSError) if kind else nullcontext():
+            with suppress(OSError) if error_type else nullcontext():
                 self._mark()
-            if kind is None:
+            if error_type is None:
                 barrier()
                 on_rank_0(self._finish)
         finally:
@@ -149,14 +153,14 @@ def _size(path: Path) -> int:
 
 
 def _header(shape: tuple[int, int, int]) -> bytes:
-    """How an .npy file of float16 begins."""
+    """The header of an .npy file of float16 values."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f2", "fortran_order": False, "shape": shape})
     return header.getvalue()
 
 
 def _row_size(shape: tuple[int, int, int]) -> int:
-    return 2 * shape[1] * shape[2]  # bytes an image
+    return 2 * shape[1] * shape[2]  # bytes per image
 
 
 def _file_size(shape: tuple[int, int, int]) -> int:
@@ -164,11 +168,11 @@ def _file_size(shape: tuple[int, int, int]) -> int:
 
 
 def _runs(positions: np.ndarray) -> list[slice]:
-    """Slices of ascending `positions` in which each is the one before plus one."""
+    """Slices of ascending `positions` that contain consecutive integers."""
     cuts = (np.flatnonzero(np.diff(positions) != 1) + 1).tolist()
     return [slice(start, stop) for start, stop in zip([0, *cuts], [*cuts, len(positions)], strict=True)]
 
 
-def _put_on_disk(file: BinaryIO) -> None:
+def _flush_to_disk(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())

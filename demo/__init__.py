@@ -1,4 +1,8 @@
-"""The demo: drawn faces, the script that draws them, and teacher.pth, the teacher of run_demo.sh.
+"""Everything that run_demo.sh needs to train and evaluate without face data.
+
+faces/             draws faces of synthetic identities
+make_demo_data.py  writes a record set of drawn faces, and a .bin verification set of other identities
+teacher.pth        the teacher: a MobileFaceNet of half width with 128 dimensions
 
 These two commands trained teacher.pth, on drawn faces that the demo does not use:
 

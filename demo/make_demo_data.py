@@ -1,4 +1,4 @@
-"""Draw a record set of synthetic identities and a .bin of others, as real sets are written."""
+"""Draw a record set of synthetic identities and a .bin verification set of other identities, in the real formats."""
 
 import argparse
 import os
@@ -22,20 +22,20 @@ Face = tuple[int, int, int, float]  # seed, identity number, image number, diffi
 
 
 def encoded_face(face: Face) -> bytes:
-    """The JPEG of one image: it follows from its four numbers alone."""
+    """One image as JPEG. It depends only on the four numbers."""
     seed, identity, image, difficulty = face
     picture = draw_face(make_identity(seed, identity), make_view(seed, identity, image, difficulty))
     return cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
 
 def encoded_faces(faces: list[Face]) -> Iterator[bytes]:
-    """The JPEGs in order, drawn by all cores."""
+    """The images as JPEG, in order, drawn on all cores."""
     with ProcessPoolExecutor(os.cpu_count(), initializer=cv2.setNumThreads, initargs=(0,)) as pool:
         yield from pool.map(encoded_face, faces, chunksize=32)
 
 
 def make_pairs(seed: int, first: int, identities: int, pairs: int, difficulty: float) -> tuple[list[Face], list[bool]]:
-    """Faces 2i and 2i + 1 are pair i; same and different alternate; identities are numbered from `first`."""
+    """Faces 2i and 2i + 1 are pair i. Same and different pairs alternate. Identities are numbered from `first`."""
     rng = np.random.default_rng((seed, first))
     faces, is_same = [], []
     for number in range(pairs):
@@ -51,13 +51,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("output", type=Path, help="folder for train.rec, train.idx, property and the .bin")
     parser.add_argument("--identities", type=int, default=200, help="identities to train on")
-    parser.add_argument("--images", type=int, default=16, help="images of each")
+    parser.add_argument("--images", type=int, default=16, help="images per identity")
     parser.add_argument("--first", type=int, default=0, help="number of the first identity")
-    parser.add_argument("--pairs", type=int, default=600, help="pairs of the .bin")
+    parser.add_argument("--pairs", type=int, default=600, help="pairs in the .bin file")
     parser.add_argument("--pair-identities", type=int, default=200, help="identities in the pairs")
-    parser.add_argument("--pair-first", type=int, default=1_000_000, help="number of the first of them")
-    parser.add_argument("--difficulty", type=float, default=0.6, help="of pose, light, occlusion, ...")
-    parser.add_argument("--seed", type=int, default=0, help="of everything")
+    parser.add_argument("--pair-first", type=int, default=1_000_000, help="number of the first identity in the pairs")
+    parser.add_argument(
+        "--difficulty", type=float, default=0.6, help="strength of pose, light, occlusion and so on, from 0 to 1"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     args = parser.parse_args()
     labels = np.repeat(np.arange(args.identities), args.images)
     faces = [
@@ -69,7 +71,7 @@ def main() -> None:
     if args.pairs:
         faces, is_same = make_pairs(args.seed, args.pair_first, args.pair_identities, args.pairs, args.difficulty)
         write_bin(args.output / "demo.bin", list(tqdm(encoded_faces(faces), "drawing pairs", len(faces))), is_same)
-    print(f"{len(labels)} images of {args.identities} identities and {args.pairs} pairs of others: {args.output}")
+    print(f"{args.output}: {len(labels)} images of {args.identities} identities, {args.pairs} pairs of others")
 
 
 if __name__ == "__main__":

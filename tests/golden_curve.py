@@ -1,6 +1,6 @@
-"""The run whose losses tests/golden/loss_curve.json keeps: 100 steps of the method in one process, in float32.
+"""The run that gave tests/golden/loss_curve.json: 100 training steps in one process, in float32.
 
-python tests/golden_curve.py    # writes the file anew: only after a change of arithmetic that is meant
+python tests/golden_curve.py    # overwrites the file; use it only after an intended change of the arithmetic
 """
 
 import json
@@ -23,7 +23,7 @@ SETTINGS = [
 
 
 def write_images(folder: Path) -> None:
-    """A record set of smooth patterns, one an identity, under noise: integers alone, so the same on every machine."""
+    """Write a record set of smooth patterns, one per identity, with noise. Integers only, so equal on every machine."""
     from data.recordio import write_record_set
 
     rng = np.random.default_rng(0)
@@ -34,7 +34,7 @@ def write_images(folder: Path) -> None:
 
 
 def losses(folder: Path, *more: str) -> list[float]:
-    """The loss of each step of the run, made in `folder`."""
+    """Run the training in `folder`; returns the loss of each step."""
     from conftest import run_script
 
     write_images(folder)

@@ -15,8 +15,13 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 MODULES = sorted(path for room in LEVEL for path in (ROOT / room).rglob("*.py"))
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """The rooms that a file imports from, anywhere in it, also inside functions."""
+# These packages import OpenCV; the others get encoded and decoded images from data/images.py.
+OPENCV_ROOMS = {"data", "demo", "benchmarks"}
+OPENCV_VERSION = Path("utils/about.py")  # states the version of OpenCV
+
+
+def imported_packages(path: Path) -> set[str]:
+    """The top-level packages that a file imports, anywhere in it, also inside functions."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -24,7 +29,12 @@ def imported_rooms(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: line {node.lineno} is a relative import"
             names.add(node.module)
-    return {name.partition(".")[0] for name in names} & LEVEL.keys()
+    return {name.partition(".")[0] for name in names}
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """The rooms that a file imports from."""
+    return imported_packages(path) & LEVEL.keys()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -38,3 +48,10 @@ def test_utils_holds_less_than_a_tenth_of_the_code():
     lines = {path: len(path.read_text().splitlines()) for path in MODULES}
     in_utils = sum(count for path, count in lines.items() if path.relative_to(ROOT).parts[0] == "utils")
     assert in_utils < 0.1 * sum(lines.values())
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_data_demo_and_benchmarks_import_opencv(path):
+    relative = path.relative_to(ROOT)
+    if relative.parts[0] not in OPENCV_ROOMS and relative != OPENCV_VERSION:
+        assert "cv2" not in imported_packages(path), f"{relative} imports OpenCV; use data/images.py instead"

@@ -1,6 +1,6 @@
-"""Record files and .bin sets against MXNet itself: it reads what we write, we read what it writes.
+"""Record files and .bin sets are exchanged with MXNet: each reads what the other writes.
 
-MXNet needs an older NumPy, so it has an environment of its own in the folder for temporary files, made once.
+MXNet needs an older NumPy, so it runs in its own environment, which is made once in the folder for temporary files.
 """
 
 import hashlib
@@ -66,15 +66,15 @@ print(json.dumps([[hashlib.sha256(image.tobytes()).hexdigest() for image in imag
 """
 
 
-def without_python_settings():
+def environment_without_python_settings():
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
 
 
 @pytest.fixture(scope="module")
 def run_mxnet():
-    """Runs a script in MXNet's environment with arguments; gives what it printed."""
+    """Runs a script with arguments in the environment of MXNet; returns its output."""
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-        pytest.skip("MXNet's packages are for Linux on x86-64")
+        pytest.skip("MXNet is available for Linux on x86-64 only")
     digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
     folder = Path(tempfile.gettempdir()) / f"adadistill-mxnet-{digest}"
     ready, python = folder / "ready", str(folder / "bin" / "python")
@@ -87,14 +87,14 @@ def run_mxnet():
             [python, "-m", "pip", "install", "-q", "-r", str(REQUIREMENTS)],
             [python, "-c", "import mxnet"],
         ):
-            done = subprocess.run(command, env=without_python_settings(), capture_output=True, text=True)
+            done = subprocess.run(command, env=environment_without_python_settings(), capture_output=True, text=True)
             if done.returncode:
-                pytest.skip(f"MXNet cannot be had: {' '.join(command)}: {done.stderr.strip().splitlines()[-1:]}")
+                pytest.skip(f"MXNet cannot be installed: {' '.join(command)}: {done.stderr.strip().splitlines()[-1:]}")
         ready.touch()
 
     def run(script, *arguments):
         command = [python, "-c", script, *map(str, arguments)]
-        done = subprocess.run(command, env=without_python_settings(), capture_output=True, text=True)
+        done = subprocess.run(command, env=environment_without_python_settings(), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -110,7 +110,7 @@ def sha256(data):
     return hashlib.sha256(data).hexdigest()
 
 
-def test_mxnet_reads_the_records_that_we_write(run_mxnet, tmp_path):
+def test_mxnet_reads_our_records(run_mxnet, tmp_path):
     with RecordWriter(tmp_path / "train") as writer:
         for key, (label, payload) in enumerate(RECORDS):
             writer.write(key, label, payload, id=50 + key)
@@ -122,7 +122,7 @@ def test_mxnet_reads_the_records_that_we_write(run_mxnet, tmp_path):
     assert found == expected
 
 
-def test_mxnet_reads_the_record_set_of_a_folder(run_mxnet, tmp_path):
+def test_mxnet_reads_our_record_sets(run_mxnet, tmp_path):
     encoded = [png(number)[1] for number in range(5)]
     write_record_set(tmp_path, encoded, np.array([0, 0, 1, 2, 2]), 3)
     found = json.loads(run_mxnet(READ_RECORDS, tmp_path / "train"))
@@ -134,10 +134,10 @@ def test_mxnet_reads_the_record_set_of_a_folder(run_mxnet, tmp_path):
     }
 
 
-def test_we_read_the_records_that_mxnet_writes(run_mxnet, tmp_path):
+def test_records_written_by_mxnet_are_read(run_mxnet, tmp_path):
     (tmp_path / "records.json").write_text(json.dumps([(label, payload.hex()) for label, payload in RECORDS]))
-    run_mxnet(WRITE_RECORDS, tmp_path / "theirs", tmp_path / "records.json")
-    reader = IndexedRecordReader(tmp_path / "theirs.rec", tmp_path / "theirs.idx")
+    run_mxnet(WRITE_RECORDS, tmp_path / "by_mxnet", tmp_path / "records.json")
+    reader = IndexedRecordReader(tmp_path / "by_mxnet.rec", tmp_path / "by_mxnet.idx")
     assert reader.keys.tolist() == list(range(len(RECORDS)))
     for key, (label, payload) in enumerate(RECORDS):
         header, found = reader.read(key)
@@ -146,7 +146,7 @@ def test_we_read_the_records_that_mxnet_writes(run_mxnet, tmp_path):
         assert bytes(found) == payload
 
 
-def test_mxnet_decodes_the_bin_that_we_write(run_mxnet, tmp_path):
+def test_mxnet_decodes_our_bin_sets(run_mxnet, tmp_path):
     images, encoded = zip(*(png(number) for number in range(4)), strict=True)
     write_bin(tmp_path / "set.bin", encoded, [True, False])
     hashes, is_same = json.loads(run_mxnet(READ_BIN, tmp_path / "set.bin"))

@@ -73,7 +73,7 @@ def test_broken_files_are_refused_with_their_name(copy):
         EmbeddingFile(copy, wanted)
     for content in ("", "[]", "{}", '{"embeddings": {"shape": "large"}}'):
         copy.with_suffix(".json").write_text(content)
-        with pytest.raises(EmbeddingError, match=r"copy\.json: no description of embeddings"):
+        with pytest.raises(EmbeddingError, match=r"copy\.json: not a description of embeddings"):
             EmbeddingFile(copy, wanted)
     copy.with_suffix(".json").unlink()
     with pytest.raises(EmbeddingError, match=r"copy\.json: missing"):

@@ -97,7 +97,7 @@ def test_a_partial_file_of_another_teacher_is_not_continued(slow_run, tmp_path):
     state = torch.load(value(slow_run, "pretrained_teacher_path"), weights_only=True)
     torch.save({key: 2 * tensor for key, tensor in state.items()}, tmp_path / "other.pth")
     other = [*slow_run, f"pretrained_teacher_path={tmp_path / 'other.pth'}", f"teacher_embeddings={path}"]
-    refused(CACHE, *other, words=r"teacher\.npy\.part: embeddings of something else: teacher\.sha256 is ")
+    refused(CACHE, *other, words=r"teacher\.npy\.part: made from something else: teacher\.sha256 is ")
 
 
 def test_a_second_process_that_makes_the_same_file_is_refused(tmp_path):
@@ -106,10 +106,10 @@ def test_a_second_process_that_makes_the_same_file_is_refused(tmp_path):
     command = [sys.executable, "-c", other, str(path), repr(described(3, 4))]
     with EmbeddingWriter(path, described(3, 4)) as writer:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert "EmbeddingError" in done.stderr and "another process is making it" in done.stderr
+        assert "EmbeddingError" in done.stderr and "another process is writing it" in done.stderr
         writer.write(np.arange(3), torch.ones(3, 2, 4))
     assert np.load(path).shape == (3, 2, 4)
-    with pytest.raises(EmbeddingError, match="has just made it"):
+    with pytest.raises(EmbeddingError, match="has just finished"):
         EmbeddingWriter(path, described(3, 4))
     assert np.load(path).shape == (3, 2, 4)
 
@@ -132,13 +132,13 @@ def test_incomplete_leftovers_are_started_again(tmp_path, left):
 
 def test_too_small_a_disk_is_an_error_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(embedding_writer.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 10**9))
-    with pytest.raises(EmbeddingError, match=r"takes 11\.9 GB, and there are 1\.0 GB free"):
+    with pytest.raises(EmbeddingError, match=r"needs 11\.9 GB, but 1\.0 GB are free"):
         EmbeddingWriter(tmp_path / "teacher.npy", described(5_822_653, 512))
 
 
 def test_a_file_that_lacks_images_does_not_get_its_final_name(tmp_path):
     with (
-        pytest.raises(EmbeddingError, match="1 images were left out"),
+        pytest.raises(EmbeddingError, match="1 images have no embeddings"),
         EmbeddingWriter(tmp_path / "teacher.npy", described(3, 4)) as writer,
     ):
         writer.write(np.array([0, 2]), torch.ones(2, 2, 4))
@@ -150,7 +150,7 @@ def test_embeddings_that_float16_cannot_hold_are_refused_with_the_image(tmp_path
     values = torch.ones(4, 2, 8)
     values[2] = number
     with (
-        pytest.raises(EmbeddingError, match="embedding of image 12 is not finite, zero, or too"),
+        pytest.raises(EmbeddingError, match="embedding of image 12 is not finite, or zero, or too"),
         EmbeddingWriter(tmp_path / "teacher.npy", described(20, 8)) as writer,
     ):
         writer.write(np.arange(10, 14), values)
@@ -176,5 +176,5 @@ def test_a_file_has_one_compute_type_and_replaces_no_other_file(slow_run, tmp_pa
     refused(CACHE, *settings, "dtype=bfloat16", words=r"embeddings\.computed_in is 'float32', not 'bfloat16'")
     (tmp_path / "mine.json").write_text('{"a": 1}')
     mine = f"teacher_embeddings={tmp_path / 'mine.npy'}"
-    refused(CACHE, *slow_run, mine, words=r"mine\.json: no description of embeddings")
+    refused(CACHE, *slow_run, mine, words=r"mine\.json: not a description of embeddings")
     assert (tmp_path / "mine.json").read_text() == '{"a": 1}'

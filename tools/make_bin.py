@@ -1,7 +1,7 @@
 """Turn a list of pairs into a .bin verification set.
 
-The list has a line a pair: two image paths and 1 (same person) or 0, separated by tabs, or by spaces where no path has
-one. The ten folds are cut from the list in its order, so spread same and different pairs over it evenly.
+The list has one line per pair: two image paths and 1 (same person) or 0, separated by tabs, or by spaces if no path
+contains a space. Evaluation cuts ten folds from the list in its order, so mix same and different pairs evenly.
 """
 
 import argparse
@@ -18,17 +18,17 @@ from utils.errors import InputError, exit_on_input_error
 
 
 def read_pairs(path: Path) -> list[tuple[str, str, bool]]:
-    """(first image, second image, same) a line. Raises InputError with the line's number."""
+    """One (first image, second image, is_same) per line. Raises InputError with the number of the line."""
     pairs = []
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         if not line.strip():
             continue
         fields = line.split("\t") if "\t" in line else line.split()
         if len(fields) != 3 or fields[2].strip() not in ("0", "1"):
-            raise InputError(f"{path}: line {number} is not 'first second 0|1': {line!r}")
+            raise InputError(f"{path}: line {number} is {line!r} (expected two paths, and 0 or 1)")
         pairs.append((fields[0], fields[1], fields[2].strip() == "1"))
     if not pairs:
-        raise InputError(f"{path}: holds no pair")
+        raise InputError(f"{path}: has no pairs (expected one per line: two paths, and 0 or 1)")
     return pairs
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", type=Path, help="the list of pairs")
     parser.add_argument("output", type=Path, help="the .bin file to write")
-    parser.add_argument("--root", type=Path, default=Path(), help="folder that the paths in the list start from")
+    parser.add_argument("--root", type=Path, default=Path(), help="folder that the paths in the list are relative to")
     args = parser.parse_args()
     pairs = read_pairs(args.pairs)
     encoded = []
@@ -45,8 +45,9 @@ def main() -> None:
             image = (args.root / name).read_bytes()
             decode_rgb(image, str(args.root / name))
             encoded.append(image)
-    write_bin(args.output, encoded, [same for *_, same in pairs])
-    print(f"{len(pairs)} pairs, {sum(same for *_, same in pairs)} of them same: {args.output}")
+    is_same = [same for *_, same in pairs]
+    write_bin(args.output, encoded, is_same)
+    print(f"{args.output}: {len(pairs)} pairs, {sum(is_same)} of them same")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Turn a folder of identity folders into a record set in InsightFace's layout: train.rec, train.idx and property."""
+"""Turn a folder with one subfolder per identity into a record set in the layout of InsightFace."""
 
 import argparse
 import sys
@@ -14,13 +14,15 @@ from utils.errors import exit_on_input_error
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help=f"a folder an identity, of faces aligned to {SIZE}x{SIZE}")
+    parser.add_argument("folder", type=Path, help=f"one subfolder per identity, with faces aligned to {SIZE}x{SIZE}")
     parser.add_argument("output", type=Path, help="folder for train.rec, train.idx and property")
-    parser.add_argument("--sample", type=int, default=0, help="at most so many images of an identity; 0: all")
+    parser.add_argument(
+        "--sample", type=int, default=0, help="maximum number of images per identity; 0: all (default: 0)"
+    )
     args = parser.parse_args()
     folder = FolderDataset(args.folder, args.sample)
     write_record_set(args.output, folder.encoded(), folder.labels, folder.num_classes)
-    print(f"{len(folder)} images of {folder.num_classes} identities: {args.output / 'train.rec'}")
+    print(f"{args.output / 'train.rec'}: {len(folder)} images of {folder.num_classes} identities")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Drawn faces of synthetic identities, for trials on a machine without face data.
+"""Draws faces of synthetic identities, to try the repository without face data.
 
-Two frozen records of numbers decide a picture: an `Identity` (what a person keeps: bones, skin, hair, marks) and a
-`View` (what a camera adds: pose, light, expression, occlusion, blur, resolution, noise, background). `draw_face` is a
-pure function of the two, so every factor can be changed alone. Both follow from (seed, identity number, image number).
+A picture is a pure function, `draw_face`, of two frozen dataclasses: an `Identity` (the person: shape, skin, hair,
+marks) and a `View` (the photo: pose, light, expression, occlusion, blur, resolution, noise, background). Each field can
+be changed alone. Both are sampled from (seed, identity number, image number).
 
     python demo/faces --sheet faces.png --identities 6 --views 10 --seed 0
 """

@@ -1,4 +1,4 @@
-"""A picture from an identity and a view: shapes, light, and what lens, sensor and storage do to it."""
+"""Draws a picture from an identity and a view: shapes, light, and the effects of lens, sensor and compression."""
 
 from dataclasses import replace
 
@@ -6,30 +6,29 @@ import cv2
 import numpy as np
 
 from data.images import SIZE
+from demo.faces.covers import COVERS
 from demo.faces.factors import Identity, View, make_identity, make_view
 from demo.faces.features import (
-    COVERS,
     draw_backdrop,
     draw_beard,
     draw_brows,
     draw_ear,
     draw_eyes,
-    draw_hair,
     draw_marks,
     draw_mouth,
     draw_neck,
     draw_nose,
-    hair_edges,
 )
+from demo.faces.hair import draw_hair, hair_edges
 from demo.faces.sketch import ORIGIN, Head, Palette, Sketch, ellipse, mix, surface
 
 RELIEF_STEP = 2  # pixels between two points of the height field
 
 
 def relief_slopes(head: Head, identity: Identity) -> tuple[np.ndarray, np.ndarray]:
-    """Slopes of the height field, a round row by row plus Gaussian hills, in the upright plane; two float32 [56, 56].
+    """Slopes of the height field in the upright plane, in x and y: two float32 [56, 56].
 
-    A grid of two pixels is enough, for the relief is smooth.
+    The height field is a rounded head plus Gaussian hills. It is smooth, so one point per two pixels is enough.
     """
     grid = np.arange(0.5, SIZE, RELIEF_STEP) - ORIGIN[:, None]  # x and y of the grid, [2, 56]
     sides = np.concatenate([surface(-np.inf, head.rows), surface(np.inf, head.rows)])
@@ -60,14 +59,14 @@ def relief_slopes(head: Head, identity: Identity) -> tuple[np.ndarray, np.ndarra
     spread = hills[:, 3:5].T[..., None]  # [2, hills, 1]
     offset = (grid[:, None] - head.project(hills[:, :3]).T[..., None]) / spread  # [2, hills, 56]
     bell_x, bell_y = np.exp(-0.5 * offset**2)
-    # Gaussians are separable, so the slopes of the sum of all hills are plain matrix products.
+    # Gaussians are separable, so the slopes of all hills together are matrix products.
     slope_x = normal_x / normal_z + bell_y.T @ (bell_x * offset[0] * hills[:, 5:] / spread[0])
     slope_y = normal_y / normal_z + (bell_y * offset[1] * hills[:, 5:] / spread[1]).T @ bell_x
     return slope_x.astype(np.float32), slope_y.astype(np.float32)
 
 
 def light_head(head: Head, identity: Identity, view: View) -> np.ndarray:
-    """Lambert light and gloss of the relief, for every pixel of the picture, float32 [SIZE, SIZE, 2]."""
+    """Lambertian light and gloss for every pixel, float32 [SIZE, SIZE, 2]."""
     slope_x, slope_y = relief_slopes(head, identity)
     azimuth, elevation, roll = np.deg2rad([view.light_azimuth, view.light_elevation, view.roll])
     across, down = np.sin(azimuth) * np.cos(elevation), -np.sin(elevation)
@@ -78,14 +77,14 @@ def light_head(head: Head, identity: Identity, view: View) -> np.ndarray:
     ])  # fmt: skip
     half = light - (0, 0, -1)  # half way between the light and the camera
     half /= np.linalg.norm(half)
-    light, half = light.tolist(), half.tolist()  # plain numbers keep the maps in float32
+    light, half = light.tolist(), half.tolist()  # Python numbers keep the maps in float32
     upright = 1 / np.sqrt(1 + slope_x**2 + slope_y**2)
     facing = (slope_x * light[0] + slope_y * light[1] + light[2]) * upright
     shine = np.maximum((slope_x * half[0] + slope_y * half[1] + half[2]) * upright, 0) ** 4
-    # Light creeps a little around the edge of skin, so the terminator is soft.
+    # Skin scatters light, so the border between light and shadow is soft.
     lambert = np.maximum((facing + 0.2) / 1.2, 0)
     level = view.ambient * (0.75 + 0.25 * upright) + view.light_strength * lambert
-    level *= 1.5 / (1 + 0.5 * level)  # the camera holds back bright skin
+    level *= 1.5 / (1 + 0.5 * level)  # the camera compresses highlights
     maps = cv2.merge([level, view.light_strength * shine**2 * shine**2 * shine**2])
     linear = head.affine[:, :2]
     matrix = np.hstack([RELIEF_STEP * linear, (head.affine[:, 2] + linear @ (0.5 - ORIGIN))[:, None]])
@@ -93,7 +92,7 @@ def light_head(head: Head, identity: Identity, view: View) -> np.ndarray:
 
 
 def degrade(picture: np.ndarray, view: View) -> np.ndarray:
-    """What lens, sensor and storage do to a float32 [SIZE, SIZE, 3] picture; returns uint8."""
+    """Apply blur, low resolution, noise and compression: float32 -> uint8 [SIZE, SIZE, 3]."""
     if view.blur > 0:
         picture = cv2.GaussianBlur(picture, (0, 0), view.blur)
     if view.motion > 0:
@@ -118,7 +117,7 @@ def degrade(picture: np.ndarray, view: View) -> np.ndarray:
 
 
 def sketch_face(head: Head, identity: Identity, view: View, rng: np.random.Generator) -> Sketch:
-    """All shapes of a picture, from back to front; `rng` draws the clothes."""
+    """All shapes of a picture, from back to front. `rng` chooses the clothes."""
     sketch, palette = Sketch(), Palette(identity)
     far = 1 if view.yaw > 0 else -1
     hair = hair_edges(head, replace(identity, hair_volume=3.0) if view.occlusion == "hat" else identity)

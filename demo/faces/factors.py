@@ -1,4 +1,4 @@
-"""The two records that decide a picture: what a person keeps, what a camera adds; and how both are drawn at random."""
+"""The parameters of a picture, and how they are sampled: an Identity (the person) and a View (the photo)."""
 
 from dataclasses import dataclass, field, fields
 
@@ -10,18 +10,18 @@ OCCLUSIONS = ("none", "sunglasses", "mask", "hand", "hat", "scarf")
 
 
 def factor(neutral: float, deviation: float, low: float, high: float):
-    """A field that is drawn from a normal distribution around its neutral value and clipped to [low, high]."""
+    """A field that is sampled from a normal distribution around its neutral value and clipped to [low, high]."""
     return field(default=neutral, metadata={"deviation": deviation, "low": low, "high": high})
 
 
 def uniform(low: float, high: float):
-    """A field that is drawn uniformly from [low, high]; its default is the middle."""
+    """A field that is sampled uniformly from [low, high]; its default is the middle."""
     return field(default=(low + high) / 2, metadata={"low": low, "high": high})
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a person keeps in every view. `Identity()` is the mean face. Lengths are pixels, shares lie in [0, 1]."""
+    """What is the same in all photos of a person. `Identity()` is the mean face. Lengths are in pixels."""
 
     face_width: float = factor(1.0, 0.06, 0.84, 1.16)  # scale of the whole outline
     skull_height: float = factor(0.0, 2.2, -5, 5)
@@ -46,7 +46,7 @@ class Identity:
     nose_width: float = factor(7.4, 1.1, 5, 10.5)  # half the width at the wings
     nose_bridge: float = factor(3.2, 0.6, 1.8, 4.8)
     nose_tip: float = factor(1.0, 0.22, 0.5, 1.6)  # relief of the tip
-    nose_bend: float = factor(0.0, 0.7, -2, 2)  # the tip lies to one side
+    nose_bend: float = factor(0.0, 0.7, -2, 2)  # shift of the tip to one side
     mouth_height: float = factor(40.7, 1.4, 37.5, 44)
     mouth_width: float = factor(13.8, 1.5, 10, 18)  # half the width
     upper_lip: float = factor(2.9, 0.8, 1.2, 5)
@@ -73,12 +73,12 @@ class Identity:
     age: float = uniform(0, 1)
     freckles: float = uniform(0, 1)
     moles: float = uniform(0, 1)
-    mark_seed: int = 0  # places the freckles and moles
+    mark_seed: int = 0  # positions of freckles and moles
 
 
 @dataclass(frozen=True)
 class View:
-    """What the camera adds. `View()` is a clean frontal portrait. Angles are degrees, lengths pixels."""
+    """What differs between photos. `View()` is a clean frontal portrait. Angles are in degrees, lengths in pixels."""
 
     yaw: float = factor(0, 19, -48, 48)  # positive: the face turns to the image's right
     pitch: float = factor(0, 9, -24, 24)  # positive: the face looks up
@@ -95,14 +95,14 @@ class View:
     gaze_x: float = factor(0, 0.4, -1, 1)
     gaze_y: float = factor(0, 0.3, -1, 1)
     occlusion: str = "none"
-    occlusion_place: float = 0.5  # in [0, 1]: how far the cover reaches, or which side it comes from
-    occlusion_tone: float = 0.5  # in [0, 1]: its colour
+    occlusion_place: float = 0.5  # in [0, 1]: how much is covered, or from which side
+    occlusion_tone: float = 0.5  # in [0, 1]: colour of the cover
     blur: float = 0.0  # sigma of a Gaussian
-    motion: float = 0.0  # length of a straight smear
+    motion: float = 0.0  # length of motion blur
     motion_angle: float = 0.0
     resolution: int = SIZE  # the picture is reduced to this side and enlarged again
-    noise: float = 0.0  # deviation of the sensor noise, grey levels
-    jpeg_quality: int = 100  # 100 leaves the compression out
+    noise: float = 0.0  # standard deviation of sensor noise, in grey levels
+    jpeg_quality: int = 100  # 100: no compression
     shift_x: float = factor(0, 1.6, -5, 5)
     shift_y: float = factor(0, 1.6, -5, 5)
     scale: float = factor(1.0, 0.04, 0.88, 1.12)
@@ -115,7 +115,7 @@ class View:
 
 
 def sample_factors(record, rng: np.random.Generator, difficulty: float) -> dict[str, float]:
-    """Draw every field of a record that was declared with `factor` or `uniform`."""
+    """Sample every field that was declared with `factor` or `uniform`."""
     values = {}
     for entry in fields(record):
         if "deviation" in entry.metadata:
@@ -127,7 +127,7 @@ def sample_factors(record, rng: np.random.Generator, difficulty: float) -> dict[
 
 
 def sample_identity(rng: np.random.Generator) -> Identity:
-    """Draw a person. Beard, hair length, brows and lips lean on one hidden trait; all else is independent."""
+    """Sample a person. Beard, hair length, brows and lips depend on one hidden trait; the rest is independent."""
     values = sample_factors(Identity, rng, 1.0)
     bearded = rng.random() < 0.5
     values["beard"] = values["beard"] ** 0.6 * (bearded and rng.random() < 0.55)
@@ -137,13 +137,13 @@ def sample_identity(rng: np.random.Generator) -> Identity:
     values["lashes"] *= 0.3 if bearded else 1.0
     values["jaw_width"] += 1.5 if bearded else -1.0
     values["brow_thickness"] *= 1.2 if bearded else 0.85
-    # Most people have neither red nor grey hair, few freckles and few lines: high powers keep the tails rare.
+    # Red or grey hair, many freckles and many wrinkles are rare: high powers make large values unlikely.
     values["hair_red"] **= 5
     values["age"] **= 1.3
     values["hair_grey"] = values["hair_grey"] ** 5 * (0.3 + values["age"])
     values["freckles"] **= 4
     values["moles"] **= 2
-    # Dark skin goes with dark hair and eyes more often than not, yet never fixes them.
+    # Dark skin makes dark hair and eyes more likely, but does not determine them.
     values["hair_tone"] *= 1 - 0.75 * values["skin_tone"]
     values["eye_tone"] *= 1 - 0.7 * values["skin_tone"]
     values["temple_recession"] *= 0.4 + 0.8 * values["age"] * bearded
@@ -151,7 +151,7 @@ def sample_identity(rng: np.random.Generator) -> Identity:
 
 
 def sample_view(rng: np.random.Generator, difficulty: float = 1.0) -> View:
-    """Draw a view. Difficulty 0 is a clean frontal portrait, 1 a hard photograph; all spreads grow with it."""
+    """Sample a view. Difficulty 0 is a clean frontal portrait, 1 a difficult photo; all deviations grow with it."""
     values = sample_factors(View, rng, difficulty)
     if rng.random() < 0.3 * difficulty:
         values["occlusion"] = str(rng.choice(OCCLUSIONS[1:]))
@@ -168,11 +168,11 @@ def sample_view(rng: np.random.Generator, difficulty: float = 1.0) -> View:
 
 
 def make_identity(seed: int, number: int) -> Identity:
-    """The identity with this number; it depends on nothing but the two integers (>= 0)."""
+    """The identity with this number. It depends only on the two integers (>= 0)."""
     return sample_identity(np.random.default_rng((seed, number)))
 
 
 def make_view(seed: int, identity: int, image: int, difficulty: float = 1.0) -> View:
-    """The view of this image of this identity; it depends on nothing but the arguments (integers >= 0)."""
-    # A seed (a, b) is the same stream as (a, b, 0): images count from 1 so that none shares its identity's stream.
+    """The view of an image of an identity. It depends only on the arguments (integers >= 0)."""
+    # The seeds (a, b) and (a, b, 0) give the same stream. Images count from 1, so none shares that of its identity.
     return sample_view(np.random.default_rng((seed, identity, image + 1)), difficulty)

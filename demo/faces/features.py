@@ -1,30 +1,17 @@
-"""What is drawn on and around a head: backdrop, neck, ears, marks, features, hair, and what covers them."""
+"""Parts of a picture: backdrop, neck, ears, marks, beard, nose, mouth, eyes and eyebrows."""
 
 import cv2
 import numpy as np
 
 from data.images import SIZE
-from demo.faces.factors import OCCLUSIONS, Identity, View
-from demo.faces.sketch import (
-    OVERSAMPLING,
-    SKIN_TONES,
-    Head,
-    Palette,
-    Sketch,
-    curve,
-    ellipse,
-    mix,
-    surface,
-    tone,
-    unit_circle,
-)
+from demo.faces.factors import Identity, View
+from demo.faces.sketch import OVERSAMPLING, Head, Palette, Sketch, curve, ellipse, mix, surface, unit_circle
 
-LID, BROW, HAIR = np.linspace(-1, 1, 17), np.linspace(-1, 1, 9), np.linspace(-1, 1, 61)  # places along a shape
-STRAND = np.linspace(0.04, 0.96, 9)[:, None]
+LID, BROW = np.linspace(-1, 1, 17), np.linspace(-1, 1, 9)  # positions along a shape, from end to end
 
 
 def draw_backdrop(rng: np.random.Generator) -> np.ndarray:
-    """A soft backdrop without any bearing on the identity, uint8 [side, side, 4]."""
+    """A soft backdrop that does not depend on the identity, uint8 [side, side, 4]."""
     cells = int(rng.integers(2, 7))
     grid = np.zeros((cells, cells, 4), np.uint8)
     grey = rng.uniform(30, 235)
@@ -46,7 +33,7 @@ def draw_neck(sketch: Sketch, head: Head, palette: Palette, rng: np.random.Gener
 
 
 def draw_ear(sketch: Sketch, head: Head, identity: Identity, palette: Palette, sign: int) -> None:
-    """An ear is a plate that stands off the side of the head, backwards."""
+    """An ear: a plate at the side of the head that points backwards. sign: -1 left, 1 right."""
     spread = identity.ear_spread
     y = np.array([-0.8, -1.08, -0.85, 0.0, 0.65, 1.0, 0.8]) * identity.ear_size + 6
     off = np.array([-1.5, 0.35 * spread, 0.95 * spread, spread, 0.6 * spread, 0.15 * spread, -1.5])
@@ -58,7 +45,7 @@ def draw_ear(sketch: Sketch, head: Head, identity: Identity, palette: Palette, s
 
 
 def draw_marks(sketch: Sketch, identity: Identity, palette: Palette) -> None:
-    """Freckles, moles and the lines of age."""
+    """Freckles, moles and wrinkles."""
     rng = np.random.default_rng(identity.mark_seed)
     freckles = rng.normal((0, 11), (16, 6), (60, 2))[: int(60 * identity.freckles)]
     turn, far = rng.uniform(0, 2 * np.pi, 4), np.sqrt(rng.uniform(0.1, 1, 4))
@@ -78,7 +65,7 @@ def draw_marks(sketch: Sketch, identity: Identity, palette: Palette) -> None:
 
 
 def draw_beard(sketch: Sketch, head: Head, identity: Identity, palette: Palette) -> None:
-    """Beard and moustache: steps from skin to hair colour, so that their edges stay soft, and single hairs."""
+    """Beard and moustache: layers from skin to hair colour, which give soft edges, and single hairs."""
     mouth, y = identity.mouth_height, np.linspace(2, head.chin, 14)
     for step, inset in enumerate((0.0, 1.3, 2.6)):
         if identity.beard > 0:
@@ -105,7 +92,7 @@ def draw_beard(sketch: Sketch, head: Head, identity: Identity, palette: Palette)
 
 
 def draw_nose(sketch: Sketch, head: Head, identity: Identity, palette: Palette) -> None:
-    """Bridge and tip stand out of the face, so a turned head shows them against the far cheek."""
+    """The nose. Its bridge and tip stand out of the face, so a turned head shows them in front of the far cheek."""
     tip, wide, bend, bridge = identity.nose_length, identity.nose_width, identity.nose_bend, identity.nose_bridge
     y = np.array([-6.0, 2, 10, tip - 4, tip - 0.5, tip + 2.5])
     lift = np.array([1.0, 3.5, 7, 11, 13.5, 8]) * (0.7 + 0.3 * identity.nose_tip)
@@ -128,14 +115,14 @@ def draw_nose(sketch: Sketch, head: Head, identity: Identity, palette: Palette) 
 
 
 def draw_mouth(sketch: Sketch, identity: Identity, view: View, palette: Palette) -> None:
-    """Lips, the line between them, and the teeth of an open mouth."""
+    """Lips, the line between them, and the teeth if the mouth is open."""
     gap, smile, thin, thick = view.mouth_opening, view.smile, identity.upper_lip, identity.lower_lip
     half = identity.mouth_width + 1.6 * smile
     up, down = identity.mouth_height - 1.5 * gap, identity.mouth_height + 8 * gap
     corner = identity.mouth_height - identity.mouth_curve - 2.6 * smile
 
     def lip(middle: float, bow: float, shoulder: float) -> np.ndarray:
-        """From corner to corner: the height in the middle, beside it, and half way to the corners."""
+        """A curve between the corners, from its height in the middle, beside it and half way to a corner."""
         heights = (corner, 0.55 * corner + 0.45 * middle + shoulder, middle + bow, middle)
         return curve([(share * half, height, 2) for share, height in
                       zip((-1, -0.6, -0.2, 0, 0.2, 0.6, 1), heights + heights[-2::-1], strict=True)])  # fmt: skip
@@ -157,7 +144,7 @@ def draw_mouth(sketch: Sketch, identity: Identity, view: View, palette: Palette)
 
 
 def draw_eyes(sketch: Sketch, identity: Identity, view: View, palette: Palette) -> None:
-    """Eyes; iris and pupil are cut by the lids, whose upper ones sink as the eyes close."""
+    """Eyes. The lids cover parts of iris and pupil; the upper lids sink as the eyes close."""
     width, opening = identity.eye_width, identity.eye_opening * (1 + 0.15 * view.brow_raise)
     share = LID  # from the inner to the outer corner
     low = 0.72 * opening * (1 - share**2) * (1 - 0.25 * max(view.smile, 0))
@@ -165,7 +152,7 @@ def draw_eyes(sketch: Sketch, identity: Identity, view: View, palette: Palette) 
     high += (low - high) * 0.96 * view.eye_closing
 
     def points(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """The eye on the image's right, from x (outwards) and y around its middle."""
+        """Points of the eye on the right of the image, from x (outwards) and y relative to its middle."""
         return surface(17.75 + identity.eye_spacing + x, y + identity.eye_height - identity.eye_tilt * x, -0.5)
 
     x = share * width
@@ -190,7 +177,7 @@ def draw_eyes(sketch: Sketch, identity: Identity, view: View, palette: Palette) 
 
 
 def draw_brows(sketch: Sketch, identity: Identity, view: View, palette: Palette) -> None:
-    """Eyebrows: arches that thin outwards."""
+    """Eyebrows: arches that become thinner outwards."""
     share = BROW  # from the inner to the outer end
     x = 17.5 + 0.6 * identity.eye_spacing + share * identity.brow_length
     arch = identity.brow_arch * (1 - (share - 0.15) ** 2) + identity.brow_tilt * identity.brow_length * share
@@ -200,103 +187,3 @@ def draw_brows(sketch: Sketch, identity: Identity, view: View, palette: Palette)
     for grow, depth in ((0.5, 0.45), (0.0, 1.0)):
         ring = np.concatenate([surface(x, y - thick - grow, 1), surface(x, y + thick + grow, 1)[::-1]])
         sketch.add(ring, mix(palette.skin, palette.brow, depth), mirror=True)
-
-
-def hair_edges(head: Head, identity: Identity) -> tuple[np.ndarray, np.ndarray]:
-    """Outline of the hair and the hairline in the upright plane, two [61, 2] from left over the top to right."""
-    length, share, arch = identity.hair_length, HAIR, 1 - np.cos(HAIR * np.pi / 2)
-    bottom = -4 + 16 * min(length, 0.5) + 120 * max(length - 0.5, 0)
-    front = identity.hairline - identity.temple_recession * np.exp(-(((np.abs(share) - 0.6) / 0.2) ** 2))
-    sweep = np.clip(1 - np.abs(share - identity.hair_parting), 0, 1.4) ** 2
-    front += 15 * identity.fringe * min(2 * length, 1) * (1 - 0.9 * sweep)
-    front += 1.2 * identity.hair_wave * np.sin(14 * share + 5 * identity.hair_parting)
-    hairline = front + (bottom - front) * np.clip((np.abs(share) - 0.72) / 0.28, 0, 1) ** 1.7
-    volume = identity.hair_volume * np.clip(length * 3, 0.1, 1)
-    crown = head.rows[0] + (bottom - head.rows[0]) * arch
-    # Below the ears hair hangs straight down, whatever the jaw does.
-    high, low = np.minimum(hairline, 14), np.minimum(crown, 14)
-    reach = np.interp(high, head.rows, head.width)
-    skin = surface(np.sin(share * np.pi / 2) * reach, high, 0.4)
-    shell = surface(np.where(share < 0, -np.inf, np.inf), low, volume)
-    inner, outer = np.split(head.project(np.concatenate([skin, shell])), 2)
-    inner[:, 1] += hairline - high
-    outer[:, 1] += crown - low - 0.8 * volume * (1 - arch) ** 2
-    outer[:, 0] += identity.hair_wave * 1.4 * np.sin(crown / 4) * min(2 * length, 1) * np.abs(share)
-    return outer, inner
-
-
-def draw_hair(sketch: Sketch, edges: tuple[np.ndarray, np.ndarray], identity: Identity, palette: Palette) -> None:
-    """Hair in front: a cap between outline and hairline, with strands along it."""
-    outer, inner = edges
-    colour = mix(palette.skin, palette.hair, min(0.6 + 3 * identity.hair_length, 1))
-    sketch.add_flat(np.concatenate([outer, inner[::-1]]), colour, 0, 210)
-    curl = 1.8 * identity.hair_wave * np.sin(STRAND[:, 0] * 11)
-    for offset, other, share in ((1, (0, 0, 0), 0.16), (2, (255, 236, 210), 0.1), (3, (0, 0, 0), 0.1)):
-        begin, end = inner[offset:-1:3, None], outer[offset:-1:3, None]
-        strands = begin + (end - begin) * STRAND
-        strands[..., 0] += curl * (1 if offset == 2 else -1)
-        sketch.add_flat(strands, mix(colour, other, share), 0.5, 210)
-
-
-def cover_eyes(sketch: Sketch, head: Head, view: View, colour: tuple) -> None:
-    """Sunglasses: lenses, frame, bridge and arms."""
-    tall, frame, glass = 6.5 + 4 * view.occlusion_place, mix(colour, (0, 0, 0), 0.5), mix(colour, (12, 12, 16), 0.8)
-    lens = [(4.5, -4, 4), (17, -6, 4), (30, -4.5, 4), (29, 0.6 * tall, 4), (18, tall, 4), (7, 0.6 * tall, 4)]
-    shape = curve(lens, closed=True)
-    sketch.add(shape, glass, 0, 60, mirror=True)
-    sketch.add(shape, frame, 1.0, 60, mirror=True)
-    sketch.add(np.array([(12.0, 3, 4), (16, -3, 4)]), mix(glass, (255, 255, 255), 0.3), 1.0, 60, mirror=True)
-    sketch.add(np.array([(30.0, -3, 4), (37, -3, 3)]), frame, 1.5, 60, mirror=True)
-    sketch.add(curve([(-5, -2, 6), (0, -3.6, 8), (5, -2, 6)]), frame, 1.5, 60)
-
-
-def cover_mouth(sketch: Sketch, head: Head, view: View, colour: tuple) -> None:
-    """A surgical mask from the nose to below the chin."""
-    top, cloth = 17 - 9 * view.occlusion_place, mix(colour, (235, 240, 245), 0.6)
-    edge = curve([(-34, 18, 2), (-20, top + 4, 3), (0, top, 10), (20, top + 4, 3), (34, 18, 2)])
-    jaw = surface(np.inf, np.linspace(20, head.chin, 12), 1.5)
-    sketch.add(np.concatenate([edge, jaw, jaw[::-1] * (-1, 1, 1)]), cloth)
-    x = np.linspace(-28, 28, 9)
-    for height in (27, 34, 41):
-        sketch.add(surface(x, height - 2 * np.cos(x / 20), 5), mix(cloth, (60, 70, 90), 0.3), 0.5)
-    sketch.add(np.array([(34.0, 18, 1), (39, 4, 1)]), mix(cloth, (60, 70, 90), 0.2), 0.5, mirror=True)
-
-
-def cover_by_hand(sketch: Sketch, head: Head, view: View, colour: tuple) -> None:
-    """Someone's hand: four fingers that come from the lower left or right."""
-    sign, reach = (-1, 1)[view.occlusion_place > 0.5], 50 * abs(view.occlusion_place - 0.5)
-    skin = tone(SKIN_TONES, view.occlusion_tone)
-    sketch.add_flat(ellipse(sign * 37, 60 - 0.8 * reach, 20, 24), mix(skin, (70, 24, 16), 0.12), 0, 120)
-    for finger, tall in enumerate((24, 31, 33, 28)):
-        root = np.array([sign * (22 + 8.5 * finger), 52 + 1.5 * finger - 0.8 * reach])
-        stroke = np.stack([root, np.add(root, (-sign * (9 - 2.0 * finger), -tall))])
-        sketch.add_flat(stroke, mix(skin, (70, 24, 16), 0.45), 9.0, 120)
-        sketch.add_flat(stroke, skin, 8.0, 120)
-
-
-def cover_hair(sketch: Sketch, head: Head, view: View, colour: tuple) -> None:
-    """A knitted hat, down to the brows at most."""
-    brim, crown = -28 + 12 * view.occlusion_place, head.rows[0]
-    y = np.linspace(brim, crown, 14)
-    dome = head.project(np.concatenate([surface(-np.inf, y, 5), surface(np.inf, y[::-1], 5)]))
-    rise = (brim - np.append(y, y[::-1])) / (brim - crown)  # 0 at the brim, 1 at the crown
-    dome[:, 1] -= 9 * rise
-    sketch.add_flat(dome, colour, 0, 200)
-    x = np.linspace(-37, 37, 13)
-    band = surface(np.concatenate([[-np.inf], x, [np.inf]]), brim - 3, 5)
-    band[1:-1, 1] += 3 * np.cos(x / 25)
-    sketch.add(band, mix(colour, (255, 255, 255), 0.25), 7.0, 200)
-    sketch.add(np.stack([band - (0, 3, 0), band - (0, -3, 0)], 1)[1:-1], mix(colour, (0, 0, 0), 0.25), 0.5, 200)
-
-
-def cover_chin(sketch: Sketch, head: Head, view: View, colour: tuple) -> None:
-    """A scarf around the neck, up to the lips or the nose."""
-    x = np.linspace(-46, 46, 15)
-    edge = head.project(surface(x, 50 - 30 * view.occlusion_place + 3 * np.cos(x / 15), 8))
-    edge[[0, -1], 0] += (-8, 8)
-    sketch.add_flat(np.concatenate([edge, [(60, 90), (-60, 90)]]), colour, 0, 160)
-    folds = np.stack([edge + np.stack([0 * x, drop + 3 * np.sin(x / 9 + drop)], -1) for drop in (9, 19, 29)])
-    sketch.add_flat(folds, mix(colour, (0, 0, 0), 0.35), 1.0, 160)
-
-
-COVERS = dict(zip(OCCLUSIONS[1:], (cover_eyes, cover_mouth, cover_by_hand, cover_hair, cover_chin), strict=True))

@@ -1,7 +1,7 @@
-"""Colours, curves, the posed head that points lie on, and the list of shapes that becomes pixels.
+"""Colours, curves, the posed head, and the list of shapes that is painted.
 
-Face coordinates: the origin lies between the eyes, x to the image's right, y down, z towards the camera; the unit is
-one pixel of the 112x112 picture. Eyes, nose and mouth of the mean identity lie on the five ArcFace landmarks.
+Face coordinates: the origin is between the eyes, x points to the right of the image, y down, z to the camera. The unit
+is one pixel of the 112x112 picture. Eyes, nose and mouth of the mean identity are at the five ArcFace landmarks.
 """
 
 from functools import lru_cache
@@ -12,7 +12,7 @@ import numpy as np
 
 from demo.faces.factors import Identity, View
 
-OVERSAMPLING = 2  # drawn larger by this factor, then reduced by area
+OVERSAMPLING = 2  # pictures are drawn larger by this factor, then reduced
 SUBPIXEL_BITS = 4  # cv2 draws at 1/16 pixel
 ORIGIN = np.array([55.75, 51.6])  # pixel between the eyes of the ArcFace template
 
@@ -23,7 +23,7 @@ RED_HAIR, GREY_HAIR, LIP_RED = (172, 70, 30), (200, 200, 204), (176, 58, 70)
 
 
 def mix(colour: tuple, other: tuple, share: float) -> tuple[float, ...]:
-    """Blend two RGB colours; share 0 gives the first, 1 the other."""
+    """Blend two RGB colours: share 0 gives the first, 1 the other."""
     (red, green, blue), rest = colour, 1 - share
     return red * rest + other[0] * share, green * rest + other[1] * share, blue * rest + other[2] * share
 
@@ -51,7 +51,7 @@ class Palette:
 
 @lru_cache(maxsize=64)
 def spline_basis(count: int, closed: bool, steps: int = 5) -> np.ndarray:
-    """Weights [samples, count] of a Catmull-Rom curve through `count` points; a smooth curve is then one product."""
+    """Weights [samples, count] of a Catmull-Rom curve through `count` points: curve = weights @ points."""
     spans = count if closed else count - 1
     t = np.linspace(0, 1, steps, endpoint=False)
     powers = np.stack([t**0, t, t**2, t**3], 1)
@@ -72,7 +72,7 @@ def curve(points, closed: bool = False) -> np.ndarray:
 
 
 def surface(x, y, lift=0.0) -> np.ndarray:
-    """Points [N, 3] of x, y and the lift off the skin, from arrays [N] or numbers; x = +-inf is the visible outline."""
+    """Points [N, 3]: x, y and height above the skin, from arrays [N] or numbers. x = +-inf is the visible outline."""
     points = np.empty((max(np.size(x), np.size(y)), 3))
     points[:, 0], points[:, 1], points[:, 2] = x, y, lift
     return points
@@ -90,7 +90,7 @@ def ellipse(x: float, y: float, radius_x: float, radius_y: float, samples: int =
 
 
 class Head:
-    """A posed head. Each height y is a half ellipse: half width, centre in depth, and depth. Points become pixels."""
+    """A posed head, which maps points to pixels. A section at height y is a half ellipse."""
 
     def __init__(self, identity: Identity, view: View):
         jaw, lower_jaw = identity.jaw_width, 4 * view.mouth_opening
@@ -110,7 +110,7 @@ class Head:
         self.rows = outline[:, 0]
         self.width, self.centre, self.depth = outline[:, 1] * identity.face_width, outline[:, 2], outline[:, 3]
         self.yaw, self.pitch = np.deg2rad(view.yaw), np.deg2rad(view.pitch)
-        # An aligned crop keeps the middle of the five landmarks in place, whatever the pose.
+        # Alignment keeps the mean of the five landmarks in place in every pose.
         landmarks = surface(np.array([-17.75, 17.75, 0, -14.6, 14.6]), np.array([0, 0, 20, 40.7, 40.7]),
                             np.array([0, 0, 14, 2, 2]))  # fmt: skip
         self.drift = np.zeros(2)
@@ -121,13 +121,13 @@ class Head:
         self.affine = np.hstack([linear, shift[:, None]])  # upright face plane to pixels
 
     def place(self, x, y, z) -> np.ndarray:
-        """Turn points of space with the head; returns their positions in the upright face plane, [N, 2]."""
+        """Rotate points in space with the head; returns their positions in the upright face plane, [N, 2]."""
         across = x * np.cos(self.yaw) + z * np.sin(self.yaw)
         near = z * np.cos(self.yaw) - x * np.sin(self.yaw)
         return np.stack([across, (y - 8) * np.cos(self.pitch) + 8 - near * np.sin(self.pitch)], -1) - self.drift
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """Points [N, 3] of `surface` in the upright face plane, [N, 2]; hidden ones slide to the visible outline."""
+        """Positions of `surface` points [N, 3] in the upright face plane, [N, 2]; hidden points move to the outline."""
         x, y, lift = points.T
         width = np.interp(y, self.rows, self.width) + 1e-3
         centre, depth = np.interp(y, self.rows, self.centre), np.interp(y, self.rows, self.depth) + 1e-3
@@ -138,7 +138,7 @@ class Head:
 
 
 class Sketch:
-    """An ordered list of shapes. All are projected at once when the picture is painted, which is what makes it fast."""
+    """An ordered list of shapes. For speed, all are projected at once when the picture is painted."""
 
     def __init__(self):
         self.solid, self.flat, self.shapes = [], [], []
@@ -146,8 +146,8 @@ class Sketch:
     def add(self, points: np.ndarray, colour: tuple, width=0.0, relief=255, mirror=False) -> None:
         """A shape on the head: `surface` points [N, 3] or several such shapes [M, N, 3].
 
-        Width 0 fills a polygon, else a line of so many pixels is drawn; relief (0..255) is how much the light shades
-        it; mirror adds the twin on the other side.
+        width: 0 fills a polygon, otherwise the width of a line in pixels. relief: 0..255, how strongly light shades the
+        shape. mirror: also add the mirror image on the other side.
         """
         self.shapes.append((True, points.shape[:-1], (*colour, relief), round(width * OVERSAMPLING)))
         self.solid.append(points.reshape(-1, 3))
@@ -155,12 +155,12 @@ class Sketch:
             self.add(points * (-1, 1, 1), colour, width, relief)
 
     def add_flat(self, points: np.ndarray, colour: tuple, width=0.0, relief=255) -> None:
-        """The same for points [N, 2] or [M, N, 2] that already lie in the upright face plane."""
+        """Add a shape of points [N, 2] or [M, N, 2] in the upright face plane."""
         self.shapes.append((False, points.shape[:-1], (*colour, relief), round(width * OVERSAMPLING)))
         self.flat.append(points.reshape(-1, 2))
 
     def paint(self, pixels: np.ndarray, head: Head) -> None:
-        """Draw all shapes, in order, into the enlarged picture [side, side, 4]; channel 3 receives the relief."""
+        """Draw all shapes, in order, into the enlarged picture, uint8 [side, side, 4]; channel 3 is the relief."""
         plane = np.concatenate([head.project(np.concatenate(self.solid)), *self.flat])
         enlarged = OVERSAMPLING * (plane @ head.affine[:, :2].T + head.affine[:, 2]) + (OVERSAMPLING - 1) / 2
         fixed = np.rint(enlarged * (1 << SUBPIXEL_BITS)).astype(np.int32)

@@ -1,14 +1,11 @@
-"""Mutated files, read in a process of their own that is watched: what test_changed_files.py feeds our readers with.
+"""Feeds randomly changed files to a reader, in a process that is watched (test_changed_files.py starts it).
 
-An input survives where its reader gives a result or an InputError, and neither crashes, nor hangs, nor asks for memory,
-nor does anything that data has no business with. Each input depends on the seed and on those before it.
+A reader passes an input if it returns a result or raises InputError, and does not crash, hang, allocate much memory or
+do anything that reading data does not need. Each input depends on the seed and on the inputs before it.
 """
 
-import contextlib
 import os
-import pickletools
 import random
-import re
 import resource
 import shutil
 import signal
@@ -19,128 +16,49 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-SECONDS = 5  # for one input of some kilobytes, most of which take a millisecond
-ROOM = 64 * 2**20  # bytes by which memory may grow over all inputs of a run, each of some kilobytes
-KEPT = 300  # inputs that reached new lines
-TRACED = 8  # of so many inputs one is traced
+from mutation import WORDS, Seed, mutate
 
-_NUMBERS = (0, 1, 2, 3, 4, 8, 127, 128, 255, 256, 1023, 32767, 65535, 2**24, 2**29 - 1, 2**31 - 1, 2**32 - 1, 2**63 - 1)
-_WORDS = [
-    b"", b"0", b"-1", b"1", b"nan", b"inf", b"-inf", b"1e400", b"-0.0", b"9" * 30, b"9" * 5000, b"0x" + b"f" * 2900,
-    b"9223372036854775807", b"4294967296", b"\x00", b"\xff\xfe", b"\xc2\xa0", b"\r", b"\n", b"\t", b"\x1c", b"..",
-    b"../../x", b"/etc/passwd", b"~", b"~nobody\x00", b"$HOME", b"${X", b"[" * 150, b"(" * 1000, b"-" * 2900,
-    b"1+" * 1400 + b"1", b"{1:2}", b"{}", b"[]", b"[[1]]", b"()", b"None", b"True", b"b'x'", b"'", b'"', b"1j", b"=",
-    b"a" * 300, b"lambda: 0", b"__import__('os').system('x')", b"\xed\xa0\x80", b"null", b'{"a": 1}', b"[1, 2, 3]",
-    b"1.5", b"*", b"#", b"\\x", b"\\",
-]  # fmt: skip
+from utils.errors import InputError
 
-
-@dataclass
-class Seed:
-    """What a file of a set holds, to be changed: as `pack(data)` in `file`. tokens: how its pieces are found."""
-
-    file: str
-    data: bytes
-    tokens: Callable[[bytes], list[bytes]] | None = None
-    pack: Callable[[bytes], bytes] = bytes
+MAX_SECONDS = 5  # for one input of some kilobytes; most take a millisecond
+MAX_GROWTH = 64 * 2**20  # bytes by which memory may grow over all inputs of a run
+MAX_CORPUS = 300  # seeds, and inputs that reached new lines
+TRACE_EVERY = 8  # one of so many inputs is traced
 
 
 @dataclass
 class Target:
-    """read(folder) reads the files of a folder, where `seeds` stand; `module` is the file whose lines are counted."""
+    """A reader under test: read(folder) reads the files in a folder.
+
+    seeds: the files to change. module: the source file of the reader; inputs that reach new lines of it are kept as
+    seeds.
+    """
 
     read: Callable[[Path], Any]
     module: str
     seeds: list[Seed]
-    others: dict[str, bytes] = field(default_factory=dict)  # files that stay as they are
-    words: Sequence[bytes] = tuple(_WORDS)
-    addresses: int = 2**29  # bytes that may be asked for at once, whether they are used or not
-    parses_python: bool = False  # Python's parser calls it out of memory where a text is nested too deeply
+    others: dict[str, bytes] = field(default_factory=dict)  # files that are not changed
+    words: Sequence[bytes] = tuple(WORDS)  # pieces to insert
+    max_allocation: int = 2**29  # bytes that may be allocated at once, whether they are used or not
+    parses_python: bool = False  # Python's parser raises MemoryError for a text that is nested too deeply
 
 
-def opcodes(data: bytes) -> list[bytes]:
-    """A pickle in pieces of one opcode with its argument; what cannot be read is one piece."""
-    starts = []
-    with contextlib.suppress(Exception):  # what stands before the break is enough
-        for _, _, at in pickletools.genops(data):
-            starts.append(at)
-    return [data[a:b] for a, b in zip([0, *starts[1:]], [*starts[1:], len(data)], strict=True)] if starts else [data]
-
-
-def words(data: bytes) -> list[bytes]:
-    """A text in words and what stands between them."""
-    return re.findall(rb"[\w.+-]+|[^\w.+-]", data)
-
-
-def _changed(source: random.Random, seed: Seed, corpus: list[Seed], extra: Sequence[bytes]) -> Seed:
-    data = seed.data
-    for _ in range(source.choice((1, 1, 1, 2, 3, 6))):
-        if seed.tokens and source.random() < 0.6:
-            data = b"".join(_pieces_changed(source, seed.tokens(data), source.choice(corpus), extra))
-        else:
-            data = _bytes_changed(source, data, source.choice(corpus).data)
-    return Seed(seed.file, data[: 2**17], seed.tokens, seed.pack)
-
-
-def _pieces_changed(source: random.Random, pieces: list[bytes], other: Seed, extra: Sequence[bytes]) -> list[bytes]:
-    at, to = (source.randrange(len(pieces) + 1) for _ in range(2))
-    kind = source.randrange(7)
-    if kind == 0:
-        del pieces[at : at + source.choice((1, 1, 2, 8))]
-    elif kind == 1:
-        pieces[to:to] = pieces[at : at + source.choice((1, 2, 8))]
-    elif kind == 2:
-        pieces[at : at + 1] = [source.choice(extra)]
-    elif kind == 3:
-        pieces.insert(at, source.choice(extra))
-    elif kind == 4 and other.tokens:
-        others = other.tokens(other.data)
-        start = source.randrange(len(others) + 1)
-        pieces[at : at + source.choice((0, 1, 4))] = others[start : start + source.choice((1, 2, 8))]
-    elif kind == 5:
-        pieces[at : at + 1], pieces[to : to + 1] = pieces[to : to + 1], pieces[at : at + 1]
-    elif at < len(pieces):
-        pieces[at] = _bytes_changed(source, pieces[at], other.data)
-    return pieces
-
-
-def _bytes_changed(source: random.Random, data: bytes, other: bytes) -> bytes:
-    at, to = sorted(source.randrange(len(data) + 1) for _ in range(2))
-    kind = source.randrange(8)
-    if kind == 0:
-        return data[:at] + bytes([data[at] ^ 1 << source.randrange(8)]) + data[at + 1 :] if at < len(data) else data
-    if kind == 1:
-        return data[:at]
-    if kind in (2, 3):  # a number over what stands there, or between
-        width = source.choice((1, 2, 4, 8))
-        number = source.choice(_NUMBERS) % 256**width
-        return data[:at] + number.to_bytes(width, source.choice(("little", "big"))) + data[at + width * (kind == 2) :]
-    if kind == 4:
-        return data[:at] + data[at : at + source.choice((1, 4, 16, 64))] + data[at:]
-    if kind == 5:
-        return data[:at] + data[min(to, at + source.choice((1, 4, 16, 64))) :]
-    if kind == 6:
-        start = source.randrange(len(other) + 1)
-        return data[:at] + other[start : start + source.choice((1, 4, 16, 64, 4096))] + data[to:]
-    return data[:at] + source.randbytes(source.choice((1, 2, 8))) + data[at:]
-
-
-class _Hang(BaseException):
+class _HangError(BaseException):
     pass
 
 
 class _Watch:
-    """Notes what a reader does that data has no business with."""
+    """Notes actions that no reader of data needs: writing, importing, executing, starting processes, networking."""
 
     def __init__(self) -> None:
-        self.armed, self.seen = False, ""
+        self.armed, self.violation = False, ""
         self._known = {name.partition(".")[0] for name in sys.modules}
         sys.addaudithook(self._hook)
 
     def _hook(self, event: str, args: tuple) -> None:
-        if self.armed and (what := self._forbidden(event, args)):
-            self.seen = self.seen or what
-            raise RuntimeError(what)
+        if self.armed and (violation := self._forbidden(event, args)):
+            self.violation = self.violation or violation
+            raise RuntimeError(violation)
 
     def _forbidden(self, event: str, args: tuple) -> str:
         if event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
@@ -161,7 +79,7 @@ class _Watch:
 
 
 def _is_importing() -> bool:
-    """Whether a module is on its way in: those of the libraries above make named tuples by executing texts."""
+    """Whether an import is running: modules of the allowed libraries execute texts to make named tuples."""
     frame = sys._getframe()
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
@@ -171,18 +89,18 @@ def _is_importing() -> bool:
 
 
 class _Lines:
-    """The lines of one file that ran, in the inputs that are traced."""
+    """Trace function that records which lines of one file ran."""
 
     def __init__(self, file: str) -> None:
-        self.file, self.seen, self.new = file, set[int](), False
+        self.file, self.covered, self.has_new = file, set[int](), False
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> Any:
         return self._line if frame.f_code.co_filename.endswith(self.file) else None
 
     def _line(self, frame: FrameType, event: str, arg: Any) -> Any:
-        if frame.f_lineno not in self.seen:
-            self.seen.add(frame.f_lineno)
-            self.new = True
+        if frame.f_lineno not in self.covered:
+            self.covered.add(frame.f_lineno)
+            self.has_new = True
         return self._line
 
 
@@ -195,70 +113,87 @@ def _ran_out_of_memory(error: BaseException | None) -> bool:
 
 
 def _raise_hang(*_: object) -> None:
-    raise _Hang
+    raise _HangError
 
 
-def fuzz(target: Target, times: int, seed: int, folder: Path, report: Callable[[str], None]) -> None:
-    """Read `times` changed inputs in `folder`; `report` gets a line of each that does not survive, and
-    empty ones in between.
+class _Fuzzer:
+    """Feeds changed files to the reader of a target."""
 
-    The changed file of an input that fails is kept under failed-N-FILE. A crash or a hang in C leaves the input in the
-    folder. Stops at the tenth failure.
-    """
-    from utils.errors import InputError
-
-    source, corpus, failures = random.Random(seed), list(target.seeds), 0
-    originals = {one.file: one.pack(one.data) for one in target.seeds} | target.others
-    for file, data in originals.items():
-        Path(folder, file).parent.mkdir(parents=True, exist_ok=True)
-        Path(folder, file).write_bytes(data)
-    for one in target.seeds:  # imports and caches are filled, and every seed is as it should be
-        Path(folder, one.file).write_bytes(one.pack(one.data))
-        target.read(folder)
-        Path(folder, one.file).write_bytes(originals[one.file])
-    lines, watch = _Lines(target.module), _Watch()
-    signal.signal(signal.SIGALRM, _raise_hang)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + target.addresses, resource.RLIM_INFINITY))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    for number in range(times):
-        one = _changed(source, source.choice(corpus), corpus, target.words)
-        path = Path(folder, one.file)
-        path.write_bytes(one.pack(one.data))
-        wrong = ""
-        traced = number % TRACED == 0
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
-        watch.armed = True
-        try:
-            if traced:
-                sys.settrace(lines)
+    def __init__(self, target: Target, seed: int, folder: Path) -> None:
+        self.target, self.folder = target, folder
+        self.source, self.corpus = random.Random(seed), list(target.seeds)
+        self.originals = {file.file: file.pack(file.data) for file in target.seeds} | target.others
+        for name, data in self.originals.items():
+            Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
+            Path(folder, name).write_bytes(data)
+        for file in target.seeds:  # every seed must be readable; this also fills imports and caches
+            Path(folder, file.file).write_bytes(file.pack(file.data))
             target.read(folder)
+            Path(folder, file.file).write_bytes(self.originals[file.file])
+        self.lines, self.watch = _Lines(target.module), _Watch()
+        signal.signal(signal.SIGALRM, _raise_hang)
+        limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + target.max_allocation
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        self.peak = _peak_memory()
+
+    def try_one(self, number: int) -> str:
+        """Read one changed input; returns what the reader did wrong, "" for nothing. A failing input is kept."""
+        file = mutate(self.source, self.source.choice(self.corpus), self.corpus, self.target.words)
+        path = Path(self.folder, file.file)
+        path.write_bytes(file.pack(file.data))
+        failure = self._read(is_traced=number % TRACE_EVERY == 0)
+        if (peak := _peak_memory()) > self.peak + MAX_GROWTH:
+            failure, self.peak = failure or f"memory grew by {peak - self.peak} bytes", peak
+        if self.watch.violation:
+            failure, self.watch.violation = self.watch.violation, ""
+        if self.lines.has_new and len(self.corpus) < MAX_CORPUS:
+            self.corpus.append(file)
+        self.lines.has_new = False
+        if failure:
+            kept = path.with_name(f"failed-{number}-{path.name}")
+            shutil.copy(path, kept)
+            failure = f"{kept.name}: {failure[:500]}"
+        path.write_bytes(self.originals[file.file])
+        return failure
+
+    def _read(self, is_traced: bool) -> str:
+        """Read the files once, under watch; returns how that failed, "" where it gave a result or an InputError."""
+        signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS)
+        self.watch.armed = True
+        try:
+            if is_traced:
+                sys.settrace(self.lines)
+            self.target.read(self.folder)
         except InputError as error:
-            if _ran_out_of_memory(error) and not target.parses_python:
-                wrong = f"asked for more than {target.addresses} bytes: {error}"
-        except _Hang:
-            wrong = f"took more than {SECONDS} seconds"
+            if _ran_out_of_memory(error) and not self.target.parses_python:
+                return f"asked for more than {self.target.max_allocation} bytes: {error}"
+        except _HangError:
+            return f"took more than {MAX_SECONDS} seconds"
         except BaseException as error:
-            wrong = f"{type(error).__name__}: {error}"
+            return f"{type(error).__name__}: {error}"
         finally:
             sys.settrace(None)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            watch.armed = False
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if peak > before + ROOM:
-            wrong, before = wrong or f"memory grew by {peak - before} bytes", peak
-        if watch.seen:
-            wrong, watch.seen = watch.seen, ""
-        if lines.new and len(corpus) < KEPT:
-            corpus.append(one)
-        lines.new = False
-        if wrong:
+            self.watch.armed = False
+        return ""
+
+
+def _peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def fuzz(target: Target, times: int, seed: int, folder: Path, report: Callable[[str], None]) -> None:
+    """Read `times` changed inputs in `folder`. `report` gets one line per failure, and empty ones as signs of life.
+
+    The changed file of an input that fails is kept as failed-N-FILE. A crash or a hang in C code leaves the input in
+    the folder. Stops after the tenth failure.
+    """
+    fuzzer, failures = _Fuzzer(target, seed, folder), 0
+    for number in range(times):
+        if failure := fuzzer.try_one(number):
             failures += 1
-            kept = path.with_name(f"failed-{number}-{path.name}")
-            shutil.copy(path, kept)
-            report(f"{kept.name}: {wrong[:500]}")
+            report(failure)
             if failures == 10:
                 break
-        path.write_bytes(originals[one.file])
         if number % 1000 == 0:
             report("")

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from conftest import WARM, size
-from strangers import FAULTY, TARGETS, run
+from faulty_readers import FAULTY
+from fuzz_child import run
+from fuzz_targets import TARGETS
 
 _LONG = {
     "record files": 100_000, "indexes of record files": 100_000, ".bin sets": 100_000, "metadata.pt": 100_000,

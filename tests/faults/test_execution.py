@@ -1,4 +1,4 @@
-"""Files that would execute something, name other files, or be written over."""
+"""Files that would execute code, refer to other files, or be overwritten by a script."""
 
 import ast
 import builtins
@@ -16,11 +16,11 @@ import pytest
 import torch
 from conftest import ROOT, run_script
 from easydict import EasyDict
-from strangers import TARGETS
-from test_strangers import png
+from fuzz_targets import TARGETS
+from test_image_sizes import png
 
 from config import BASE, load_config
-from data.arrow_set import TemplateSet, TemplateSetError, read_metadata
+from data.arrow_set import ArrowSetError, TemplateSet, read_metadata
 from data.bin_set import read_bin
 from data.nist_set import NistSet, NistSetError
 from data.teacher_cache import EmbeddingFile
@@ -31,7 +31,7 @@ from utils.errors import InputError
 
 
 class Touch:
-    """Makes a file where it is unpickled by one who trusts it."""
+    """Creates a file when it is unpickled without protection."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -40,7 +40,7 @@ class Touch:
         return os.system, (f"touch {self.marker}",)
 
 
-def test_files_that_would_execute_something_are_refused_unexecuted(tmp_path, small_run, tried):
+def test_files_that_would_execute_code_are_refused_and_not_executed(tmp_path, small_run, tried):
     marker = tmp_path / "executed"
     evil = Touch(marker)
     folder = tmp_path / "files"
@@ -59,7 +59,7 @@ def test_files_that_would_execute_something_are_refused_unexecuted(tmp_path, sma
     (folder / "w.safetensors").write_bytes(pickle.dumps(evil))
     (folder / "cvlface").mkdir()
     shutil.copy(folder / "w.pth", folder / "cvlface" / "model.safetensors")
-    pickle.loads((folder / "0.bin").read_bytes())  # noqa: S301 (the files are as bad as they should be)
+    pickle.loads((folder / "0.bin").read_bytes())  # noqa: S301 (shows that the files are dangerous)
     assert marker.exists()
     marker.unlink()
 
@@ -68,7 +68,7 @@ def test_files_that_would_execute_something_are_refused_unexecuted(tmp_path, sma
 
     student = EasyDict(network="mobilefacenet", embedding_size=16, width=0.125, SE=False)
     head = load_config(BASE, ["num_classes=6", "centers=fixed", f"pretrained_teacher_header_path={folder}/5header.pth"])
-    ways = [
+    readings = [
         *(lambda path=path: read_bin(path) for path in sorted(folder.glob("*.bin"))),
         *(lambda name=name: build_backbone(EasyDict(student, init_from=str(folder / name)))
           for name in ("w.pth", "old.pth", "w.safetensors", "cvlface/model.safetensors", "5backbone.pth")),
@@ -79,11 +79,11 @@ def test_files_that_would_execute_something_are_refused_unexecuted(tmp_path, sma
         lambda: read_json(folder / "r.json"),
     ]  # fmt: skip
     refused = 0
-    for way in ways:
+    for read in readings:
         with pytest.raises(InputError):
-            way()
+            read()
         refused += not marker.exists()
-    tried("files that would execute something: refused", len(ways), refused)
+    tried("files that would execute code: refused", len(readings), refused)
     for arguments in (
         ["eval/run_full_eval.py", "--checkpoint", folder / "w.pth", "--device", "cpu", "width=0.125"],
         ["train/train_AdaDistill.py", *small_run, f"init_from={folder}/w.pth", f"output={tmp_path}/run"],
@@ -93,8 +93,8 @@ def test_files_that_would_execute_something_are_refused_unexecuted(tmp_path, sma
         assert not marker.exists()
 
 
-def test_our_code_opens_no_way_to_execute_data():
-    """What ruff's rules S102, S301, S302, S307 and S506 do not hold."""
+def test_no_call_in_the_code_can_execute_data():
+    """Calls that the rules S102, S301, S302, S307 and S506 of ruff do not cover."""
     for path in ROOT.glob("*/**/*.py"):
         if path.is_relative_to(ROOT / "tests") or ".venv" in path.parts:
             continue
@@ -116,30 +116,31 @@ def write_arrow(folder: Path, images: list, **columns: Any) -> None:
     torch.save({"templates": np.arange(len(images))}, folder / "metadata.pt")
 
 
-def test_an_image_that_is_a_path_is_not_opened(tmp_path):
+def test_a_path_in_place_of_an_image_is_not_opened(tmp_path):
     (tmp_path / "other.png").write_bytes(png(112, 112))
     datasets = pytest.importorskip("datasets")
     entry = {"bytes": None, "path": str(tmp_path / "other.png")}
-    image = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}  # as Image(), but saved as it is
+    # Like Image(), but the path is saved unchanged.
+    image = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
     features = datasets.Features(image=image, index=datasets.Value("int64"))
     datasets.Dataset.from_dict({"image": [entry], "index": [0]}, features=features).save_to_disk(tmp_path / "set")
     torch.save({}, tmp_path / "set" / "metadata.pt")
-    with pytest.raises(TemplateSetError, match="image with index 0 is missing"):
+    with pytest.raises(ArrowSetError, match="image with index 0 is missing"):
         TemplateSet(tmp_path / "set")[[0]]
 
 
-def test_an_index_that_is_a_path_is_not_opened(tmp_path):
+def test_a_path_in_place_of_an_index_is_not_opened(tmp_path):
     datasets = pytest.importorskip("datasets")
     (tmp_path / "other.png").write_bytes(png(112, 112))
     entry = {"bytes": None, "path": str(tmp_path / "other.png")}
     features = datasets.Features(image=datasets.Image(), index=datasets.Image())
     datasets.Dataset.from_dict({"image": [entry], "index": [entry]}, features=features).save_to_disk(tmp_path / "set")
-    with pytest.raises(TemplateSetError, match=r"index is Image.*must be a number"):
+    with pytest.raises(ArrowSetError, match=r"index is Image.*must be a number"):
         TemplateSet(tmp_path / "set")
 
 
 @pytest.mark.parametrize("name", ["../other/data-00000-of-00001.arrow", "{}/other/data-00000-of-00001.arrow"])
-def test_a_set_reads_no_images_outside_its_folder(tmp_path, name):
+def test_a_set_cannot_read_images_outside_its_folder(tmp_path, name):
     face = {"bytes": cv2.imencode(".png", np.zeros((112, 112, 3), np.uint8))[1].tobytes(), "path": None}
     for folder in ("set", "other"):
         write_arrow(tmp_path / folder, [face])
@@ -148,22 +149,22 @@ def test_a_set_reads_no_images_outside_its_folder(tmp_path, name):
     assert TemplateSet(tmp_path / "set")[[0]].shape == (1, 112, 112, 3)
     content["_data_files"][0]["filename"] = name.format(tmp_path)
     state_file.write_text(json.dumps(content))
-    with pytest.raises(TemplateSetError, match=r"state\.json names '.*other.*no file of the folder"):
+    with pytest.raises(ArrowSetError, match=r"state\.json names '.*other.*which is not in the folder"):
         TemplateSet(tmp_path / "set")
 
 
 @pytest.mark.parametrize("name", ["../secret.jpg", "/etc/hostname", "..", ".", "a\0b", "x" * 250])
-def test_names_in_the_lists_of_nist_stay_in_their_folder(tmp_path, name):
+def test_names_in_the_nist_lists_cannot_leave_their_folder(tmp_path, name):
     target = TARGETS["lists of NIST"](tmp_path)
     (tmp_path / "meta").mkdir()
     (tmp_path / "secret.jpg").write_bytes(png(112, 112))
     for seed in target.seeds:
         (tmp_path / seed.file).write_bytes(seed.data.replace(b"1.jpg", name.encode()))
-    with pytest.raises(NistSetError, match=r"without a folder|meta lists it, but it cannot be read"):
+    with pytest.raises(NistSetError, match=r"without a folder|listed in meta, but cannot be read"):
         NistSet(tmp_path)[[0]]
 
 
-def test_paths_in_the_metadata_of_tinyface_are_names_and_never_opened(monkeypatch):
+def test_paths_in_the_metadata_of_tinyface_are_never_opened(monkeypatch):
     names = [f"{folder}/{number // 2}_{number}.png" for number, folder in enumerate(("..", "/etc", "http://x", "/dev"))]
     lists = {"image_paths": names, "probe_paths": names[::2], "gallery_paths": names[1::2], "distractor_paths": []}
     opened = []
@@ -176,7 +177,7 @@ def test_paths_in_the_metadata_of_tinyface_are_names_and_never_opened(monkeypatc
     assert not opened
 
 
-def test_what_is_written_of_a_set_stays_in_its_folder(tmp_path):
+def test_embeddings_of_a_set_are_written_inside_the_output_folder(tmp_path):
     for target in ("../../x", "/etc/x", "a/b", "..", "lfw"):
         path = embeddings_file(tmp_path / "out", "verification", target)
         assert path.resolve().parent == tmp_path / "out"
@@ -192,7 +193,7 @@ def a_result(tmp_path) -> Path:
     return tmp_path / "r.json"
 
 
-def test_a_result_of_ours_is_written_over(a_result):
+def test_an_earlier_result_is_overwritten(a_result):
     refuse_to_overwrite(a_result, with_arrays=True)
     refuse_to_overwrite(a_result.with_name("new.json"), with_arrays=True)
     collected = a_result.with_name("all.json")
@@ -203,7 +204,7 @@ def test_a_result_of_ours_is_written_over(a_result):
 @pytest.mark.parametrize(
     "content", [b"", b"notes", b"[]", b'"about"', b'{"about": 1}', b"[" * 100_000, b"\xff\xd8", b"PK\x05\x06"]
 )
-def test_what_is_no_result_is_not_written_over(a_result, content):
+def test_a_file_that_holds_no_results_is_not_overwritten(a_result, content):
     for file, arrays in ((a_result.with_name("x.json"), False), (a_result.with_suffix(".npz"), True)):
         file.write_bytes(content)
         with pytest.raises(InputError, match=rf"{file.name}: exists, and holds no results; .*--force"):
@@ -212,7 +213,7 @@ def test_what_is_no_result_is_not_written_over(a_result, content):
         refuse_to_overwrite(a_result.parent, with_arrays=False)
 
 
-def test_scripts_refuse_to_write_over_what_is_no_result_before_they_score(tmp_path, a_result):
+def test_scripts_refuse_to_overwrite_other_files_before_they_evaluate(tmp_path, a_result):
     from backbones.mobilefacenet import MobileFaceNet
 
     torch.save(MobileFaceNet(16, 0.125).state_dict(), tmp_path / "5backbone.pth")

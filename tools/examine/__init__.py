@@ -1,8 +1,8 @@
-"""Looks a record set or a verification set over, whole, and collects all that is wrong with it: no error ends it."""
+"""Checks a whole record set or verification set and collects everything that is wrong with it."""
 
 from tools.examine.images import Pixels
 from tools.examine.records import examine_records
 from tools.examine.report import Report
-from tools.examine.verification import examine_bin
+from tools.examine.verification import examine_verification_set
 
-__all__ = ["Pixels", "Report", "examine_bin", "examine_records"]
+__all__ = ["Pixels", "Report", "examine_records", "examine_verification_set"]

@@ -1,4 +1,4 @@
-"""What every set's images are asked. Of each a row of an array is kept, so that a set of millions fits into memory."""
+"""Checks of every image of a set. Only a row of an array is kept per image, so that millions fit into memory."""
 
 import hashlib
 from collections.abc import Iterator
@@ -12,36 +12,36 @@ from data.images import SIZE, ImageError, decode_rgb
 from data.workers import decoded_batches
 from tools.examine.report import Report
 
-CHUNK = 256
+CHUNK = 256  # images per task of a worker
 OTHER_SIZE = f"image that is not {SIZE}x{SIZE}"
-# What is kept of an image: where the record after it begins, -1 where it could not be read; its label; whether it
-# decodes; 16 bytes that tell it from others.
-ROW = np.dtype([("end", "i8"), ("label", "f4"), ("sound", "?"), ("digest", "u8", 2)])
+# Per image: the offset of the next record, -1 if the record could not be read; the label; whether the image can be
+# used; a hash of its bytes.
+ROW = np.dtype([("end", "i8"), ("label", "f4"), ("is_usable", "?"), ("digest", "u8", 2)])
 
 
-class Looked(NamedTuple):
-    """rows: ROW [n]; problems, notes: (kind, name) of single images."""
+class Checked(NamedTuple):
+    """Result for n images. rows: ROW [n]; problems, notes: (finding, name of the image)."""
 
     rows: np.ndarray
     problems: list[tuple[str, str]]
     notes: list[tuple[str, str]]
 
 
-class Source(Protocol):
-    """A set's images: source[positions] looks at them, image(position) decodes one that is sound."""
+class ImageSource(Protocol):
+    """The images of a set: source[positions] checks them, image(position) decodes a usable one."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, positions: np.ndarray) -> Looked: ...
+    def __getitem__(self, positions: np.ndarray) -> Checked: ...
 
     def image(self, position: int) -> np.ndarray:
         """uint8 [112, 112, 3] RGB."""
 
 
 class Pixels:
-    """pixels[positions] -> uint8 [n, 112, 112, 3] of sound images, RGB or, `swapped`, BGR."""
+    """pixels[positions] -> uint8 [n, 112, 112, 3] of usable images, in RGB, or in BGR if `swapped`."""
 
-    def __init__(self, source: Source, swapped: bool) -> None:
+    def __init__(self, source: ImageSource, swapped: bool) -> None:
         self.source, self.swapped = source, swapped
 
     def __getitem__(self, positions: np.ndarray) -> torch.Tensor:
@@ -49,31 +49,31 @@ class Pixels:
         return images.flip(3) if self.swapped else images
 
 
-def look(data: bytes, row: np.void) -> Iterator[str]:
-    """What is wrong with an encoded image; its digest, and whether it decodes, go into `row`."""
+def check_image(data: bytes, row: np.void) -> Iterator[str]:
+    """What is wrong with an encoded image. Its hash, and whether it decodes, are written into `row`."""
     row["digest"] = np.frombuffer(hashlib.blake2b(data, digest_size=16).digest(), dtype=np.uint64)
     try:
         image = decode_rgb(data, "")
     except ImageError:
         yield "image that does not decode"
         return
-    row["sound"] = True
+    row["is_usable"] = True
     if image.shape != (SIZE, SIZE, 3):
         yield OTHER_SIZE
     if image.min() == image.max():
-        yield "image of one brightness throughout"
+        yield "image of a single brightness"
 
 
-def look_at_all(source: Source, report: Report, num_workers: int) -> np.ndarray:
-    """ROW [N] of a whole source, decoded by `num_workers` processes, in its order."""
+def check_all_images(source: ImageSource, report: Report, num_workers: int) -> np.ndarray:
+    """Check a whole source with `num_workers` processes: ROW [N], in its order. Findings go into the report."""
     rows = np.zeros(len(source), ROW)
     chunks = [np.arange(start, min(start + CHUNK, len(rows))) for start in range(0, len(rows), CHUNK)]
-    with tqdm(total=len(rows), desc="looking at images", unit="image") as bar:
-        for positions, looked in decoded_batches(source, chunks, num_workers):
-            rows[positions] = looked.rows
-            for kind, name in looked.problems:
-                report.problem(kind, [name])
-            for kind, name in looked.notes:
-                report.note(kind, [name])
+    with tqdm(total=len(rows), desc="checking images", unit="image") as bar:
+        for positions, checked in decoded_batches(source, chunks, num_workers):
+            rows[positions] = checked.rows
+            for finding, name in checked.problems:
+                report.problem(finding, [name])
+            for finding, name in checked.notes:
+                report.note(finding, [name])
             bar.update(len(positions))
     return rows

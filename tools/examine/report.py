@@ -1,13 +1,13 @@
-"""What was found, by kind: counted, and the first few named."""
+"""The findings about a set, by type: how many there are, and the first few of them."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-EXAMPLES = 5
+MAX_EXAMPLES = 5
 
 
 class Report:
-    """Figures of a set by name; by kind, how many problems and notes there are, and the first ones' names."""
+    """figures: properties of the set by name; problems, notes: for each type its count and the first examples."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -15,30 +15,30 @@ class Report:
         self.problems: dict[str, dict] = {}
         self.notes: dict[str, dict] = {}
 
-    def problem(self, kind: str, names: Iterable[str], more: int = 0) -> None:
-        """Count what has this problem, if anything has: `names`, the first few of which are kept, and `more`."""
-        _count(self.problems, kind, names, more)
+    def problem(self, finding: str, examples: Iterable[str], more: int = 0) -> None:
+        """Count the `examples` of a problem, and `more` without a name; the first examples are kept."""
+        _count(self.problems, finding, examples, more)
 
-    def note(self, kind: str, names: Iterable[str]) -> None:
-        """The same of what is odd, but nothing wrong."""
-        _count(self.notes, kind, names)
+    def note(self, finding: str, examples: Iterable[str]) -> None:
+        """Do the same for something unusual that is no problem."""
+        _count(self.notes, finding, examples)
 
     def lines(self) -> Iterator[str]:
-        """The report to read."""
+        """The report as text."""
         yield self.source
         yield from (f"  {name.replace('_', ' ')}: {value}" for name, value in self.figures.items())
-        for word, kinds in (("problem", self.problems), ("note", self.notes)):
-            for kind, found in kinds.items():
-                more = ", ..." if found["count"] > len(found["examples"]) else ""
-                yield f"  {word}: {kind}: {found['count']} ({', '.join(found['examples'])}{more})"
-        yield f"kinds of problem: {len(self.problems)}" if self.problems else "nothing wrong"
+        for severity, findings in (("problem", self.problems), ("note", self.notes)):
+            for finding, counted in findings.items():
+                more = ", ..." if counted["count"] > len(counted["examples"]) else ""
+                yield f"  {severity}: {finding}: {counted['count']} ({', '.join(counted['examples'])}{more})"
+        yield f"types of problems: {len(self.problems)}" if self.problems else "no problems"
 
 
-def _count(kinds: dict[str, dict], kind: str, names: Iterable[str], more: int = 0) -> None:
-    names = iter(names)
-    found = kinds.get(kind, {"count": 0, "examples": []})
-    first = list(islice(names, EXAMPLES - len(found["examples"])))
-    found["examples"] += first
-    found["count"] += len(first) + sum(1 for _ in names) + more
-    if found["count"]:
-        kinds[kind] = found
+def _count(findings: dict[str, dict], finding: str, examples: Iterable[str], more: int = 0) -> None:
+    examples = iter(examples)
+    counted = findings.get(finding, {"count": 0, "examples": []})
+    first = list(islice(examples, MAX_EXAMPLES - len(counted["examples"])))
+    counted["examples"] += first
+    counted["count"] += len(first) + sum(1 for _ in examples) + more
+    if counted["count"]:
+        findings[finding] = counted

@@ -1,60 +1,91 @@
-"""Verification sets: every image, and whether pairs contradict each other."""
+"""Checks of verification sets: every image, contradictions between pairs, and folds with pairs of one class."""
 
 import numpy as np
 
+from data.arrow_set import ArrowSetError, ArrowVerificationSet
 from data.bin_set import VerificationSet
 from data.images import decode_rgb, fit
 from data.pairs import Pairs
 from eval.verification import FOLDS
-from tools.examine.images import OTHER_SIZE, ROW, Looked, look, look_at_all
+from tools.examine.images import OTHER_SIZE, ROW, Checked, check_all_images, check_image
 from tools.examine.report import Report
 
 
-class BinImages:
-    """The images of a verification set."""
+class VerificationImages:
+    """The images of a verification set, .bin or Arrow."""
 
-    def __init__(self, images: VerificationSet) -> None:
+    def __init__(self, images: VerificationSet | ArrowVerificationSet) -> None:
         self.images = images
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, positions: np.ndarray) -> Looked:
-        looked = Looked(np.zeros(len(positions), ROW), [], [])
-        for row, position in zip(looked.rows, positions, strict=True):
-            for kind in look(bytes(self.images.encoded[position]), row):
-                (looked.notes if kind == OTHER_SIZE else looked.problems).append((kind, f"image {position}"))
-        return looked
+    def __getitem__(self, positions: np.ndarray) -> Checked:
+        checked = Checked(np.zeros(len(positions), ROW), [], [])
+        for row, position in zip(checked.rows, positions, strict=True):
+            name = f"image {position}"
+            try:
+                data = self.images.read(int(position))
+            except ArrowSetError:
+                checked.problems.append(("image that is missing", name))
+                continue
+            for finding in check_image(data, row):
+                (checked.notes if finding == OTHER_SIZE else checked.problems).append((finding, name))
+        return checked
 
     def image(self, position: int) -> np.ndarray:
-        """uint8 [112, 112, 3] RGB, of an image that is sound."""
-        return fit(decode_rgb(self.images.encoded[position], f"image {position}"))
+        """uint8 [112, 112, 3] RGB, of a usable image."""
+        return fit(decode_rgb(self.images.read(position), f"image {position}"))
 
 
-def examine_bin(images: VerificationSet, report: Report, num_workers: int) -> tuple[BinImages, Pairs]:
-    """The images of a set, and its pairs that can be embedded."""
-    source, is_same = BinImages(images), images.is_same
-    rows = look_at_all(source, report, num_workers)
+def examine_verification_set(
+    images: VerificationSet | ArrowVerificationSet, report: Report, num_workers: int
+) -> tuple[VerificationImages, Pairs]:
+    """Check a set. Returns its images, and the pairs of which both images can be used."""
+    source, is_same = VerificationImages(images), images.is_same
+    rows = check_all_images(source, report, num_workers)
     report.figures |= {"pairs": len(is_same), "same": int(is_same.sum()), "different": int((~is_same).sum())}
-    if is_same.all() or not is_same.any():
-        report.problem("pairs of one kind only", ["all are the same" if is_same.all() else "all are different"])
+    _check_classes(is_same, report)
+    _check_contradictions(rows["digest"], is_same, report)
+    is_usable = rows["is_usable"].reshape(-1, 2).all(1)
+    positions = np.arange(len(source)).reshape(-1, 2)
+    return source, Pairs(positions[is_same & is_usable], positions[~is_same & is_usable])
+
+
+def _check_classes(is_same: np.ndarray, report: Report) -> None:
+    """Whether the set, and each of the protocol's folds, has same and different pairs."""
     if len(is_same) < FOLDS:
         report.problem(f"fewer pairs than the protocol has folds ({FOLDS})", [f"{len(is_same)} pairs"])
-    distinct, image = np.unique(rows["digest"], axis=0, return_inverse=True)
+    if is_same.all() or not is_same.any():
+        report.problem("only one class of pairs", ["all are the same" if is_same.all() else "all are different"])
+    elif len(is_same) >= FOLDS:
+        # As KFold without shuffling: consecutive pairs; the first folds may have one pair more.
+        folds = np.array_split(is_same, FOLDS)
+        report.note(
+            "fold with one class of pairs (mix same and different pairs over the list)",
+            (
+                f"fold {number} has only {'same' if fold[0] else 'different'} pairs"
+                for number, fold in enumerate(folds, start=1)
+                if (fold == fold[0]).all()
+            ),
+        )
+
+
+def _check_contradictions(digests: np.ndarray, is_same: np.ndarray, report: Report) -> None:
+    """Find pairs of equal images, and pairs that occur twice. digests: uint64 [2P, 2], hashes of the images."""
+    distinct, image = np.unique(digests, axis=0, return_inverse=True)
     report.figures["distinct_images"] = len(distinct)
-    pairs = np.sort(image.reshape(-1, 2), axis=1)  # the same two images in either order
-    twin = pairs[:, 0] == pairs[:, 1]
-    report.problem("pair of one image, said to be different", (f"pair {n}" for n in np.flatnonzero(twin & ~is_same)))
-    report.note("pair of one image, said to be the same", (f"pair {n}" for n in np.flatnonzero(twin & is_same)))
+    pairs = np.sort(image.reshape(-1, 2), axis=1)  # (a, b) and (b, a) are the same pair
+    is_one_image = pairs[:, 0] == pairs[:, 1]
+    wrong, odd = np.flatnonzero(is_one_image & ~is_same), np.flatnonzero(is_one_image & is_same)
+    report.problem("pair of one image with itself, labelled different", (f"pair {number}" for number in wrong))
+    report.note("pair of one image with itself, labelled the same", (f"pair {number}" for number in odd))
     order = np.lexsort((is_same, pairs[:, 1], pairs[:, 0]))
-    again = np.flatnonzero((pairs[order[1:]] == pairs[order[:-1]]).all(1))
-    one, other = order[again], order[again + 1]
-    agree = is_same[one] == is_same[other]
-    names = [f"pairs {min(a, b)} and {max(a, b)}" for a, b in zip(one, other, strict=True)]
+    repeated = np.flatnonzero((pairs[order[1:]] == pairs[order[:-1]]).all(1))
+    first, second = order[repeated], order[repeated + 1]
+    agrees = is_same[first] == is_same[second]
+    names = [f"pairs {min(a, b)} and {max(a, b)}" for a, b in zip(first, second, strict=True)]
     report.problem(
-        "pair said to be the same and different", (n for n, same in zip(names, agree, strict=True) if not same)
+        "pair labelled both the same and different", (name for name, ok in zip(names, agrees, strict=True) if not ok)
     )
-    report.note("pair that stands twice", (n for n, same in zip(names, agree, strict=True) if same))
-    decodes = rows["sound"].reshape(-1, 2).all(1)
-    rows_of = np.arange(len(source)).reshape(-1, 2)
-    return source, Pairs(rows_of[is_same & decodes], rows_of[~is_same & decodes])
+    report.note("pair that occurs twice", (name for name, ok in zip(names, agrees, strict=True) if ok))

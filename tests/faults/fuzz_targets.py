@@ -1,28 +1,22 @@
-"""The readers that test_changed_files.py feeds with changed files, each with files as it should find them."""
+"""The readers of files from other people, each with valid files to start from, for test_changed_files.py."""
 
 import contextlib
-import ctypes
 import io
 import json
-import os
 import pickle
-import socket
 import struct
-import subprocess
-import time
 import zipfile
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from fuzzing import Seed, Target, fuzz, opcodes, words
+from fuzzing import Target
+from mutation import Seed, opcodes, words
 
 from config import BASE, load_config
-from data.arrow_set import INTEGERS, TEXTS, _as_array, read_metadata
+from data.arrow_set import INTEGERS, TEXTS, flat_array, read_metadata
 from data.bin_set import read_bin
 from data.dataset import RecordDataset
 from data.images import decode_into, decode_rgb
@@ -34,14 +28,14 @@ from utils.weights import read_state_dict
 
 
 def saved(save: Callable, *content: object, **options: object) -> bytes:
-    """What save(..., file) writes."""
+    """The bytes that save(..., file) writes."""
     file = io.BytesIO()
     save(*content, file, **options) if save is torch.save else save(file, *content, **options)
     return file.getvalue()
 
 
 def record_files(folder: Path) -> dict[str, bytes]:
-    """A record set of each kind of record: one label, several, split at the magic, InsightFace's record 0."""
+    """A record set with all types of records: one label, several, split at the magic, InsightFace's record 0."""
     with RecordWriter(folder / "train") as writer:
         writer.write(0, [5.0, 7.0], b"")
         for key in range(1, 5):
@@ -80,8 +74,8 @@ def training_set(folder: Path) -> Target:
     return Target(read_training_set, "data/dataset.py", seeds)
 
 
-# Opcodes whose arguments claim much, or that make much of little.
-EVIL = [
+# Opcodes whose arguments state a large size, or that make large objects from little data.
+HOSTILE_OPCODES = [
     b"\x8e" + struct.pack("<Q", 2**40) + b"x",  # BINBYTES8
     b"\x96" + struct.pack("<Q", 2**34) + b"x",  # BYTEARRAY8
     b"\x96" + struct.pack("<Q", 2**62) + b"x",
@@ -104,8 +98,11 @@ EVIL = [
     b"0", b"1", b"2", b"(", b"]", b"}", b")", b"\x8f", b"a", b"e", b"s", b"u", b"b", b"R", b"t", b"l", b"d", b"\x90",
     b"\x91", b"\x85", b"\x86", b"\x87", b"\x97", b"\x98", b"P1\n", b"Q", b"\x82\x01", b".", b"N", b"\x88", b"\x89",
 ]  # fmt: skip
-CLAIMED = 5 * 2**30  # torch reads a text by asking for the length that it claims, in 4 bytes; none of it is touched
-LEGACY = b"c_codecs\nencode\nX\x02\x00\x00\x00\xc3\xbfX\x06\x00\x00\x00latin1\x86R"
+# Bytes as Python 3 writes them in protocol 2.
+LATIN1 = b"c_codecs\nencode\nX\x02\x00\x00\x00\xc3\xbfX\x06\x00\x00\x00latin1\x86R"
+PICKLE_WORDS = [*HOSTILE_OPCODES, LATIN1]
+# torch allocates the length that a text states in 4 bytes before it reads the text.
+TORCH_ALLOCATION = 5 * 2**30
 
 
 def bin_files(folder: Path) -> Target:
@@ -119,13 +116,18 @@ def bin_files(folder: Path) -> Target:
     ]
     pickles = [pickle.dumps(content, protocol) for content in contents[:3] for protocol in (0, 2, 4, 5)]
     pickles.append(pickle.dumps(contents[3], 5))
-    pickles.append(b"((lp0\nS'\\x01'\np1\naS'b'\na(lp2\nI01\natp3\n.")  # of Python 2
+    pickles.append(b"((lp0\nS'\\x01'\np1\naS'b'\na(lp2\nI01\natp3\n.")  # written by Python 2
     seeds = [Seed("set.bin", data, opcodes) for data in pickles]
-    return Target(lambda folder: read_bin(folder / "set.bin"), "data/bin_set.py", seeds, words=[*EVIL, LEGACY])
+    return Target(
+        lambda folder: read_bin(folder / "set.bin"),
+        "data/safe_pickle.py",
+        seeds,
+        words=PICKLE_WORDS,
+    )
 
 
 def torch_files(content: object, name: str) -> list[Seed]:
-    """Files of torch.save, old and new, whole and with another pickle in a sound archive."""
+    """Files of torch.save in the old and the new format, and the pickle alone, to be put into a valid archive."""
     whole, old = saved(torch.save, content), saved(torch.save, content, _use_new_zipfile_serialization=False)
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
         entries = {entry: archive.read(entry) for entry in archive.namelist()}
@@ -149,12 +151,12 @@ def metadata(folder: Path) -> Target:
 
     def read(folder: Path) -> None:
         for value in read_metadata(folder / "metadata.pt").values():
-            array = _as_array(value)  # as TemplateSet judges what it needs
+            array = flat_array(value)  # as TemplateSet does with the keys it needs
             if array.ndim == 1 and array.dtype.kind in INTEGERS + TEXTS:
                 array.tolist()
 
     seeds = [seed for content in contents for seed in torch_files(content, "metadata.pt")]
-    return Target(read, "data/arrow_set.py", seeds, words=[*EVIL, LEGACY], addresses=CLAIMED)
+    return Target(read, "data/arrow_set.py", seeds, words=PICKLE_WORDS, max_allocation=TORCH_ALLOCATION)
 
 
 def weights(folder: Path) -> Target:
@@ -168,7 +170,7 @@ def weights(folder: Path) -> Target:
         read_state_dict(folder / "w.safetensors")
         read_state_dict(folder / "w.pth")
 
-    return Target(read, "utils/weights.py", seeds, addresses=CLAIMED)
+    return Target(read, "utils/weights.py", seeds, max_allocation=TORCH_ALLOCATION)
 
 
 def overrides(folder: Path) -> Target:
@@ -198,7 +200,7 @@ def nist_lists(folder: Path) -> Target:
 
     def read(folder: Path) -> None:
         images = NistSet(folder)
-        images[[0]]  # there is no such photo, whatever its name
+        images[[0]]  # the photo exists, unless the name was changed
 
     folder.joinpath("loose_crop").mkdir()
     photo = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
@@ -255,44 +257,3 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "results": results,
     "images (JPEG, PNG, WebP, BMP)": images,
 }
-
-
-# Readers that do what none may: what the watch must see.
-FAULTY: dict[str, Callable[[Path], Any]] = {
-    "ended with code": lambda folder: os.abort(),
-    "took more than": lambda folder: time.sleep(60),
-    "memory grew by": lambda folder: bytearray(b"x" * 2**27),
-    "ValueError": lambda folder: int("x"),
-    "os.system": lambda folder: os.system("true"),
-    "executed code of": lambda folder: eval("1 + 1"),  # noqa: S307
-    "for writing": lambda folder: (folder / "x").touch(),
-    "subprocess.Popen": lambda folder: subprocess.run(["true"]),
-    "socket": lambda folder: socket.socket(),
-    "ctypes": lambda folder: ctypes.CDLL("libc.so.6"),
-    "imported": lambda folder: __import__("this"),
-    "asked for more than": lambda folder: _claim(),
-}
-
-
-def _claim() -> None:
-    try:
-        np.empty(2**31, np.uint8)
-    except MemoryError as error:
-        raise RecordError("broken") from error
-
-
-def _faulty(fault: Callable[[Path], Any]) -> Callable[[Path], Target]:
-    """A target whose seed is read well, and all else by what is at fault."""
-
-    def read(folder: Path) -> None:
-        if (folder / "file").read_bytes() != b"the seed":
-            fault(folder)
-
-    return lambda folder: Target(read, "none.py", [Seed("file", b"the seed")])
-
-
-def run(name: str, times: int, folder: Path, reports: Connection) -> None:
-    """In a process of its own: fuzz(TARGETS[name])."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders complain of every broken image
-    target = TARGETS[name] if name in TARGETS else _faulty(FAULTY[name])
-    fuzz(target(folder), times, 1, folder, reports.send)

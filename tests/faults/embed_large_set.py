@@ -1,4 +1,4 @@
-"""streamed.py FOLDER BYTES: embed the template set `small` of a folder, then `large` with so many bytes more memory."""
+"""embed_large_set.py FOLDER BYTES: embed the template set FOLDER/small, then FOLDER/large in BYTES more memory."""
 
 import resource
 import sys
@@ -13,11 +13,11 @@ from config import load_config
 from data.arrow_set import TemplateSet
 from eval.embeddings import embed
 
-folder, more = Path(sys.argv[1]), int(sys.argv[2])
+folder, more_bytes = Path(sys.argv[1]), int(sys.argv[2])
 network = build_backbone(load_config(overrides=["embedding_size=16", "width=0.125"]))
 for name in ("small", "large"):
     images = TemplateSet(folder / name)
     embeddings = embed(network, images, torch.device("cpu"), batch_size=16, flip=False, num_workers=1)
     used = 1024 * int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0])
-    resource.setrlimit(resource.RLIMIT_DATA, (used + more, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_DATA, (used + more_bytes, resource.RLIM_INFINITY))
 print(embeddings.features.shape)

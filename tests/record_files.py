@@ -1,0 +1,33 @@
+"""Record files for tests, with payloads that contain the magic word at and off the 4-byte boundaries."""
+
+import struct
+
+from data.recordio import MAGIC, IndexedRecordReader, RecordWriter
+
+WORD = struct.pack("<I", MAGIC)
+# The fixed header has 24 bytes, so a payload of a record with one label in it starts at a 4-byte boundary.
+PAYLOADS = [
+    b"",
+    b"plain",
+    WORD,
+    WORD + WORD,
+    WORD + b"abc",
+    b"abcd" + WORD,
+    b"a" + WORD + b"bcd",
+    b"ab" + WORD + WORD + b"cd",
+    b"abc" + WORD + b"x" + WORD + b"yz",
+    b"abcd" + WORD + b"ab" + WORD + b"cd" + WORD * 3 + b"e",
+    WORD[:3] + WORD,
+    bytes(range(256)) * 5 + WORD,
+]
+
+
+def reader_of(stem):
+    return IndexedRecordReader(f"{stem}.rec", f"{stem}.idx")
+
+
+def write_payloads(stem, payloads):
+    with RecordWriter(stem) as writer:
+        for key, payload in enumerate(payloads):
+            writer.write(key, float(key), payload)
+    return stem

@@ -1,0 +1,55 @@
+"""Checkpoints: what is saved is loaded, only complete ones count, pruning keeps the newest."""
+
+import pytest
+import torch
+
+from train.checkpoint import PARTS, SUMS, Checkpoint, CheckpointError, complete_steps, load, prune, save
+
+
+def checkpoint(step):
+    return Checkpoint({"weight": torch.full((2,), float(step))}, {"kernel": torch.ones(3, 4)}, {"step": step})
+
+
+def test_a_checkpoint_loads_as_it_was_saved(tmp_path):
+    assert save(tmp_path, 40, checkpoint(40)) == tmp_path / "40backbone.pth"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"40{part}" for part in (*PARTS, SUMS))
+    loaded = load(tmp_path, 40)
+    assert torch.equal(loaded.backbone["weight"], torch.tensor([40.0, 40.0]))
+    assert torch.equal(loaded.header["kernel"], torch.ones(3, 4))
+    assert loaded.state == {"step": 40}
+
+
+def test_a_checkpoint_is_complete_only_with_all_its_files(tmp_path):
+    for step in (100, 20, 3):
+        save(tmp_path, step, checkpoint(step))
+    assert complete_steps(tmp_path) == [3, 20, 100]
+    for part, step in zip(PARTS, (100, 20, 3), strict=True):
+        (tmp_path / f"{step}{part}").rename(tmp_path / f"{step}{part}.bak")
+        assert step not in complete_steps(tmp_path)
+    (tmp_path / "xstate.pth").write_bytes(b"")
+    assert complete_steps(tmp_path) == []
+    assert complete_steps(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2, 9])
+def test_pruning_keeps_the_newest_checkpoints(tmp_path, keep):
+    for step in (5, 40, 100):
+        save(tmp_path, step, checkpoint(step))
+    (tmp_path / "7backbone.pth").write_bytes(b"a student without its state")
+    (tmp_path / "log.csv").write_bytes(b"")
+    prune(tmp_path, keep)
+    kept = [5, 40, 100][-keep:]
+    assert complete_steps(tmp_path) == kept
+    names = {f"{step}{part}" for step in kept for part in (*PARTS, SUMS)} | {"7backbone.pth", "log.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_an_error_lists_the_steps_that_have_a_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no complete checkpoint of step 7; there is none"):
+        load(tmp_path, 7)
+    for step in (5, 40):
+        save(tmp_path, step, checkpoint(step))
+    (tmp_path / "50backbone.pth").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"no complete checkpoint of step 50; there are 5, 40") as error:
+        load(tmp_path, 50)
+    assert str(tmp_path) in str(error.value)
