@@ -54,7 +54,7 @@ LR_SCHEDULES = {"step": "train.schedules:step", "cosine": "train.schedules:cosin
 # `db_file_format`: functions of the config that open the training set.
 FILE_FORMATS = {"rec": "data.dataset:open_records", "folder": "data.dataset:open_folder"}
 
-# Benchmarks: descriptions of type eval.protocols.Protocol. Their config keys begin with the name here, <name>_targets,
+# Benchmarks: descriptions of type eval.protocol.Protocol. Their config keys begin with the name here, <name>_targets,
 # <name>_root and so on; those of "verification" begin with val_.
 PROTOCOLS = {
     "verification": "eval.verification:PROTOCOL",

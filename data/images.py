@@ -78,6 +78,11 @@ def fit(image: np.ndarray) -> np.ndarray:
     return image[top : top + SIZE, left : left + SIZE]
 
 
+def encode_png(rgb: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] RGB -> a PNG file."""
+    return cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
 def decode_into(images: np.ndarray, encoded: Sequence[np.ndarray], name: Callable[[int], str]) -> None:
     """Decode N aligned faces into `images`, uint8 [N, 112, 112, 3]. `name(row)` is what an error calls an image."""
     for row, data in enumerate(encoded):

@@ -100,7 +100,7 @@ def ask_teacher(cfg, images, pairs, report, num_workers: int) -> None:
     from backbones import find_teacher
     from data.pairs import pair_cosines, significantly_higher
     from eval.embeddings import embed_batches
-    from eval.verification import roc_figures
+    from eval.verification import roc_metrics
     from tools.examine import Pixels
     from train.teachers import live_teacher
     from utils.distributed import process_group
@@ -129,7 +129,7 @@ def ask_teacher(cfg, images, pairs, report, num_workers: int) -> None:
             report.figures[f"{colours}_same"], report.figures[f"{colours}_different"] = (
                 round(float(kind.mean()), 4) for kind in found
             )
-            report.figures[f"{colours}_AUC"] = round(roc_figures(is_same, np.concatenate(found))["AUC"], 5)
+            report.figures[f"{colours}_AUC"] = round(roc_metrics(is_same, np.concatenate(found))["AUC"], 5)
     rgb, bgr = cosines["RGB"], cosines["BGR"]
     if not (significantly_higher(*rgb) or significantly_higher(*bgr)):
         report.problem("labels that say nothing to the teacher", [str(rgb)])

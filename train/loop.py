@@ -18,7 +18,7 @@ from data.augment import DRAWS, Augmentation, probabilities
 from data.dataset import FaceDataset
 from data.loader import Batches, GlobalOrder, TrainingBatch
 from eval.protocols import due, evaluate, flat
-from eval.report.results import screen
+from eval.report import format_results
 from heads import HeadOutput
 from train.bad_steps import BadSteps, skippable_sgd, step_unless
 from train.checkpoint import PARTS, Saver
@@ -213,9 +213,11 @@ class Trainer:
         for where in absent:
             self.log.line(f"not evaluated, absent: {where}")
         self._failed.update(dict.fromkeys(results.failed, self.step))
-        if results.figures or results.failed:
-            self.log.line(f"evaluation at step {self.step}, epoch {epoch}\n{screen(results._replace(absent=[]))}")
-        self.log.metrics(self.step, "evaluation", flat(results.figures))
+        if results.metrics or results.failed:
+            self.log.line(
+                f"evaluation at step {self.step}, epoch {epoch}\n{format_results(results._replace(absent=[]))}"
+            )
+        self.log.metrics(self.step, "evaluation", flat(results.metrics))
 
     def _at_epoch_end(self) -> bool:
         return self.step > 0 and self.step % self.steps_per_epoch == 0
