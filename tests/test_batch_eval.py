@@ -115,7 +115,7 @@ def test_an_invalid_size_of_the_cache_is_refused(tmp_path, size):
 
 def test_a_folder_without_checkpoints_is_an_error(root, tmp_path):
     done = score(BATCH, "--checkpoint-dir", tmp_path, *flags(root), code=2)
-    assert f"{tmp_path}: no file's name ends in 'backbone.pth'" in done.stderr
+    assert f"{tmp_path}: no file name ends in 'backbone.pth'" in done.stderr
     done = score(BATCH, "--checkpoint-dir", tmp_path / "none", *flags(root), code=2)
     assert "none: no such folder of checkpoints" in done.stderr
 
