@@ -63,9 +63,7 @@ def read_json(path: str | os.PathLike, protocols: Container[str] = tuple(PROTOCO
         if not all(isinstance(value, int | float | None) for value in flat(content).values()):
             raise TypeError("a metric is not a number")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise InputError(
-            f"{path}: not a file of results; expected one that run_full_eval.py --results-json wrote"
-        ) from None
+        raise InputError(f"{path}: holds no results; name a file that run_full_eval.py --results-json wrote") from None
     return Results(content, read_arrays(arrays_path(path), protocols), absent, failed, warnings)
 
 
