@@ -51,11 +51,12 @@ def roc_curve(label: np.ndarray, scores: np.ndarray, drop_intermediate: bool = T
     start = np.flatnonzero(np.append(True, ascending[1:] != ascending[:-1]))  # of each distinct score
     thresholds = ascending[start]
     genuine = np.bincount(np.searchsorted(thresholds, scores[label == 1]), minlength=len(start))  # per distinct score
-    kept = np.arange(len(start))
     if drop_intermediate:
         impostors = np.diff(start, append=len(scores)) - genuine
         turn = (genuine[1:-1] != genuine[:-2]) | (impostors[1:-1] != impostors[:-2])
         kept = np.flatnonzero(np.concatenate([[True], turn, [True]])[: len(start)])  # both ends stay
+    else:
+        kept = np.arange(len(start))
     true = genuine[::-1].cumsum()[::-1][kept]
     false = len(scores) - start[kept] - true
     return RocCurve(

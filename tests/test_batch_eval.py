@@ -58,9 +58,8 @@ def test_a_folder_is_scored_in_step_order_and_checkpoints_with_a_report_are_skip
     }
 
     os.utime(folder / "10backbone.pth")  # newer than its report
-    (reports / "finalbackbone_metrics.csv").write_text(
-        "metric,value\nverification.pairs.Accuracy-Flip,0.5\n"
-    )  # not all
+    incomplete = "metric,value\nverification.pairs.Accuracy-Flip,0.5\n"
+    (reports / "finalbackbone_metrics.csv").write_text(incomplete)
     (folder / "20backbone.pth").write_text("no checkpoint")
     (reports / "finalbackbone_metrics.json").write_text("{}")
     done = score(*arguments, code=2)

@@ -70,13 +70,14 @@ def test_the_operating_points_equal_those_of_scikit_learns_curve(decimals):
 def test_scores_that_differ_by_less_than_float32_resolves_keep_their_order():
     generator = np.random.default_rng(0)
     center, aside = np.linalg.qr(generator.normal(size=(512, 2)))[0].T
-    cosines = 0.5 + 1e-9 * np.arange(1, 41)  # 40 pairs within a float32 step; genuine and impostor take turns
+    cosines = 0.5 + 1e-9 * np.arange(1, 41)  # 40 pairs within a float32 step; genuine and impostor pairs alternate
     others = cosines[:, None] * center + np.sqrt(1 - cosines**2)[:, None] * aside
     embeddings = np.vstack([center, others])
     ids = np.arange(41)
     label = ids[1:] % 2
     metrics = evaluate_templates(embeddings, np.ones(41), ids, ids, label, np.zeros(40, dtype=int), ids[1:])
-    # The nearest to 0.1 is 2 of 20 impostors (39 and 37 of 1 to 40 are genuine, 40 and 38 are not, as is 36).
+    # FPR 0.1 is 2 of 20 impostors. In descending order pairs 40, 38, 36, ... are impostors and 39, 37, ... are genuine,
+    # so pair 37 (index 36) is the last one before the third impostor, and 2 of 20 genuine pairs are accepted.
     assert metrics["Norm:True_Det:True_tpr_at_fpr_0.1"] == 10.0
     assert metrics["Norm:True_Det:True_thresh_at_fpr_0.1"] == pytest.approx(cosines[36], abs=1e-12)
 

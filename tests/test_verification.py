@@ -40,10 +40,10 @@ def slow_accuracy(embeddings, is_same):
         start += size
         train = [i for i in range(count) if i not in test]
         best, most = None, -1
-        for step in range(400):
-            right = sum((distances[i] < step / 100) == bool(is_same[i]) for i in train)
+        for hundredths in range(400):
+            right = sum((distances[i] < hundredths / 100) == bool(is_same[i]) for i in train)
             if right > most:
-                best, most = step / 100, right
+                best, most = hundredths / 100, right
         accuracies.append(sum((distances[i] < best) == bool(is_same[i]) for i in test) / size)
     mean = sum(accuracies) / 10
     return mean, math.sqrt(sum((value - mean) ** 2 for value in accuracies) / 10)
