@@ -1,11 +1,12 @@
-"""Seconds and memory from embeddings to figures at the full size of IJB-C and TinyFace, and against plain arithmetic.
+"""Seconds and memory from embeddings to metrics at the full size of IJB-C and TinyFace, compared with plain arithmetic.
 
     env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/protocols.py    # 2 minutes and 4 GB on 2 CPU cores
 
-The embeddings are drawn: a direction an identity, noise and a length an image; so are lists of the published sizes.
-Each measurement has a process of its own (Linux). Memory is the most that this ever held, less the embeddings: Python,
-its libraries and the lists count. At a tenth of the size (of IJB-C the images, templates and pairs; of TinyFace the
-probes) loops, NumPy in float64 and scikit-learn work the same figures out, which must be equal.
+The embeddings are drawn: a direction for each identity, noise and a length for each image. The lists are drawn too, in
+the published sizes. Each measurement runs in a separate process (Linux). Memory is the peak of this process without the
+embeddings; Python, its libraries and the lists count. At a tenth of the size (for IJB-C of the images, templates and
+pairs; for TinyFace of the probes) loops, NumPy in float64 and scikit-learn compute the same metrics, which must be
+equal.
 """
 
 import argparse
@@ -34,9 +35,9 @@ DIMENSIONS = 512
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=CASES, help="measure this one, in this process, and print JSON")
-    parser.add_argument("--scale", type=float, default=1.0, help="of --only: share of the full size")
-    parser.add_argument("--plain", action="store_true", help="of --only: plain arithmetic too")
+    parser.add_argument("--only", choices=CASES, help="measure only this case, in this process, and print JSON")
+    parser.add_argument("--scale", type=float, default=1.0, help="with --only: share of the full size")
+    parser.add_argument("--plain", action="store_true", help="with --only: measure plain arithmetic too")
     args = parser.parse_args()
     if args.only:
         print(json.dumps(measure(args.only, args.scale, args.plain)))
@@ -51,43 +52,47 @@ def main() -> None:
         )
     print(f"{describe_run()}\n")
     print(
-        "| from embeddings to figures | s | GB beyond them | a tenth: s | plain: s | ratio |\n|---|---|---|---|---|---|"
+        "| from embeddings to metrics | s | GB besides the embeddings | a tenth: s | plain: s | ratio |\n"
+        "|---|---|---|---|---|---|"
     )
     print("\n".join(rows))
 
 
 def measure(case: str, scale: float, plain: bool) -> dict[str, float | str]:
-    """Seconds, bytes beyond the embeddings and, on demand, the seconds of plain arithmetic with the same figures."""
+    """Seconds, bytes in addition to the embeddings and, with `plain`, the seconds of plain arithmetic.
+
+    Raises SystemExit if the metrics differ from those of plain arithmetic.
+    """
     draw, evaluate, evaluate_plainly = CASES[case]
     size, arrays = draw(scale)
     start = time.perf_counter()
-    figures = evaluate(*arrays)
+    metrics = evaluate(*arrays)
     result = {"size": size, "seconds": time.perf_counter() - start}
     result["memory"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - arrays[0].nbytes
     if plain:
         start = time.perf_counter()
         expected = evaluate_plainly(*arrays)
         result["plain"] = time.perf_counter() - start
-        for name, figure in figures.items():
-            wanted = expected[name]
-            if figure != wanted and not math.isclose(figure, wanted, rel_tol=1e-7, abs_tol=1e-9):
-                raise SystemExit(f"{name} is {figure}, and {wanted} by plain arithmetic")
+        for name, value in metrics.items():
+            plain_value = expected[name]
+            if value != plain_value and not math.isclose(value, plain_value, rel_tol=1e-7, abs_tol=1e-9):
+                raise SystemExit(f"{name} is {value}, but {plain_value} by plain arithmetic")
     return result
 
 
 def draw_faces(generator: np.random.Generator, identities: np.ndarray, noise: float) -> np.ndarray:
-    """Embeddings, float32 [N, D], of images of identities [N]; those of the noisier images are shorter."""
+    """Embeddings, float32 [N, D], of images of identities [N]; noisier images have shorter embeddings."""
     centers = generator.standard_normal((identities.max() + 1, DIMENSIONS), dtype=np.float32)
     embeddings = generator.standard_normal((len(identities), DIMENSIONS), dtype=np.float32)
     blur = noise * generator.lognormal(0, 0.5, (len(identities), 1)).astype(np.float32)
     for start in range(0, len(embeddings), 10_000):
-        here = slice(start, start + 10_000)
-        embeddings[here] = (blur[here] * embeddings[here] + centers[identities[here]]) / (1 + blur[here] ** 2)
+        chunk = slice(start, start + 10_000)
+        embeddings[chunk] = (blur[chunk] * embeddings[chunk] + centers[identities[chunk]]) / (1 + blur[chunk] ** 2)
     return embeddings
 
 
 def draw_templates(scale: float) -> tuple[str, tuple[np.ndarray, ...]]:
-    """Size in words, and what evaluate_templates takes: IJB-C's numbers, each times scale."""
+    """The size as a text, and the arguments of evaluate_templates: IJB-C's numbers, each times scale."""
     generator = np.random.default_rng(0)
     images, count, people, pairs, genuine = (round(scale * n) for n in (469_375, 23_124, 3_531, 15_658_489, 19_557))
     identity = np.arange(count) % people
@@ -118,7 +123,7 @@ def draw_templates(scale: float) -> tuple[str, tuple[np.ndarray, ...]]:
 
 
 def draw_identification(scale: float) -> tuple[str, tuple[np.ndarray, list[str], dict[str, list[str]]]]:
-    """Size in words, and what evaluate_identification takes: TinyFace's numbers, that of the probes times scale."""
+    """The size as a text, and the arguments of evaluate_identification: TinyFace's numbers, the probes times scale."""
     generator = np.random.default_rng(0)
     people, gallery, distractors, probes = 2_570, 4_443, 153_428, round(scale * 3_728)
     identities = np.concatenate(
@@ -143,13 +148,13 @@ def plain_templates(
     p1: np.ndarray,
     p2: np.ndarray,
 ) -> dict[str, float | None]:
-    """evaluate_templates template by template, pair by pair as they stand, with scikit-learn's curve of all scores."""
+    """evaluate_templates, template by template and pair by pair in their order, with scikit-learn's ROC curve."""
     images: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for image, (template, medium) in enumerate(zip(templates.tolist(), medias.tolist(), strict=True)):
         images[template][medium].append(image)
     row = {template: number for number, template in enumerate(images)}
     first, second = (np.array([row[template] for template in part.tolist()]) for part in (p1, p2))
-    figures: dict[str, float | None] = {}
+    metrics: dict[str, float | None] = {}
     for variant, (keep_norm, use_faceness) in VARIANTS.items():
         weighted = embeddings.astype(np.float64)
         if not keep_norm:
@@ -171,15 +176,15 @@ def plain_templates(
             distance = np.abs(fpr - wanted)
             last = np.flatnonzero(distance == distance.min())[-1]
             threshold = None if np.isinf(thresholds[last]) else thresholds[last]
-            figures[f"{variant}_tpr_at_fpr_{wanted}"] = 100 * tpr[last]
-            figures[f"{variant}_thresh_at_fpr_{wanted}"] = threshold
-    return figures
+            metrics[f"{variant}_tpr_at_fpr_{wanted}"] = 100 * tpr[last]
+            metrics[f"{variant}_thresh_at_fpr_{wanted}"] = threshold
+    return metrics
 
 
 def plain_identification(
     embeddings: np.ndarray, image_paths: Sequence[str], metadata: dict[str, Sequence[str]]
 ) -> dict[str, float]:
-    """evaluate_identification probe by probe: the whole gallery sorted by cosine, others before mates where it ties."""
+    """evaluate_identification, probe by probe: the gallery is sorted by cosine; at ties, others come before mates."""
     unit = embeddings.astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     position = {name: number for number, name in enumerate(image_paths)}
@@ -187,16 +192,16 @@ def plain_identification(
     gallery = unit[[position[name] for name in names]]
     owner = np.array([name.split("_")[0] for name in names])
     owner[len(metadata["gallery_paths"]) :] = "nobody"
-    found = []
+    ranks = []
     for probe in metadata["probe_paths"]:
         cosines = (gallery @ unit[position[probe]]).round(12)
         mate = owner == probe.split("_")[0]
-        found.append(np.flatnonzero(mate[np.lexsort((mate, -cosines))])[0])
-    return {f"rank-{k}": 100 * float(np.mean(np.array(found) < k)) for k in RANKS}
+        ranks.append(np.flatnonzero(mate[np.lexsort((mate, -cosines))])[0])
+    return {f"rank-{k}": 100 * float(np.mean(np.array(ranks) < k)) for k in RANKS}
 
 
 def _child(case: str, *arguments: str) -> dict:
-    """What `measure` finds in a process of its own, whose memory holds nothing else."""
+    """The result of `measure` in a separate process, whose memory holds nothing else."""
     command = [sys.executable, __file__, f"--only={case}", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:

@@ -57,7 +57,7 @@ LR_SCHEDULES = {"step": "train.schedules:step", "cosine": "train.schedules:cosin
 # `db_file_format`: functions that open the training set that the config names.
 FILE_FORMATS = {"rec": "data.dataset:open_records", "folder": "data.folder_set:open_folder"}
 
-# Benchmarks: objects of type eval.protocols.Protocol. A benchmark has the config keys <name>_root, <name>_targets,
+# Benchmarks: objects of type eval.protocol.Protocol. A benchmark has the config keys <name>_root, <name>_targets,
 # <name>_batch_size, <name>_num_workers and <name>_flip. They exist as soon as the benchmark is in this table; their
 # defaults are BENCHMARK_DEFAULTS in config/rules.py.
 PROTOCOLS = {

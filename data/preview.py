@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
+from data.images import encode_png
 from utils.files import atomic_write
 
 COLUMNS, ROWS = 8, 8
@@ -22,4 +23,4 @@ def save_preview(path: str | os.PathLike, images: Tensor, labels: Tensor) -> Non
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % COLUMNS)
     grid = np.vstack([np.hstack(tiles[start : start + COLUMNS]) for start in range(0, len(tiles), COLUMNS)])
     with atomic_write(path) as file:
-        file.write(cv2.imencode(".png", cv2.cvtColor(grid, cv2.COLOR_RGB2BGR))[1].tobytes())
+        file.write(encode_png(grid))

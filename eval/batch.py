@@ -1,4 +1,4 @@
-"""The checkpoints of a folder, one after another: a report each, and what puts them side by side."""
+"""The checkpoints of a folder, scored one after another: a report for each, and a summary that compares them."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,32 @@ import torch
 from easydict import EasyDict
 
 from backbones import build_backbone
-from eval.protocols import Results, absence, embeddings_file, evaluate, find, flat, open_set, wanted
-from eval.report.results import read_csv, read_json, screen, write_csv, write_json, write_rows
-from eval.report.tables import Table, best, markdown, methods_table
-from eval.report.writing import ScoredCheckpoint, left_out, write_report
+from eval.protocols import (
+    PROTOCOLS,
+    Results,
+    configured_sets,
+    describe_absent,
+    embeddings_file,
+    evaluate,
+    find_set,
+    flat,
+    open_set,
+    warnings_of,
+)
+from eval.report import (
+    ScoredCheckpoint,
+    Table,
+    format_results,
+    markdown,
+    methods_table,
+    notes_on,
+    read_csv,
+    read_json,
+    write_csv,
+    write_json,
+    write_report,
+    write_rows,
+)
 from eval.sets import Sets
 from utils.about import describe_run
 from utils.distributed import on_all_ranks, on_rank_0
@@ -21,12 +43,13 @@ from utils.weights import step_in_name
 
 
 def find_checkpoints(folder: str | os.PathLike, suffix: str) -> list[Path]:
-    """The files of the folder that end in the suffix: by the step that begins their names, names without one last."""
+    """The files of the folder whose names end in the suffix, by the step at the start of their names; names without a
+    step come last. Raises InputError if there are none."""
     if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such folder of checkpoints")
     paths = [path for path in Path(folder).iterdir() if path.name.endswith(suffix) and path.is_file()]
     if not paths:
-        raise InputError(f"{folder}: no file's name ends in {suffix!r}; --checkpoint-suffix names another ending")
+        raise InputError(f"{folder}: no file name ends in {suffix!r}; name another ending with --checkpoint-suffix")
 
     def order(path: Path) -> tuple[bool, int, str]:
         step = step_in_name(path.name)
@@ -36,110 +59,132 @@ def find_checkpoints(folder: str | os.PathLike, suffix: str) -> list[Path]:
 
 
 class Batch:
-    """Scores checkpoints by the protocols `names` and keeps a report of each in the folder `reports`.
+    """Scores checkpoints by `protocols` and writes a report for each into the folder `reports`.
 
-    All ranks call `score`; `finish` is rank 0's. failed: "checkpoint: reason" of those that could not be loaded.
+    All ranks call `score`; only rank 0 calls `finish`. scored: in the order of the calls; failed: "checkpoint: reason"
+    of checkpoints that could not be loaded.
     """
 
     def __init__(
-        self, cfg: EasyDict, names: list[str], reports: Path, save_json: bool, embeddings: str | None, cache_gb: float
+        self,
+        cfg: EasyDict,
+        protocols: list[str],
+        reports: Path,
+        save_json: bool,
+        embeddings: str | None,
+        cache_gb: float,
     ) -> None:
-        self.cfg, self.names, self.reports, self.save_json, self.embeddings = cfg, names, reports, save_json, embeddings
+        self.cfg, self.protocols, self.reports = cfg, protocols, reports
+        self.save_json, self.embeddings = save_json, embeddings
         self.sets = Sets(cache_gb)
         self.scored: list[ScoredCheckpoint] = []
         self.failed: list[str] = []
+        self._known_warnings: dict[tuple[str, str], list[str]] = {}
 
     def score(self, path: Path, device: torch.device, force: bool) -> str:
-        """Score the checkpoint, unless it has a complete report newer than itself and `force` is not set.
+        """Score the checkpoint, unless it has a complete report that is newer and `force` is not set.
 
-        Gives what there is to say of it.
+        Returns what to print about it.
         """
         try:
-            if not force and on_rank_0(lambda: self._reuse(path)):
+            if not force and on_rank_0(lambda: self._reuse_report(path)):
                 return "has a complete report, skipped"
             network = on_all_ranks(lambda: build_backbone(EasyDict(self.cfg, init_from=str(path))))
             network = network.to(device, memory_format=torch.channels_last)
             folder = self.embeddings and Path(self.embeddings, path.stem)
             dtype = compute_type(self.cfg.dtype, device)
-            results = evaluate(network, self.cfg, self.names, device, dtype, self.sets, folder)
+            results = evaluate(network, self.cfg, self.protocols, device, dtype, self.sets, folder)
         except (InputError, OSError) as error:
             self.failed.append(f"{path.name}: {error}")
             return f"FAILED: {error}"
-        on_rank_0(lambda: self._keep(path, results))
-        return screen(results)
+        on_rank_0(lambda: self._write_metrics(path, results))
+        return format_results(results)
 
     def finish(self, plots: Path, about: dict[str, str]) -> Table:
-        """Write summary.csv, summary.md, report.html and the plots; gives the summary."""
-        table = methods_table("Summary [%]", {one.name: one.results.figures for one in self.scored}, "checkpoint")
-        failed = [f"failed: {why}" for why in self.failed]
+        """Write summary.csv, summary.md, report.html and the plots; return the table of the summary."""
+        metrics = {one.name: one.results.metrics for one in self.scored}
+        table = methods_table("Summary [%]", metrics, "checkpoint")
+        failed = [f"failed: {reason}" for reason in self.failed]
         write_rows(self.reports / "summary.csv", self._summary_rows())
-        notes = "".join(f"- {note}\n" for note in [*failed, *left_out(self.scored)])
+        notes = "".join(f"- {note}\n" for note in [*failed, *notes_on(self.scored)])
         write_text(self.reports / "summary.md", f"{markdown(table)}\n\n{notes}")
 
-        def open_pairs(target: str) -> object:
-            return open_set(self.cfg, "verification", target, self.sets)
+        def open_images(name: str, target: str) -> object:
+            return open_set(self.cfg, name, target, self.sets)
 
-        write_report(self.reports / "report.html", plots, self.scored, about, open_pairs, failed)
+        write_report(self.reports / "report.html", plots, self.scored, about, open_images, failed)
         return table
 
-    def _report(self, path: Path, suffix: str) -> Path:
+    def _report_path(self, path: Path, suffix: str) -> Path:
         return self.reports / f"{path.stem}_metrics{suffix}"
 
-    def _reuse(self, path: Path) -> bool:
-        """Take the checkpoint's report where it is newer than it and has every set that is there."""
-        sets = wanted(self.cfg, self.names)
-        there = [(name, target) for name, target in sets if find(self.cfg, name, target) is not None]
-        as_csv, as_json, arrays = (self._report(path, suffix) for suffix in (".csv", ".json", ".npz"))
-        written = [as_csv, as_json, arrays] if self.save_json else [as_csv]
+    def _reuse_report(self, path: Path) -> bool:
+        """Take the results from the checkpoint's report, if it is newer and has every set that exists."""
+        sets = configured_sets(self.cfg, self.protocols)
+        existing = [(name, target) for name, target in sets if find_set(self.cfg, name, target) is not None]
+        csv_path, json_path, npz_path = (self._report_path(path, suffix) for suffix in (".csv", ".json", ".npz"))
+        files = [csv_path, json_path, npz_path] if self.save_json else [csv_path]
         if self.embeddings:
-            written += [embeddings_file(Path(self.embeddings, path.stem), name, target) for name, target in there]
-        since = path.stat().st_mtime_ns
-        if not all(file.is_file() and file.stat().st_mtime_ns > since for file in written):
+            files += [embeddings_file(Path(self.embeddings, path.stem), name, target) for name, target in existing]
+        changed = path.stat().st_mtime_ns
+        if not all(file.is_file() and file.stat().st_mtime_ns > changed for file in files):
             return False
         try:
-            results = read_json(as_json) if self.save_json else read_csv(as_csv, sets)
+            results = read_json(json_path) if self.save_json else read_csv(csv_path, sets)
+            if not self.save_json:
+                results.warnings.extend(warning for where in existing for warning in self._warnings(*where))
         except InputError:
             return False
-        if not all(target in results.figures.get(name, {}) for name, target in there):
+        if not all(target in results.metrics.get(name, {}) for name, target in existing):
             return False
-        absent = [absence(self.cfg, name, target) for name, target in sets if (name, target) not in there]
-        figures, arrays = (_only(part, there) for part in (results.figures, results.arrays))
-        self._add(path, Results(figures, arrays, absent, []))
+        absent = [describe_absent(self.cfg, name, target) for name, target in sets if (name, target) not in existing]
+        metrics, arrays = (_select(values, existing) for values in (results.metrics, results.arrays))
+        self._add(path, Results(metrics, arrays, absent, [], results.warnings))
         return True
 
-    def _keep(self, path: Path, results: Results) -> None:
-        write_csv(self._report(path, ".csv"), results)
+    def _warnings(self, name: str, target: str) -> list[str]:
+        """The warnings about a set, which is opened at the first call only. CSV files do not contain them."""
+        if PROTOCOLS[name].warn is None:
+            return []
+        if (name, target) not in self._known_warnings:
+            images = PROTOCOLS[name].open(find_set(self.cfg, name, target))
+            self._known_warnings[name, target] = warnings_of(name, target, images)
+        return self._known_warnings[name, target]
+
+    def _write_metrics(self, path: Path, results: Results) -> None:
+        write_csv(self._report_path(path, ".csv"), results)
         if self.save_json:
             about = {"checkpoint": str(path), "run": describe_run()}
-            write_json(self._report(path, ".json"), results, about)
+            write_json(self._report_path(path, ".json"), results, about)
         self._add(path, results)
 
     def _add(self, path: Path, results: Results) -> None:
-        if results.arrays:  # of the last checkpoint alone: those of IJB-C take a quarter of a GB
+        if results.arrays:  # only the last checkpoint's are kept: those of IJB-C take a quarter of a GB
             self.scored = [one._replace(results=one.results._replace(arrays={})) for one in self.scored]
         self.scored.append(ScoredCheckpoint(path.stem, results))
 
     def _summary_rows(self) -> list[list]:
-        """A row a checkpoint, a column a figure, and the best of each column in the last row."""
-        figures = {one.name: flat(one.results.figures) for one in self.scored}
-        names = {
-            f"{protocol}.{target}.{name}": name
+        """One row per checkpoint, one column per metric, and the best of each column in the last row."""
+        values = {one.name: flat(one.results.metrics) for one in self.scored}
+        displays = {
+            f"{protocol}.{target}.{metric}": PROTOCOLS[protocol].display(metric)
             for one in self.scored
-            for protocol, targets in one.results.figures.items()
-            for target, values in targets.items()
-            for name in values
+            for protocol, targets in one.results.metrics.items()
+            for target, metrics in targets.items()
+            for metric in metrics
         }
-        metrics = list(names)
-        columns = {metric: [values.get(metric) for values in figures.values()] for metric in metrics}
-        rows = [[one.name, one.step, *(figures[one.name].get(metric) for metric in metrics)] for one in self.scored]
-        top = ["best", None, *(best(names[metric], values) for metric, values in columns.items())]
-        return [["checkpoint", "step", *metrics], *rows, top]
+        rows = [[one.name, one.step, *(values[one.name].get(metric) for metric in displays)] for one in self.scored]
+        best = [
+            display.best([of_checkpoint.get(metric) for of_checkpoint in values.values()])
+            for metric, display in displays.items()
+        ]
+        return [["checkpoint", "step", *displays], *rows, ["best", None, *best]]
 
 
-def _only(parts: dict[str, dict], sets: list[tuple[str, str]]) -> dict[str, dict]:
-    """Of protocol -> target -> ..., the sets (protocol, target) alone."""
-    kept: dict[str, dict] = {}
+def _select(values: dict[str, dict], sets: list[tuple[str, str]]) -> dict[str, dict]:
+    """The entries of protocol -> set -> ... that belong to the sets (protocol, set)."""
+    selected: dict[str, dict] = {}
     for name, target in sets:
-        if target in parts.get(name, {}):
-            kept.setdefault(name, {})[target] = parts[name][target]
-    return kept
+        if target in values.get(name, {}):
+            selected.setdefault(name, {})[target] = values[name][target]
+    return selected

@@ -1,39 +1,74 @@
-"""Put results of eval/run_full_eval.py side by side: a row a method, a column a figure in percent.
+"""Compare results of eval/run_full_eval.py: one row per method, one column per metric in percent.
 
-The other methods are compared with the first: the differences in points and, for the .bin sets, McNemar's exact test on
-the pairs. Its p is how likely so uneven a split of the pairs that only one of the two gets right would be by chance.
+The other methods are compared with the first one: their differences in points and, for the .bin sets, McNemar's exact
+test on the pairs. Its p is the probability that chance alone splits the pairs that only one of the two methods decides
+correctly at least as unevenly.
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
-
 from utils.errors import exit_on_input_error
 
-LEVEL = 0.05
+if TYPE_CHECKING:
+    from eval.protocols import Results
+    from eval.report import Table
+
+LEVEL = 0.05  # of significance
 
 
-def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
-    """Right decisions bool [P] of two methods -> pairs that only the first, only the second gets right, and p.
-
-    Were both equally good, each of these pairs would be the first's with probability 1/2; p is two-sided (McNemar,
-    Psychometrika 1947, in its exact form).
-    """
-    from scipy.stats import binomtest
-
-    only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
-    differing = only_first + only_second
-    return only_first, only_second, float(binomtest(only_first, differing).pvalue) if differing else 1.0
-
-
-def names(paths: list[Path]) -> list[str]:
-    """How the methods are called: by their files' names, or by the paths where two files have one name."""
+def method_names(paths: list[Path]) -> list[str]:
+    """The names of the files without extension, or their paths if two files have the same name."""
     stems = [path.stem for path in paths]
     return stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+
+
+def differences(results: "dict[str, Results]", first: str) -> "Table":
+    """The differences of the other methods from the first one, in points."""
+    from eval.report import Table, headlines
+
+    columns = headlines({name: one.metrics for name, one in results.items()})
+
+    def cell(column, name: str) -> str:
+        value, reference = column.values()[name], column.values()[first]
+        return "-" if value is None or reference is None else f"{column.display.scale * (value - reference):+.2f}"
+
+    header = [f"minus {first} [points]", *(column.label for column in columns)]
+    rows = [[name, *(cell(column, name) for column in columns)] for name in results if name != first]
+    return Table("", header, rows, set())
+
+
+def significance(results: "dict[str, Results]", first: str) -> "Table":
+    """McNemar's test of every other method against the first one, on every .bin set that both have."""
+    from eval.report import Table
+
+    header = [f"compared with {first}", "set", "only first right", "only this right", "p (McNemar)"]
+    rows = [
+        [name, target, *_test(results[first], results[name], target)]
+        for name in results
+        if name != first
+        for target in results[name].metrics.get("verification", {})
+        if target in results[first].metrics.get("verification", {})
+    ]
+    return Table("", [*header, f"difference at {LEVEL}"], rows, set())
+
+
+def _test(first: "Results", other: "Results", target: str) -> list[str]:
+    import numpy as np
+
+    from eval.metrics import mcnemar
+
+    arrays = [results.arrays.get("verification", {}).get(target) for results in (first, other)]
+    if None in arrays:
+        return ["-", "-", "-", "unknown: the .npz beside the JSON is missing"]
+    if not np.array_equal(*(of_method["is_same"] for of_method in arrays)):
+        return ["-", "-", "-", "unknown: the sets have different pairs"]
+    only_first, only_other, p = mcnemar(*(of_method["decision"] == of_method["is_same"] for of_method in arrays))
+    return [str(only_first), str(only_other), f"{p:.2g}", "larger than chance" if p < LEVEL else "may be chance"]
 
 
 def main() -> None:
@@ -42,53 +77,16 @@ def main() -> None:
     parser.add_argument("--latex", action="store_true", help="print tables for a paper (booktabs)")
     args = parser.parse_args()
 
-    from eval.report.figures import reading
-    from eval.report.results import read_json
-    from eval.report.tables import Table, headlines, latex, markdown, methods_table
+    # Imported here so that --help answers at once.
+    from eval.report import latex, markdown, methods_table, read_json
 
-    results = {
-        name: read_json(path, ["verification"]) for name, path in zip(names(args.results), args.results, strict=True)
-    }
-    figures = {name: one.figures for name, one in results.items()}
-    first, *others = results
-    columns = headlines(figures)
-
-    def differences(name: str) -> list[str]:
-        cells = []
-        for column in columns:
-            values, factor = column.values(), reading(column.column.figure).factor
-            absent = values[first] is None or values[name] is None
-            cells.append("-" if absent else f"{factor * (values[name] - values[first]):+.2f}")
-        return cells
-
-    def chance(name: str, target: str) -> list[str]:
-        sides = [results[method].arrays.get("verification", {}).get(target) for method in (first, name)]
-        if None in sides:
-            return ["-", "-", "-", "no scores of its pairs: the .npz beside the JSON is missing"]
-        if not np.array_equal(*(side["is_same"] for side in sides)):
-            return ["-", "-", "-", "not the same pairs"]
-        only_first, only_other, p = mcnemar(*(side["decision"] == side["is_same"] for side in sides))
-        return [str(only_first), str(only_other), f"{p:.2g}", "larger than chance" if p < LEVEL else "may be chance"]
-
-    tables = [methods_table("", figures, "[%] (std over folds)")]
-    if others:
-        header = [f"minus {first} [points]", *(column.label for column in columns)]
-        tables.append(Table("", header, [[name, *differences(name)] for name in others], set()))
-    of_first = figures[first].get("verification", {})
-    shared = [
-        (name, target) for name in others for target in figures[name].get("verification", {}) if target in of_first
-    ]
-    if shared:
-        header = [
-            f"against {first}",
-            "set",
-            "only it right",
-            "only this right",
-            "p (McNemar)",
-            f"difference at {LEVEL}",
-        ]
-        tables.append(Table("", header, [[name, target, *chance(name, target)] for name, target in shared], set()))
-    print("\n\n".join((latex if args.latex else markdown)(table) for table in tables))
+    names = method_names(args.results)
+    results = {name: read_json(path, ["verification"]) for name, path in zip(names, args.results, strict=True)}
+    metrics = {name: one.metrics for name, one in results.items()}
+    tables = [methods_table("", metrics, "[%] (std over folds)")]
+    if len(results) > 1:
+        tables += [differences(results, names[0]), significance(results, names[0])]
+    print("\n\n".join((latex if args.latex else markdown)(table) for table in tables if table.rows))
 
 
 if __name__ == "__main__":

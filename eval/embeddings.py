@@ -1,4 +1,4 @@
-"""The one extractor of embeddings that every protocol uses."""
+"""The extractor of embeddings that every protocol uses."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -23,17 +23,17 @@ class Embeddings(NamedTuple):
     norms: np.ndarray
 
 
-class KeptImages(Dataset):
-    """The images of this rank's batches (see `embed`), decoded once: uint8 [n, 112, 112, 3] in memory."""
+class DecodedImages(Dataset):
+    """The images of this rank's batches (see `embed`), decoded once and kept in memory as uint8 [n, 112, 112, 3]."""
 
     def __init__(self, images: Dataset, batch_size: int, num_workers: int, title: str) -> None:
-        batches = own_batches(len(images), batch_size)
-        own = np.concatenate([np.arange(0), *batches])
+        batches = batches_of_rank(len(images), batch_size)
+        share = np.concatenate([np.arange(0), *batches])
         self._length = len(images)
         self._row = np.zeros(self._length, dtype=np.int64)
-        self._row[own] = np.arange(len(own))
-        self._pixels = torch.empty(len(own), SIZE, SIZE, 3, dtype=torch.uint8)
-        bar = tqdm(total=len(own), desc=f"decoding {title}", unit="image", disable=rank() != 0, leave=False)
+        self._row[share] = np.arange(len(share))
+        self._pixels = torch.empty(len(share), SIZE, SIZE, 3, dtype=torch.uint8)
+        bar = tqdm(total=len(share), desc=f"decoding {title}", unit="image", disable=rank() != 0, leave=False)
         for positions, batch in decoded_batches(images, batches, num_workers):
             self._pixels[self._row[positions]] = batch
             bar.update(len(positions))
@@ -46,10 +46,10 @@ class KeptImages(Dataset):
         return self._pixels[self._row[positions]]
 
 
-def own_batches(count: int, batch_size: int) -> list[np.ndarray]:
-    """Positions below `count` in batches, every world-size-th of them: this rank's share."""
+def batches_of_rank(count: int, batch_size: int) -> list[np.ndarray]:
+    """This rank's share of the positions below `count`: every world-size-th batch."""
     starts = range(rank() * batch_size, count, world_size() * batch_size)
-    # Arrays, for torch's pinning of memory turns ranges into lists.
+    # Arrays, because torch turns ranges into lists when it pins memory.
     return [np.arange(start, min(start + batch_size, count)) for start in starts]
 
 
@@ -63,9 +63,10 @@ def embed_batches(
     flip: bool = True,
     num_workers: int = 0,
 ) -> Iterator[tuple[Sequence[int], list[Tensor]]]:
-    """For each of `batches` its positions and, on the device, float32 [n, D] of the images and of their mirror images.
+    """Yield for each batch its positions and, on the device, embeddings float32 [n, D]: of the images, and with `flip`
+    of their mirror images.
 
-    `images` has images[positions] -> uint8 [n, 112, 112, 3]. The network is used in the mode that it is in.
+    images: images[positions] gives uint8 [n, 112, 112, 3]. The mode of the network (training or eval) is not changed.
     """
     for positions, batch in decoded_batches(images, batches, num_workers, pin_memory=device.type == "cuda"):
         yield positions, embed_views(network, batch, device, dtype, flip)
@@ -75,7 +76,8 @@ def embed_batches(
 def embed_views(
     network: nn.Module, images: Tensor, device: torch.device, dtype: torch.dtype = torch.float32, flip: bool = True
 ) -> list[Tensor]:
-    """On the device, float32 [n, D] of uint8 `images` [n, 112, 112, 3] RGB, and with `flip` of their mirror images."""
+    """Embeddings, float32 [n, D] on the device, of uint8 `images` [n, 112, 112, 3] RGB, and with `flip` of their mirror
+    images."""
     x = to_input(images, None, device)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         return [network(view).float() for view in ([x, x.flip(3)] if flip else [x])]
@@ -91,19 +93,19 @@ def embed(
     num_workers: int = 0,
     title: str = "embedding",
 ) -> Embeddings:
-    """Embed every image of `images` (len(), and images[positions] -> uint8 [n, 112, 112, 3]) in eval mode.
+    """Embed every image of `images` in eval mode; images[positions] gives uint8 [n, 112, 112, 3].
 
-    Under torchrun each rank takes every world-size-th batch and all get the whole result. Batches are the same for any
-    number of ranks, and so are the numbers. Without `flip`, features are network(image) and norms its lengths.
-    An InputError or OSError of any rank is raised on all.
+    Under torchrun each rank takes every world-size-th batch and all get the whole result. The batches, and so the
+    results, do not depend on the number of ranks. Without `flip`, features are network(image) and norms their lengths.
+    An InputError or OSError of any rank is raised on all. Raises InputError for embeddings that are not finite.
     """
 
-    def own() -> tuple[Tensor | None, Tensor | None]:
-        return _embed_own(network, images, device, batch_size, dtype, flip, num_workers, title)
+    def embed_share() -> tuple[Tensor | None, Tensor | None]:
+        return _embed_share(network, images, device, batch_size, dtype, flip, num_workers, title)
 
-    features, norms = on_all_ranks(own)
+    features, norms = on_all_ranks(embed_share)
     if world_size() > 1:
-        features, norms = _share(features, norms, len(images))
+        features, norms = _merge_shares(features, norms, len(images))
     broken = (~features.isfinite().all(1)).nonzero()
     if len(broken):
         raise InputError(f"{title}: the embedding of image {int(broken[0])} is not finite; the weights are broken")
@@ -111,31 +113,31 @@ def embed(
 
 
 @torch.inference_mode()
-def _embed_own(
+def _embed_share(
     network: nn.Module, images: Dataset, device: torch.device, batch_size: int, dtype: torch.dtype, flip: bool,
     num_workers: int, title: str,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    """[N, D] and [N] with the rows of this rank's batches filled, the others 0; None for a rank without a batch."""
-    batches = own_batches(len(images), batch_size)
+    """[N, D] and [N]: rows of this rank's batches are filled, the others are 0. None for a rank without a batch."""
+    batches = batches_of_rank(len(images), batch_size)
     was_training = network.training
     network.eval()
     features = norms = None
     bar = tqdm(total=len(images), desc=title, unit="image", disable=rank() != 0, leave=False)
-    for positions, single in embed_batches(network, images, batches, device, dtype, flip, num_workers):
+    for positions, views in embed_batches(network, images, batches, device, dtype, flip, num_workers):
         if features is None:
-            features = torch.zeros(len(images), single[0].shape[1])
+            features = torch.zeros(len(images), views[0].shape[1])
             norms = torch.zeros(len(images))
-        here = torch.from_numpy(positions)
-        features[here] = torch.stack(single).sum(0).cpu()
-        norms[here] = torch.stack([part.norm(dim=1) for part in single]).mean(0).cpu()
+        rows = torch.from_numpy(positions)
+        features[rows] = torch.stack(views).sum(0).cpu()
+        norms[rows] = torch.stack([view.norm(dim=1) for view in views]).mean(0).cpu()
         bar.update(world_size() * len(positions))
     bar.close()
     network.train(was_training)
     return features, norms
 
 
-def _share(features: Tensor | None, norms: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
-    """Sum over ranks: every row is non-zero on one rank only, so the sum is that row, bit for bit."""
+def _merge_shares(features: Tensor | None, norms: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
+    """Sum over ranks. Each row is non-zero on one rank only, so the sum is that row, bit for bit."""
     size = torch.tensor([0 if features is None else features.shape[1]])
     dist.all_reduce(size, op=dist.ReduceOp.MAX)  # a rank without a batch does not know it
     features = torch.zeros(count, int(size)) if features is None else features

@@ -1,4 +1,4 @@
-"""Score every checkpoint of a folder, in the order of their steps, and put them into one table and one report."""
+"""Score every checkpoint of a folder in the order of their steps, and compare them in one table and one report."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from utils.errors import InputError, exit_on_input_error
 
 
 def gigabytes(text: str) -> float:
-    """A number of at least 0."""
+    """A finite number of at least 0."""
     value = float(text)
     if not 0 <= value < float("inf"):
         raise ValueError
@@ -21,25 +21,26 @@ def main() -> None:
     arguments = parser(__doc__)
     add = arguments.add_argument
     add("--checkpoint-dir", required=True, metavar="DIR", help="the folder")
-    add("--checkpoint-suffix", default="backbone.pth", metavar="TEXT", help="how names end (default: %(default)s)")
+    add("--checkpoint-suffix", default="backbone.pth", metavar="TEXT",
+        help="how the names of checkpoints end (default: %(default)s)")  # fmt: skip
     add("--report-dir", metavar="DIR", help="where <checkpoint>_metrics.csv, summary.csv, summary.md and report.html "
-        "go (default: reports in the folder)")  # fmt: skip
-    add("--save-json", action="store_true", help="write <checkpoint>_metrics.json too, and each pair's score as .npz")
-    add("--results-json", metavar="FILE", help="write the figures of all checkpoints there")
-    add("--plots", metavar="DIR", help="where the plots go as PNG (default: plots in the report folder)")
+        "go (default: `reports` in the folder)")  # fmt: skip
+    add("--save-json", action="store_true", help="also write <checkpoint>_metrics.json, and each pair's score as .npz")
+    add("--results-json", metavar="FILE", help="write the metrics of all checkpoints to this file")
+    add("--plots", metavar="DIR", help="where plots go as PNG files (default: `plots` in the report folder)")
     add("--latex", action="store_true", help="print the table for a paper, and write it to summary.tex")
-    add("--cache-gb", type=gigabytes, default=8.0, metavar="GB", help="10^9 bytes of decoded images to keep, so that "
-        "sets are decoded once and not for each checkpoint (default: %(default)s; all public sets: 36)")  # fmt: skip
-    add("--force", action="store_true", help="write over what is there: score also what has a complete report "
-        "that is newer than it; replace a file that --results-json names and that holds no results")  # fmt: skip
+    add("--cache-gb", type=gigabytes, default=8.0, metavar="GB", help="keep up to this many 10^9 bytes of decoded "
+        "images, so that sets are not decoded again for each checkpoint (default: %(default)s; all public sets: 36)",
+        )  # fmt: skip
+    add("--force", action="store_true", help="also score checkpoints that have a complete and newer report, and "
+        "overwrite the file of --results-json even if it holds no results")  # fmt: skip
     args = arguments.parse_args()
     cfg = read_config(args)
 
-    # After the config: --help and a wrong key answer at once, without torch.
+    # Imported here so that --help and errors in the config come at once.
     from eval.batch import Batch, find_checkpoints
     from eval.protocols import PROTOCOLS
-    from eval.report.results import refuse_to_overwrite, write_collected_json
-    from eval.report.tables import latex, markdown
+    from eval.report import latex, markdown, refuse_to_overwrite, write_collected_json
     from utils.about import describe_run
     from utils.distributed import on_rank_0, process_group, rank
     from utils.files import write_text
@@ -51,9 +52,9 @@ def main() -> None:
             on_rank_0(lambda: refuse_to_overwrite(args.results_json, with_arrays=False))
         checkpoints = on_rank_0(lambda: find_checkpoints(args.checkpoint_dir, args.checkpoint_suffix))
         for number, path in enumerate(checkpoints, 1):
-            said = batch.score(path, device, args.force)
+            text = batch.score(path, device, args.force)
             if rank() == 0:
-                print(f"[{number}/{len(checkpoints)}] {path.name}: {said}", flush=True)
+                print(f"[{number}/{len(checkpoints)}] {path.name}: {text}", flush=True)
         about = {"folder": args.checkpoint_dir, "config": args.config, "run": describe_run()}
         if rank() != 0:
             return
@@ -65,10 +66,10 @@ def main() -> None:
     if args.results_json:
         write_collected_json(args.results_json, {one.name: one.results for one in batch.scored}, about)
     print(f"written: {reports}, with report.html")
-    failed = [*batch.failed, *(f"{one.name}: {why}" for one in batch.scored for why in one.results.failed)]
+    failed = [*batch.failed, *(f"{one.name}: {reason}" for one in batch.scored for reason in one.results.failed)]
     if failed:
         raise InputError(f"not everything could be scored: {'; '.join(failed)}")
-    if not any(one.results.figures for one in batch.scored):
+    if not any(one.results.metrics for one in batch.scored):
         raise InputError(NOTHING_THERE)
 
 

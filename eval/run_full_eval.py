@@ -1,4 +1,4 @@
-"""Score a checkpoint of the student (or any network of backbones.NETWORKS) on the sets that the config names."""
+"""Score a checkpoint of the student (or of any network in config/names.py) on the sets that the config names."""
 
 import os
 import sys
@@ -12,22 +12,21 @@ from utils.errors import InputError, exit_on_input_error
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--checkpoint", required=True, help="the student's weights, <step>backbone.pth")
-    arguments.add_argument("--results-json", metavar="FILE", help="write the figures there, and each pair's score and "
-        "decision beside it as .npz")  # fmt: skip
-    arguments.add_argument("--force", action="store_true", help="write over what is there: a file that --results-json "
-        "names and that holds no results")  # fmt: skip
-    arguments.add_argument("--plots", metavar="DIR", help="write plots as PNG there, and report.html")
+    add = arguments.add_argument
+    add("--checkpoint", required=True, help="the student's weights, <step>backbone.pth")
+    add("--results-json", metavar="FILE", help="write the metrics to this file, and each pair's score and decision to "
+        "the .npz beside it")  # fmt: skip
+    add("--force", action="store_true", help="overwrite the file of --results-json even if it holds no results")
+    add("--plots", metavar="DIR", help="write plots as PNG files and report.html to this folder")
     args = arguments.parse_args()
     cfg = read_config(args, init_from=os.path.abspath(args.checkpoint))
 
-    # After the config: --help and a wrong key answer at once, without torch.
+    # Imported here so that --help and errors in the config come at once.
     import torch
 
     from backbones import build_backbone
     from eval.protocols import PROTOCOLS, evaluate, open_set
-    from eval.report.results import refuse_to_overwrite, screen, write_json
-    from eval.report.writing import ScoredCheckpoint, write_report
+    from eval.report import ScoredCheckpoint, format_results, refuse_to_overwrite, write_json, write_report
     from eval.sets import Sets
     from utils.about import describe_run
     from utils.distributed import on_rank_0, process_group, rank
@@ -43,18 +42,18 @@ def main() -> None:
         about = {"checkpoint": args.checkpoint, "config": args.config, "run": describe_run()}
         if rank() != 0:
             return
-    print(screen(results))
+    print(format_results(results))
     if args.results_json:
         write_json(args.results_json, results, about)
         print(f"written: {args.results_json}, and each pair's score beside it (.npz)")
     if args.plots:
         scored, page = ScoredCheckpoint(Path(args.checkpoint).stem, results), Path(args.plots, "report.html")
-        write_report(page, args.plots, [scored], about, lambda target: open_set(cfg, "verification", target, sets), [])
+        write_report(page, args.plots, [scored], about, lambda name, target: open_set(cfg, name, target, sets), [])
         print(f"written: {page}, and the plots beside it (.png)")
-    if not results.figures and not results.failed:
+    if not results.metrics and not results.failed:
         raise InputError(NOTHING_THERE)
     if results.failed:
-        raise InputError(f"not every set could be scored: {'; '.join(results.failed)}")
+        raise InputError(f"some sets could not be scored: {'; '.join(results.failed)}")
 
 
 if __name__ == "__main__":

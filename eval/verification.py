@@ -1,79 +1,194 @@
-"""Pair verification on .bin sets: ten-fold accuracy as LFW's protocol and the public evaluation code define it."""
+"""Pair verification on the .bin sets: ten-fold accuracy as LFW's protocol and the public evaluation code define it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.metrics import auc, roc_curve
-from sklearn.model_selection import KFold
+
+from data.arrow_set import ArrowVerificationSet
+from data.bin_set import BinError, VerificationSet, read_bin
+from eval.drawing import add_legend, draw_histograms, new_axes, plot_rates_by_norm, plot_roc
+from eval.embeddings import Embeddings
+from eval.metrics import area_under, contiguous_folds, equal_error_rate, roc_curve, tar_at_far, unit_length
+from eval.protocol import Arrays, Column, Display, Metrics, PairError, Protocol, SetPlot, StepPlot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 THRESHOLDS = np.arange(400) / 100  # of the squared distance between unit embeddings
 FOLDS = 10
 FARS = (1e-3, 1e-2)
+LOWEST_FAR_DRAWN = 1e-4
+ERRORS_SHOWN = 10  # of each kind
 
 
-def evaluate_pairs(embeddings: np.ndarray, is_same: np.ndarray) -> dict[str, float | None]:
-    """embeddings [2P, D] (image + flip; rows 2i and 2i + 1 are pair i), is_same bool [P] -> figures by result name.
+def evaluate_pairs(embeddings: np.ndarray, is_same: np.ndarray) -> Metrics:
+    """embeddings [2P, D] (image + flip; rows 2i and 2i + 1 are pair i), is_same bool [P] -> metrics by result name.
 
     Accuracy-Flip: the mean over ten folds; Accuracy-Std: their population deviation. A fold's threshold is the first
-    best one of the other nine. Over all pairs, without folds: TAR_at_FAR_..., AUC and EER as `roc_figures` has them.
-    All are fractions. Raises ValueError for fewer than ten pairs or shapes that disagree.
+    one that is best on the other nine. TAR_at_FAR_..., AUC and EER (see `roc_metrics`) are over all pairs, without
+    folds. All are fractions. Raises ValueError for fewer than ten pairs or shapes that disagree.
     """
     return score_pairs(embeddings, is_same)[0]
 
 
-def score_pairs(embeddings: np.ndarray, is_same: np.ndarray) -> tuple[dict[str, float | None], dict[str, np.ndarray]]:
-    """What `evaluate_pairs` gives, and what it rests on.
+def score_pairs(embeddings: np.ndarray, is_same: np.ndarray) -> tuple[Metrics, Arrays]:
+    """The metrics of `evaluate_pairs`, and the arrays that they are computed from.
 
-    Arrays: is_same bool [P]; score [P], the cosine; decision bool [P], whether the fold's threshold calls it the same;
-    threshold [10], the folds' thresholds as cosines.
+    Arrays: is_same bool [P]; score float64 [P], the cosine; decision bool [P], whether the fold's threshold accepts the
+    pair as genuine; threshold float64 [10], the folds' thresholds as cosines.
     """
     is_same = np.asarray(is_same, dtype=bool)
     if len(embeddings) != 2 * len(is_same) or len(is_same) < FOLDS:
         raise ValueError(
-            f"{len(embeddings)} embeddings for {len(is_same)} pairs: two a pair, and at least {FOLDS} pairs"
+            f"{len(embeddings)} embeddings for {len(is_same)} pairs; expected two per pair, and at least {FOLDS} pairs"
         )
     distances = squared_distances(embeddings)
     correct = (distances[:, None] < THRESHOLDS) == is_same[:, None]  # [P, thresholds]
-    right = np.empty(len(is_same), dtype=bool)
-    thresholds, accuracies = [], []
-    for train, test in KFold(FOLDS, shuffle=False).split(correct):
-        best = correct[train].sum(0).argmax()  # the first of the best
-        right[test] = correct[test, best]
-        thresholds.append(THRESHOLDS[best])
-        accuracies.append(right[test].mean())
+    fold = contiguous_folds(len(is_same), FOLDS)
+    best = np.array([correct[fold != number].sum(0).argmax() for number in range(FOLDS)])  # the first of the best
+    right = correct[np.arange(len(is_same)), best[fold]]
+    accuracies = [right[fold == number].mean() for number in range(FOLDS)]
     cosines = 1 - distances / 2  # of unit vectors
-    figures = {
+    metrics = {
         "Accuracy-Flip": float(np.mean(accuracies)),
         "Accuracy-Std": float(np.std(accuracies)),
-        **roc_figures(is_same, cosines),
+        **roc_metrics(is_same, cosines),
     }
     arrays = {
         "is_same": is_same,
         "score": cosines,
         "decision": right == is_same,
-        "threshold": 1 - np.array(thresholds) / 2,
+        "threshold": 1 - THRESHOLDS[best] / 2,
     }
-    return figures, arrays
+    return metrics, arrays
 
 
-def roc_figures(is_same: np.ndarray, scores: np.ndarray) -> dict[str, float | None]:
-    """From is_same bool [P] and scores [P], higher for the same: fractions by result name; None for pairs of one kind.
+def roc_metrics(is_same: np.ndarray, scores: np.ndarray) -> Metrics:
+    """TAR_at_FAR_..., AUC and EER, fractions, from is_same bool [P] and scores [P], higher for genuine pairs.
 
-    TAR_at_FAR_x: the largest share of genuine pairs accepted where at most the share x of impostors is. AUC: the area
-    under the ROC curve by trapezoids. EER: where the curve, its points joined by lines, has FAR = 1 - TAR.
+    TAR_at_FAR_x: the largest share of genuine pairs accepted where at most the share x of impostor pairs is. AUC and
+    EER: see `area_under` and `equal_error_rate` in eval/metrics.py. All are None if one kind of pair is missing.
     """
-    names = [*(f"TAR_at_FAR_{wanted}" for wanted in FARS), "AUC", "EER"]
+    names = [*(f"TAR_at_FAR_{far}" for far in FARS), "AUC", "EER"]
     if is_same.all() or not is_same.any():
         return dict.fromkeys(names)
-    far, tar, _ = roc_curve(is_same, scores, drop_intermediate=False)
-    tars = [tar[far <= wanted][-1] for wanted in FARS]
-    excess = far + tar - 1  # -1 at the curve's start, 1 at its end, never falling
-    after = int((excess >= 0).argmax())
-    share = -excess[after - 1] / (excess[after] - excess[after - 1])
-    eer = far[after - 1] + share * (far[after] - far[after - 1])
-    return dict(zip(names, map(float, (*tars, auc(far, tar), eer)), strict=True))
+    curve = roc_curve(is_same, scores, drop_intermediate=False)
+    values = [*(tar_at_far(curve, far) for far in FARS), area_under(curve), equal_error_rate(curve)]
+    return dict(zip(names, values, strict=True))
 
 
 def squared_distances(embeddings: np.ndarray) -> np.ndarray:
     """[2P, D] -> float64 [P], ||hat a - hat b||^2 of each pair; an embedding of length 0 stays 0."""
-    unit = embeddings.astype(np.float64)
-    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+    unit = unit_length(embeddings)
     return np.square(unit[0::2] - unit[1::2]).sum(1)
+
+
+def one_sided_folds(is_same: np.ndarray) -> list[int]:
+    """Numbers, from 1, of the folds that hold only genuine or only impostor pairs, from is_same bool [P]."""
+    fold = contiguous_folds(len(is_same), FOLDS)
+    kinds = [np.unique(is_same[fold == number]) for number in range(FOLDS)]
+    return [number for number, present in enumerate(kinds, 1) if len(present) == 1]
+
+
+def worst_errors(arrays: Mapping[str, np.ndarray], count: int = ERRORS_SHOWN) -> tuple[np.ndarray, np.ndarray]:
+    """(genuine pairs rejected, impostor pairs accepted): numbers of at most `count` pairs each, those whose score is
+    farthest from the threshold of their fold first.
+
+    arrays: `is_same` and `decision` bool [P], `score` [P], `threshold` [10].
+    """
+    is_same, decision = arrays["is_same"], arrays["decision"]
+    margin = np.abs(arrays["score"] - _threshold_of_pairs(arrays))
+    farthest = np.argsort(-margin, kind="stable")
+    rejected, accepted = (is_same & ~decision)[farthest], (~is_same & decision)[farthest]
+    return farthest[rejected][:count], farthest[accepted][:count]
+
+
+def _threshold_of_pairs(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    return arrays["threshold"][contiguous_folds(len(arrays["is_same"]), FOLDS)]
+
+
+def _open(path: Path) -> VerificationSet | ArrowVerificationSet:
+    pairs = ArrowVerificationSet(path) if path.is_dir() else read_bin(path)
+    if len(pairs.is_same) < FOLDS:
+        raise BinError(f"{path}: {len(pairs.is_same)} pairs; the protocol's {FOLDS} folds need at least one pair each")
+    return pairs
+
+
+def _score(pairs: VerificationSet | ArrowVerificationSet, embeddings: Embeddings) -> tuple[Metrics, Arrays]:
+    metrics, arrays = score_pairs(embeddings.features, pairs.is_same)
+    arrays["norm"] = embeddings.norms.reshape(-1, 2)
+    return {**metrics, "XNorm": float(embeddings.norms.mean())}, arrays
+
+
+def _warn(pairs: VerificationSet | ArrowVerificationSet) -> list[str]:
+    folds = one_sided_folds(np.asarray(pairs.is_same, dtype=bool))
+    if not folds:
+        return []
+    numbers = ", ".join(map(str, folds))
+    return [
+        f"{len(folds)} of {FOLDS} folds hold only genuine or only impostor pairs (fold {numbers}), so that their "
+        "accuracies count one kind of error only; store genuine and impostor pairs in turn"
+    ]
+
+
+def _errors(pairs: VerificationSet | ArrowVerificationSet, arrays: Arrays) -> list[PairError]:
+    thresholds = _threshold_of_pairs(arrays)
+    errors = []
+    for number in map(int, np.concatenate(worst_errors(arrays))):
+        first, second = pairs[[2 * number, 2 * number + 1]].numpy()
+        score, is_same = float(arrays["score"][number]), bool(arrays["is_same"][number])
+        errors.append(PairError(number, first, second, score, float(thresholds[number]), is_same))
+    return errors
+
+
+def _plot_scores(metrics: Metrics, arrays: Arrays) -> "Figure":
+    axes = new_axes("cosine of the pair", "density")
+    draw_histograms(axes, arrays["is_same"], arrays["score"])
+    threshold = arrays["threshold"]
+    mean, low, high = threshold.mean(), threshold.min(), threshold.max()
+    axes.axvspan(low, high, color="0.75", linewidth=0, zorder=0)
+    axes.axvline(mean, color="black", linewidth=1, label=f"threshold {mean:.3f} ({low:.3f} to {high:.3f} over folds)")
+    axes.set_ylim(bottom=0)
+    return add_legend(axes)
+
+
+def _plot_roc(metrics: Metrics, arrays: Arrays) -> "Figure":
+    is_same = arrays["is_same"]
+    tars = {far: metrics.get(f"TAR_at_FAR_{far}") for far in FARS}
+    marks = {far: 100 * tar for far, tar in tars.items() if tar is not None}
+    name = f"{is_same.sum():,} genuine, {(~is_same).sum():,} impostor pairs"
+    return plot_roc(LOWEST_FAR_DRAWN, is_same, {name: (arrays["score"], marks)})
+
+
+def _plot_norms(metrics: Metrics, arrays: Arrays) -> "Figure":
+    norm, wrong = arrays["norm"].min(axis=1), arrays["decision"] != arrays["is_same"]
+    return plot_rates_by_norm("smaller embedding norm of the pair", "error rate [%]", norm, wrong)
+
+
+PROTOCOL = Protocol(
+    prefix="val",
+    root="val_rec",
+    every="val_eval_every_n_epoch",
+    files=("{}.bin", "{}"),
+    open=_open,
+    score=_score,
+    columns=[Column("Accuracy-Flip", spread="Accuracy-Std")],
+    displays={
+        "Accuracy-Flip": Display(100, title="accuracy [%] (std over folds)", companion="Accuracy-Std"),
+        "Accuracy-Std": Display(100, better=None),
+        **{f"TAR_at_FAR_{far}": Display(100) for far in FARS},
+        "AUC": Display(100),
+        "EER": Display(100, better=min),
+        "XNorm": Display(digits=4, unit="", title="mean norm of embeddings", better=None),
+    },
+    plots={
+        "scores": SetPlot("scores of genuine and impostor pairs, and thresholds", _plot_scores),
+        "roc": SetPlot("TAR against FAR", _plot_roc),
+        "norm": SetPlot("outcome by embedding norm", _plot_norms),
+    },
+    step_plots={"accuracy": StepPlot("verification accuracy over steps", "accuracy [%]", {"Accuracy-Flip": ""})},
+    warn=_warn,
+    errors=_errors,
+)

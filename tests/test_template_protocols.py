@@ -70,7 +70,7 @@ def test_a_protocol_without_targets_is_not_evaluated():
 def test_missing_sets_are_reported(tmp_path):
     cfg = EasyDict(ijb_root=str(tmp_path), ijb_targets=["IJBB_gt_aligned"], num_workers=0)
     results = protocols.evaluate(torch.nn.Identity(), cfg, ["ijb"], torch.device("cpu"), torch.float32)
-    assert results.figures == {}
+    assert results.metrics == {}
     assert results.absent == [f"ijb.IJBB_gt_aligned: {tmp_path / 'IJBB_gt_aligned'}"]
 
 
@@ -95,7 +95,7 @@ def test_evaluating_a_set_gives_what_the_protocol_computes_from_its_embeddings(t
         ijb_num_workers=0, tinyface_num_workers=0, ijb_flip=True, tinyface_flip=True,
     )  # fmt: skip
     device = torch.device("cpu")
-    figures = protocols.evaluate(MeanColour(), cfg, ["ijb", "tinyface"], device, torch.float32).figures
+    figures = protocols.evaluate(MeanColour(), cfg, ["ijb", "tinyface"], device, torch.float32).metrics
     embeddings = 2 * (np.stack([face(number)[0, 0] for number in range(COUNT)]) - 127.5) / 127.5
     expected = {
         "ijb": {"templates": evaluate_templates(embeddings, **ijb)},

@@ -1,4 +1,4 @@
-"""Closed-set identification, against the public code's figures and against arithmetic written out the slow way."""
+"""Closed-set identification, compared with results of the public code and with arithmetic in plain Python."""
 
 import json
 import math
@@ -8,21 +8,13 @@ import numpy as np
 import pytest
 
 from data.arrow_set import read_metadata
-from eval import tinyface
-from eval.tinyface import (
-    RANKS,
-    TinyFaceError,
-    evaluate_identification,
-    float32_margin,
-    ranks,
-    score_identification,
-)
-
-LISTS = ("probe_paths", "gallery_paths", "distractor_paths")
+from eval import identification
+from eval.identification import float32_margin, nearest_mate_ranks
+from eval.tinyface import LISTS, RANKS, TinyFaceError, evaluate_identification, score_identification
 
 
 def slow_rates(embeddings, image_paths, metadata):
-    """rank-k in percent, probe by probe in plain Python: sort the gallery, at equal cosines others first."""
+    """rank-k in percent, probe by probe in plain Python: the gallery is sorted, at equal cosines others come first."""
     rows = {PurePosixPath(path).stem: row for path, row in zip(image_paths, embeddings.tolist(), strict=True)}
 
     def unit(path):
@@ -36,12 +28,13 @@ def slow_rates(embeddings, image_paths, metadata):
     gallery += [(unit(path), None) for path in metadata["distractor_paths"]]
     hits, searched = dict.fromkeys(RANKS, 0), 0
     for probe in metadata["probe_paths"]:
-        own, one = unit(probe), identity(probe)
-        if all(other != one for _, other in gallery):
+        searched_for, embedding = identity(probe), unit(probe)
+        if all(other != searched_for for _, other in gallery):
             continue
         searched += 1
         cosines = [
-            (round(sum(x * y for x, y in zip(own, row, strict=True)), 12), other == one) for row, other in gallery
+            (round(sum(x * y for x, y in zip(embedding, row, strict=True)), 12), other == searched_for)
+            for row, other in gallery
         ]
         order = [is_mate for _, is_mate in sorted(cosines, key=lambda pair: (-pair[0], pair[1]))]
         for k in RANKS:
@@ -50,7 +43,7 @@ def slow_rates(embeddings, image_paths, metadata):
 
 
 def gallery_of(cosines, mate):
-    """One probe at angle 0, gallery images at the given cosines: `mate` is its own, the others are distractors."""
+    """One probe, and gallery images at the given cosines to it: number `mate` is its mate, the others distractors."""
     angles = [0.0, *np.arccos(cosines)]
     embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     names = [f"distractor_{number}.jpg" for number in range(len(cosines))]
@@ -63,8 +56,8 @@ def gallery_of(cosines, mate):
     return embeddings, ["7_0.jpg", *names], metadata
 
 
-def generated(seed):
-    """Small integer embeddings, so that many cosines tie; identities with one to three gallery images, or none."""
+def draw_search(seed):
+    """Small integer embeddings, so that many cosines tie; identities have up to three images in the gallery."""
     generator = np.random.default_rng(seed)
     metadata = {
         "probe_paths": [f"/a/{identity}_{number}.png" for identity in range(30) for number in range(2)],
@@ -78,35 +71,35 @@ def generated(seed):
     return embeddings[order], [paths[row] for row in order], metadata
 
 
-def test_figures_are_those_of_the_public_code(face_data):
+def test_the_metrics_equal_those_of_the_public_code(face_data):
     root = face_data / "template_sets"
     name = "tinyx_aligned_pad_0.1"
     metadata = read_metadata(root / name / "metadata.pt")
     embeddings = np.load(root / name / "embeddings.npy")
-    figures = evaluate_identification(embeddings, metadata["image_paths"], metadata)
+    metrics = evaluate_identification(embeddings, metadata["image_paths"], metadata)
     expected = json.loads((root / "expected.json").read_text())[name]
-    assert list(figures) == list(expected)
-    assert figures == pytest.approx(expected, rel=0, abs=1e-6)
-    assert figures == pytest.approx(slow_rates(embeddings, metadata["image_paths"], metadata), rel=1e-7)
+    assert list(metrics) == list(expected)
+    assert metrics == pytest.approx(expected, rel=0, abs=1e-6)
+    assert metrics == pytest.approx(slow_rates(embeddings, metadata["image_paths"], metadata), rel=1e-7)
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_ties_several_mates_and_probes_without_one(seed, monkeypatch):
-    embeddings, paths, metadata = generated(seed)
+def test_ties_several_mates_and_probes_without_a_mate_are_scored(seed, monkeypatch):
+    embeddings, paths, metadata = draw_search(seed)
     expected = slow_rates(embeddings, paths, metadata)
     assert evaluate_identification(embeddings, paths, metadata) == pytest.approx(expected, rel=1e-7)
-    monkeypatch.setattr(tinyface, "COSINES_A_CHUNK", 300)  # a few probes a chunk
+    monkeypatch.setattr(identification, "COSINES_PER_CHUNK", 300)  # a few probes per chunk
     assert evaluate_identification(embeddings, paths, metadata) == pytest.approx(expected, rel=1e-7)
 
 
 @pytest.mark.parametrize(
-    ("nearer", "found"),
+    ("nearer", "expected"),
     [(0, (100, 100, 100)), (1, (0, 100, 100)), (4, (0, 100, 100)), (5, (0, 0, 100)), (20, (0, 0, 0))],
 )
-def test_a_probe_counts_from_the_rank_of_its_nearest_mate(nearer, found):
+def test_a_probe_counts_from_the_rank_of_its_nearest_mate_on(nearer, expected):
     cosines = np.linspace(0.99, 0.1, 30)
     rates = evaluate_identification(*gallery_of(cosines, mate=nearer))
-    assert tuple(rates.values()) == found
+    assert tuple(rates.values()) == expected
 
 
 def test_a_tie_counts_against_the_probe():
@@ -114,7 +107,7 @@ def test_a_tie_counts_against_the_probe():
     assert evaluate_identification(*gallery_of([0.5, 0.5, 0.1], mate=1))["rank-1"] == 0
 
 
-def test_a_tie_of_embeddings_of_another_length_counts_against_the_probe():
+def test_a_tie_of_embeddings_of_different_lengths_counts_against_the_probe():
     generator = np.random.default_rng(0)
     for _ in range(50):
         embeddings = generator.normal(size=(3, 128))
@@ -124,17 +117,17 @@ def test_a_tie_of_embeddings_of_another_length_counts_against_the_probe():
 
 
 @pytest.mark.parametrize(("below", "above"), [(0, 3), (3, 0), (5, 2)])
-def test_cosines_closer_than_float32_can_tell_keep_their_order(below, above):
+def test_cosines_that_differ_by_less_than_float32_resolves_keep_their_order(below, above):
     generator = np.random.default_rng(below)
     probe, aside = np.linalg.qr(generator.normal(size=(512, 2)))[0].T
     cosines = 0.5 + 1e-9 * np.arange(-below, above + 1)  # the mate's at 0.5
     gallery = cosines[:, None] * probe + np.sqrt(1 - cosines**2)[:, None] * aside
     identities = np.where(np.arange(len(cosines)) == below, 0, -1)
-    assert ranks(probe[None], gallery, np.array([0]), identities) == 1 + above
+    assert nearest_mate_ranks(probe[None], gallery, np.array([0]), identities) == 1 + above
 
 
 @pytest.mark.parametrize("spread", [0.0, 1e-8, 1e-4, 1.0])
-def test_ranks_are_those_of_float64_however_alike_the_embeddings(spread, monkeypatch):
+def test_ranks_equal_those_of_float64_even_for_similar_embeddings(spread, monkeypatch):
     generator = np.random.default_rng(0)
     unit = generator.normal(size=512) + spread * generator.normal(size=(350, 512))
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
@@ -142,23 +135,23 @@ def test_ranks_are_those_of_float64_however_alike_the_embeddings(spread, monkeyp
     cosines = unit[:50] @ unit[50:].T
     mates = wanted[:, None] == identities
     nearest = np.where(mates, cosines, -1).max(axis=1, keepdims=True)
-    expected = 1 + (~mates & (cosines > nearest - tinyface.ROUNDING)).sum(axis=1)
+    expected = 1 + (~mates & (cosines > nearest - identification.ROUNDING)).sum(axis=1)
     for chunk in (2**24, 1000):
-        monkeypatch.setattr(tinyface, "COSINES_A_CHUNK", chunk)
-        assert (ranks(unit[:50], unit[50:], wanted, identities) == expected).all()
+        monkeypatch.setattr(identification, "COSINES_PER_CHUNK", chunk)
+        assert (nearest_mate_ranks(unit[:50], unit[50:], wanted, identities) == expected).all()
 
 
 @pytest.mark.parametrize("dimensions", [1, 4, 128, 512])
 def test_float32_cosines_are_within_the_margin(dimensions):
     generator = np.random.default_rng(0)
     one, other = generator.normal(size=(2, 500, dimensions))
-    other[:100] = one[:100]  # where rounding does not cancel out
+    other[:100] = one[:100]  # here rounding errors do not cancel
     one, other = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (one, other))
     error = np.abs(one.astype(np.float32) @ other.astype(np.float32).T - one @ other.T).max()
     assert error < float32_margin(dimensions) < 1e-4
 
 
-def test_a_distractor_with_the_probe_s_own_label_is_no_mate():
+def test_a_distractor_with_the_label_of_the_probe_is_no_mate():
     metadata = {"probe_paths": ["1_0.jpg"], "gallery_paths": ["1_1.jpg"], "distractor_paths": ["1_2.jpg"]}
     rates = evaluate_identification(np.array([[1, 0], [0, 1], [1, 0]]), ["1_0.jpg", "1_1.jpg", "1_2.jpg"], metadata)
     assert rates["rank-1"] == 0
@@ -171,7 +164,7 @@ def test_probes_without_a_mate_are_left_out():
     assert rates["rank-1"] == 100
 
 
-def test_an_image_in_no_list_is_not_searched():
+def test_an_image_in_no_list_is_ignored():
     embeddings, paths, metadata = gallery_of([0.9, 0.2], mate=0)
     rates = evaluate_identification(np.vstack([embeddings, embeddings[:1]]), [*paths, "unused.jpg"], metadata)
     assert rates["rank-1"] == 100
@@ -194,7 +187,7 @@ def test_images_are_found_by_name_without_folder_and_extension():
         ({"image_paths": ["7_0.jpg", "7_1.jpg"]}, "3 embeddings for 2 image_paths"),
     ],
 )
-def test_what_cannot_be_scored_is_named(change, message):
+def test_the_error_names_what_cannot_be_scored(change, message):
     embeddings, paths, metadata = gallery_of([0.9, 0.2], mate=0)
     paths = change.pop("image_paths", paths)
     with pytest.raises(TinyFaceError, match=message):
@@ -208,10 +201,10 @@ def test_an_embedding_that_is_not_finite_is_named():
         evaluate_identification(embeddings, paths, metadata)
 
 
-def test_ranks_stand_beside_the_rows_of_their_probes():
+def test_ranks_are_in_the_order_of_the_rows_of_their_probes():
     metadata = {"probe_paths": ["9_0", "1_0", "2_0"], "gallery_paths": ["1_1", "2_1"], "distractor_paths": ["x_0"]}
     names = ["x_0", "1_1", "2_1", "2_0", "9_0", "1_0"]
     embeddings = np.array([[1, 0.1], [1, 0], [0, 1], [1, 0.01], [1, 1], [1, 0]])
-    figures, arrays = score_identification(embeddings, names, metadata)
+    metrics, arrays = score_identification(embeddings, names, metadata)
     assert (arrays["probe"].tolist(), arrays["rank"].tolist()) == ([5, 3], [1, 3])
-    assert figures == {"rank-1": 50, "rank-5": 100, "rank-20": 100}
+    assert metrics == {"rank-1": 50, "rank-5": 100, "rank-20": 100}

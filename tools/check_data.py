@@ -110,7 +110,7 @@ def check_with_teacher(cfg, images, pairs, report, num_workers: int) -> None:
     from backbones import find_teacher
     from data.pairs import pair_cosines, significantly_higher
     from eval.embeddings import embed_batches
-    from eval.verification import roc_figures
+    from eval.verification import roc_metrics
     from tools.examine import Pixels
     from train.teachers import build_live_teacher
     from utils.distributed import process_group
@@ -138,7 +138,7 @@ def check_with_teacher(cfg, images, pairs, report, num_workers: int) -> None:
             measured = cosines[colours] = pair_cosines(pairs, positions, embeddings)
             report.figures[f"{colours}_same"] = round(float(measured.same.mean()), 4)
             report.figures[f"{colours}_different"] = round(float(measured.different.mean()), 4)
-            report.figures[f"{colours}_AUC"] = round(roc_figures(is_same, np.concatenate(measured))["AUC"], 5)
+            report.figures[f"{colours}_AUC"] = round(roc_metrics(is_same, np.concatenate(measured))["AUC"], 5)
     rgb, bgr = cosines["RGB"], cosines["BGR"]
     if not (significantly_higher(*rgb) or significantly_higher(*bgr)):
         report.problem("labels that do not agree with the teacher", [str(rgb)])

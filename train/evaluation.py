@@ -5,7 +5,7 @@ from easydict import EasyDict
 from torch import nn
 
 from eval.protocols import due, evaluate, flat
-from eval.report.results import screen
+from eval.report import format_results
 from train.run_log import RunLog
 from utils.distributed import broadcast_buffers, report_activity
 from utils.errors import InputError
@@ -34,9 +34,9 @@ class PeriodicEvaluation:
                 self._log.line(f"not evaluated, absent: {place}")
         self._absent.update(results.absent)
         self._failed.update(dict.fromkeys(results.failed, step))
-        if results.figures or results.failed:
-            self._log.line(f"evaluation at step {step}, epoch {epoch}\n{screen(results._replace(absent=[]))}")
-        self._log.metrics(step, "evaluation", flat(results.figures))
+        if results.metrics or results.failed:
+            self._log.line(f"evaluation at step {step}, epoch {epoch}\n{format_results(results._replace(absent=[]))}")
+        self._log.metrics(step, "evaluation", flat(results.metrics))
 
     def require_success(self) -> None:
         """Raise InputError if a set could not be scored at some step."""

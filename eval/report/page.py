@@ -1,27 +1,16 @@
-"""report.html: results, plots and the worst errors in one file that opens from disk, without network and scripts."""
+"""report.html: results, plots and the worst errors in one file that opens without a network and without scripts."""
 
 import base64
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import NamedTuple
 
-import cv2
-import numpy as np
-
+from data.images import encode_png
+from eval.protocol import PairError
 from eval.report.tables import Table
 from utils.files import atomic_write
 
-_LABELS = {"the same person, rejected": True, "different people, accepted": False}  # wrong decision: is_same
-_CAPTIONS = {  # what a plot shows, by the first part of its file stem
-    "scores": "scores of genuine and impostor pairs, and thresholds",
-    "roc": "TAR against FAR",
-    "norm": "outcome by embedding norm",
-    "cmc": "identification rate against rank",
-    "accuracy": "verification accuracy over steps",
-    "tar": "TAR over steps",
-    "rank": "rank-1 identification rate over steps",
-}
+_LABELS = {"the same person, rejected": True, "different people, accepted": False}  # wrong decision -> is_same
 _STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
 body { max-width: 75rem; margin: 0 auto; padding: 1rem }
@@ -63,43 +52,13 @@ _PAGE = """<!DOCTYPE html>
 </body>
 </html>
 """
-_FRAMES = {  # what stands around the parts of a section
+_FRAMES = {  # what surrounds the contents of a section
     "About": "<dl>{}</dl>",
     "Notes": "<ul>{}</ul>",
     "Results": "{}",
     "Plots": '<div class="plots">{}</div>',
-    "Errors": "<p>The errors farthest from the decision first; pairs are numbered from 0.</p>{}",
+    "Errors": "<p>Errors farthest from the threshold come first. Pairs are numbered from 0.</p>{}",
 }
-
-
-class PairError(NamedTuple):
-    """A wrongly decided pair: first and second uint8 [112, 112, 3] RGB, score and its fold's threshold as cosines."""
-
-    number: int
-    first: np.ndarray
-    second: np.ndarray
-    score: float
-    threshold: float
-    is_same: bool
-
-
-def pair_thresholds(threshold: np.ndarray, pairs: int) -> np.ndarray:
-    """Thresholds [folds] -> [pairs], each pair's: folds are contiguous, as scikit-learn's KFold without shuffling."""
-    folds = len(threshold)
-    return np.repeat(threshold, pairs // folds + (np.arange(folds) < pairs % folds))
-
-
-def worst_errors(arrays: Mapping[str, np.ndarray], count: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """(genuine pairs rejected, impostor pairs accepted): numbers of at most `count` each, those with the score farthest
-    from their fold's threshold first.
-
-    arrays: `is_same` and `decision` bool [P], `score` [P], `threshold` [folds].
-    """
-    is_same, decision = arrays["is_same"], arrays["decision"]
-    margin = np.abs(arrays["score"] - pair_thresholds(arrays["threshold"], len(is_same)))
-    farthest = np.argsort(-margin, kind="stable")
-    wrong = [(is_same & ~decision)[farthest], (~is_same & decision)[farthest]]
-    return farthest[wrong[0]][:count], farthest[wrong[1]][:count]
 
 
 def write_page(
@@ -107,19 +66,20 @@ def write_page(
     title: str,
     about: Mapping[str, str],
     tables: Sequence[Table],
-    plots: Mapping[str, bytes],
+    plots: Sequence[tuple[str, bytes]],
     errors: Mapping[str, Sequence[PairError]],
     notes: Sequence[str],
 ) -> None:
-    """about: facts by name; plots: PNG bytes by file stem; errors: of each .bin set; notes: sentences. All are escaped.
+    """Write the page.
 
-    A section with nothing in it is left out, but a set without errors says so.
+    about: facts by name; plots: (caption, PNG file); errors: by set; notes: sentences. All texts are escaped. A section
+    without contents is left out, but a set without errors is listed as such.
     """
     bodies = {
         "About": "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in about.items()),
         "Notes": "".join(f"<li>{escape(note)}</li>" for note in notes),
         "Results": "".join(map(_table, tables)),
-        "Plots": "".join(_plot(stem, png) for stem, png in plots.items()),
+        "Plots": "".join(_plot(caption, png) for caption, png in plots),
         "Errors": "".join(_errors_of_set(target, pairs) for target, pairs in errors.items()),
     }
     bodies = {heading: body for heading, body in bodies.items() if body}
@@ -136,17 +96,17 @@ def write_page(
 def _table(table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.header)
     rows = ""
-    for number, (name, *cells) in enumerate(table.rows):
-        texts = [escape(cell) for cell in (name, *cells)]
-        texts = [f"<strong>{text}</strong>" if (number, at) in table.best else text for at, text in enumerate(texts)]
+    for row, cells in enumerate(table.rows):
+        texts = [
+            f"<strong>{escape(cell)}</strong>" if (row, column) in table.best else escape(cell)
+            for column, cell in enumerate(cells)
+        ]
         rows += f'<tr><th scope="row">{texts[0]}</th>' + "".join(f"<td>{text}</td>" for text in texts[1:]) + "</tr>"
     grid = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return f'<h3>{escape(table.title)}</h3><div class="scroll">{grid}</div>'
 
 
-def _plot(stem: str, png: bytes) -> str:
-    kind, _, target = stem.partition("_")
-    caption = ": ".join(part for part in (target, _CAPTIONS.get(kind, kind)) if part)
+def _plot(caption: str, png: bytes) -> str:
     return f"<figure><figcaption>{escape(caption)}</figcaption>{_image(png, caption)}</figure>"
 
 
@@ -164,8 +124,7 @@ def _errors_of_set(target: str, pairs: Sequence[PairError]) -> str:
 def _pair(pair: PairError, label: str) -> str:
     images = ""
     for which, image in (("first", pair.first), ("second", pair.second)):
-        png = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
-        images += _image(png, f"pair {pair.number}, {which} image: {label}")
+        images += _image(encode_png(image), f"pair {pair.number}, {which} image: {label}")
     caption = f"pair {pair.number}<br>cosine {pair.score:.3f}, threshold {pair.threshold:.3f}"
     return f"<figure>{images}<figcaption>{caption}</figcaption></figure>"
 

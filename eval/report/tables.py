@@ -1,15 +1,18 @@
-"""Tables that set checkpoints or methods side by side, in the layout of published ones."""
+"""Tables that compare checkpoints or methods, in the layout of published ones."""
 
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from eval.protocols import PROTOCOLS, Column, Figures
-from eval.report.figures import reading, text
+from eval.protocol import Column, Display, Metrics
+from eval.protocols import PROTOCOLS
+
+# Method -> protocol -> set -> metrics.
+Methods = Mapping[str, Mapping[str, Mapping[str, Metrics]]]
 
 
 class Table(NamedTuple):
-    """best: (row, column) of the cells in bold, counted from 0, the header apart."""
+    """best: (row, column) of the cells in bold, counted from 0 without the header."""
 
     title: str
     header: list[str]
@@ -18,54 +21,74 @@ class Table(NamedTuple):
 
 
 class Headline(NamedTuple):
-    """A column of a table of methods: its label, the figure that it shows, and the figures of its set by method."""
+    """A column of a table of methods: its label, the metric that it shows and how, and its set's metrics by method."""
 
     label: str
     column: Column
-    found: dict[str, Figures]
+    display: Display
+    spread_display: Display
+    metrics: dict[str, Metrics]
 
     def values(self) -> dict[str, float | None]:
-        """The figure by method."""
-        return {name: figures.get(self.column.figure) for name, figures in self.found.items()}
+        """The metric by method."""
+        return {method: metrics.get(self.column.metric) for method, metrics in self.metrics.items()}
 
-    def cell(self, name: str) -> str:
-        """The figure of a method, and its spread in brackets; a dash for what is not there."""
-        figure, spread = self.column.figure, self.column.spread
-        figures = self.found[name]
-        beside = f" ({text(spread, figures[spread])})" if spread in figures else ""
-        return text(figure, figures.get(figure)) + beside
+    def cell(self, method: str) -> str:
+        """The metric of a method with its spread in brackets; a dash if it is missing."""
+        metric, spread = self.column.metric, self.column.spread
+        metrics = self.metrics[method]
+        in_brackets = f" ({self.spread_display.text(metrics[spread])})" if spread in metrics else ""
+        return self.display.text(metrics.get(metric)) + in_brackets
 
 
-def headlines(methods: Mapping[str, Mapping[str, Mapping[str, Figures]]]) -> list[Headline]:
-    """The columns of a table of methods, from method -> protocol -> target -> figures."""
+def headlines(methods: Methods) -> list[Headline]:
+    """The columns of a table of methods."""
     columns = []
-    for protocol, entry in PROTOCOLS.items():
-        for target in dict.fromkeys(target for figures in methods.values() for target in figures.get(protocol, {})):
-            found = {name: figures.get(protocol, {}).get(target, {}) for name, figures in methods.items()}
-            columns += [Headline(_short(target) + column.label, column, found) for column in entry.columns]
+    for name, protocol in PROTOCOLS.items():
+        for target in dict.fromkeys(target for metrics in methods.values() for target in metrics.get(name, {})):
+            of_set = {method: metrics.get(name, {}).get(target, {}) for method, metrics in methods.items()}
+            for column in protocol.columns:
+                displays = protocol.display(column.metric), protocol.display(column.spread)
+                columns.append(Headline(_short(target) + column.label, column, *displays, of_set))
     return columns
 
 
-def methods_table(title: str, methods: Mapping[str, Mapping[str, Mapping[str, Figures]]], corner: str) -> Table:
-    """A row a method, a column a headline figure in percent. `corner` heads the names."""
+def methods_table(title: str, methods: Methods, corner: str) -> Table:
+    """A table with one row per method and one column per headline metric; `corner` heads the column of names."""
     columns = headlines(methods)
-    rows = [[name, *(column.cell(name) for column in columns)] for name in methods]
-    marked = set()
+    rows = [[method, *(column.cell(method) for column in columns)] for method in methods]
+    best = set()
     for number, column in enumerate(columns, 1):
         values = list(column.values().values())
-        top = best(column.column.figure, values)
-        marked |= {(row, number) for row, value in enumerate(values) if value is not None and value == top}
-    return Table(title, [corner, *(column.label for column in columns)], rows, marked if len(methods) > 1 else set())
+        top = column.display.best(values)
+        best |= {(row, number) for row, value in enumerate(values) if value is not None and value == top}
+    return Table(title, [corner, *(column.label for column in columns)], rows, best if len(methods) > 1 else set())
 
 
-def best(figure: str, values: list[float | None]) -> float | None:
-    """The best of a figure's values, by its name within a set; None where none is better than another."""
-    better, there = reading(figure).better, [value for value in values if value is not None]
-    return better(there) if better and there else None
+def metrics_table(title: str, protocol: str, metrics: Metrics) -> Table:
+    """A table with one row per metric of a set."""
+    rows = [list(line) for line in list_metrics(protocol, metrics)]
+    return Table(title, ["metric", "value", ""], rows, set())
+
+
+def list_metrics(protocol: str, metrics: Metrics) -> list[tuple[str, str, str]]:
+    """(name, value, what follows in brackets) of each metric of a set, as people read them."""
+    displays = {name: PROTOCOLS[protocol].display(name) for name in metrics}
+    companions = {display.companion for display in displays.values()}
+    lines = []
+    for name, display in displays.items():
+        if name in companions:
+            continue
+        in_brackets = ""
+        if display.companion in metrics:
+            value = displays[display.companion].text(metrics[display.companion])
+            in_brackets = f" ({' '.join(filter(None, [display.companion_title, value]))})"
+        lines.append((display.label(name), display.text(metrics[name]), in_brackets))
+    return lines
 
 
 def markdown(table: Table) -> str:
-    """Aligned; the best of a column is bold."""
+    """The table in Markdown, aligned; the best of each column is bold."""
     cells = [table.header] + [
         [f"**{cell}**" if (row, column) in table.best else cell for column, cell in enumerate(line)]
         for row, line in enumerate(table.rows)
@@ -78,10 +101,10 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A tabular for booktabs; the best of a column is bold."""
+    """The table in LaTeX, a tabular for booktabs; the best of each column is bold."""
     lines = [
         [
-            rf"\textbf{{{_escaped(cell)}}}" if (row, column) in table.best else _escaped(cell)
+            rf"\textbf{{{_escape_latex(cell)}}}" if (row, column) in table.best else _escape_latex(cell)
             for column, cell in enumerate(line)
         ]
         for row, line in enumerate(table.rows)
@@ -90,7 +113,7 @@ def latex(table: Table) -> str:
         [
             rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
             r"\toprule",
-            " & ".join(map(_escaped, table.header)) + r" \\",
+            " & ".join(map(_escape_latex, table.header)) + r" \\",
             r"\midrule",
             *(" & ".join(line) + r" \\" for line in lines),
             r"\bottomrule",
@@ -99,13 +122,13 @@ def latex(table: Table) -> str:
     )
 
 
-def _escaped(text: str) -> str:
-    """Also a `[` or `*` at the start: after a line's end LaTeX would take it for an option."""
+def _escape_latex(text: str) -> str:
+    """Also escapes a `[` or `*` at the start, which LaTeX would take for an option of the line break before it."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     escaped = re.sub(r"[\\~^&%$#_{}]", lambda match: special.get(match[0], "\\" + match[0]), text)
     return "{}" + escaped if escaped.startswith(("[", "*")) else escaped
 
 
 def _short(target: str) -> str:
-    """IJBC for IJBC_gt_aligned, tinyface for tinyface_aligned_pad_0.1: how tables call the set."""
+    """The name of a set in tables: IJBC for IJBC_gt_aligned, tinyface for tinyface_aligned_pad_0.1."""
     return re.sub(r"_(gt_)?aligned.*", "", target)

@@ -189,7 +189,7 @@ def a_result(tmp_path) -> Path:
     from eval.protocols import Results
 
     arrays = {"verification": {"lfw": {"score": np.zeros(3)}}}
-    write_json(tmp_path / "r.json", Results({}, arrays, [], []), {"run": "x"})
+    write_json(tmp_path / "r.json", Results({}, arrays, [], [], []), {"run": "x"})
     return tmp_path / "r.json"
 
 

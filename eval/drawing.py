@@ -1,0 +1,125 @@
+"""Parts of plots that the protocols compose: axes, legend, histograms, ROC curves, rates by norm, lines over steps.
+
+Nothing here uses pyplot, so it is safe in threads and without a display. Matplotlib is imported where a plot begins,
+because it is slow to import and most runs draw nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eval.metrics import roc_corners, wilson_interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Colours of Okabe and Ito, which colour-blind readers can tell apart; their yellow is too pale for lines on white.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vP*"
+STYLES = ("-", "--", ":")
+NORM_BINS = 10
+
+
+def new_axes(x: str, y: str) -> "Axes":
+    """Empty axes with these labels, on a figure of their own."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4.2))
+    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.05)
+    axes = figure.subplots()
+    axes.set_xlabel(x, fontsize=11)
+    axes.set_ylabel(y, fontsize=11)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def add_legend(axes: "Axes", columns: int = 2) -> "Figure":
+    """Add the legend below the axes, where it hides no data, and return the figure."""
+    axes.figure.legend(loc="outside lower center", ncols=columns, frameon=False)
+    return axes.figure
+
+
+def to_png(figure: "Figure") -> bytes:
+    """The figure as a PNG file of 720 x 504 pixels."""
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=120)
+    return file.getvalue()
+
+
+def power_of_ten(rate: float) -> str:
+    """A rate as a short text: 1e-4 for 0.0001."""
+    return f"{rate:.0e}".replace("e-0", "e-")
+
+
+def draw_histograms(axes: "Axes", label: np.ndarray, score: np.ndarray) -> float:
+    """Draw the densities of genuine (label True) and of impostor scores [P]; return the smallest density above 0."""
+    bins = int(np.clip(np.sqrt(len(score)), 10, 80))
+    span = (float(score.min()), float(score.max()))
+    smallest = np.inf
+    for name, members, color in (("genuine", label, COLORS[0]), ("impostor", ~label, COLORS[1])):
+        if members.any():
+            density, edges = np.histogram(score[members], bins, span, density=True)
+            style = dict(fill=True, facecolor=(color, 0.35), edgecolor=color, linewidth=1)
+            axes.stairs(density, edges, label=f"{name} ({members.sum():,} pairs)", **style)
+            smallest = min(smallest, density[density > 0].min())
+    return smallest
+
+
+def plot_roc(
+    lowest_far: float, label: np.ndarray, curves: Mapping[str, tuple[np.ndarray, Mapping[float, float]]]
+) -> "Figure":
+    """A plot of TAR against FAR, from `lowest_far` to 1.
+
+    label: bool [P]; curves: name -> (score [P], TARs in percent to mark, by FAR).
+    """
+    axes = new_axes("FAR", "TAR [%]")
+    axes.set_xscale("log")
+    axes.set_xlim(lowest_far, 1)
+    one_pair = 1 / max(1, np.count_nonzero(~label))
+    if one_pair > lowest_far:
+        axes.axvspan(lowest_far, one_pair, color="0.92", linewidth=0, label="fewer than one impostor pair")
+    for number, (name, (score, marks)) in enumerate(curves.items()):
+        far, tar = roc_corners(label, score)
+        start = np.searchsorted(far, lowest_far, side="right") - 1  # a log axis has no place for FAR 0
+        style = dict(color=COLORS[number], linestyle=STYLES[number % len(STYLES)], linewidth=1.8)
+        axes.step(np.maximum(far[start:], lowest_far), 100 * tar[start:], where="post", label=name, **style)
+        axes.plot(list(marks), list(marks.values()), MARKERS[number], color=COLORS[number], clip_on=False)
+    axes.set_ylim(top=min(axes.get_ylim()[1], 101))
+    return add_legend(axes)
+
+
+def plot_rates_by_norm(x: str, y: str, norm: np.ndarray, hit: np.ndarray) -> "Figure":
+    """A plot of the percentage of `hit`, bool [n], in bins of equal count by `norm` [n], with intervals and counts."""
+    axes = new_axes(f"{x} (ticks: ends of bins of equal count)", y)
+    order = np.argsort(norm, kind="stable")
+    bins = np.array_split(order, min(NORM_BINS, len(order)))
+    hits, counts = np.array([hit[members].sum() for members in bins]), np.array([len(members) for members in bins])
+    rate, (low, high) = hits / counts, wilson_interval(hits, counts)
+    places = np.arange(len(bins))
+    reach = 100 * np.stack([rate - low, high - rate]).clip(0)  # rounding may leave -1e-17
+    name = "rate, 95 % interval and counts"
+    axes.errorbar(places, 100 * rate, reach, fmt="o", capsize=3, color=COLORS[0], label=name, clip_on=False)
+    for place, hit_count, count, end in zip(places, hits, counts, 100 * high, strict=True):
+        above = dict(xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)
+        axes.annotate(f"{hit_count}/{count}", (place, end), **above)
+    ends = [*(norm[members[0]] for members in bins), norm[order[-1]]]
+    axes.set_xticks(np.arange(len(ends)) - 0.5, [f"{end:#.3g}".rstrip(".") for end in ends])
+    axes.set_ylim(0, 115 * high.max())
+    return add_legend(axes)
+
+
+def plot_over_steps(y: str, lines: Mapping[str, Sequence[tuple[int, float]]]) -> "Figure":
+    """A plot of lines over steps; lines: label -> (step, value) by step."""
+    axes = new_axes("step", y)
+    for number, (label, points) in enumerate(lines.items()):
+        look = number % len(COLORS)
+        style = STYLES[number // len(COLORS) % len(STYLES)]
+        text = label.replace("$", r"\$")  # two dollar signs would make it a formula
+        axes.plot(*zip(*points, strict=True), color=COLORS[look], marker=MARKERS[look], linestyle=style, label=text)
+    axes.ticklabel_format(useOffset=False, style="plain")
+    axes.locator_params(axis="x", nbins=6, integer=True)
+    return add_legend(axes, columns=max(1, 70 // (6 + max(map(len, lines)))))

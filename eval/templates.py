@@ -1,0 +1,87 @@
+"""Templates: the images of a person pooled into one embedding each, and the cosines of millions of pairs of them."""
+
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+
+from eval.metrics import ROWS_PER_CHUNK, lengths
+
+TEMPLATES_PER_BLOCK = 1024  # float64: 4 MB with 512 dimensions, which fits a core's cache
+DECIMALS = 12  # that scores are rounded to, so that equal ones tie: float64 products of unit vectors err by about 1e-15
+
+
+def pool(embeddings: np.ndarray, weights: np.ndarray, template: np.ndarray, count: int) -> np.ndarray:
+    """Unit templates, float64 [V, T, D]: for each of V weightings, the weighted sums of each template's embeddings.
+
+    embeddings [N, D]; weights [V, N]; template [N]: the row of each image's template, below `count` (T). Weights that
+    contain 1 / (number of images in the medium) turn the sum into the sum of the means of the media. A template of
+    length 0 stays 0.
+    """
+    units = np.zeros((len(weights), count, embeddings.shape[1]))
+    order = np.argsort(template, kind="stable")  # so that a chunk of images belongs to few templates
+    for start in range(0, len(order), ROWS_PER_CHUNK):
+        images = order[start : start + ROWS_PER_CHUNK]
+        chunk = embeddings[images].astype(np.float64)
+        rows = template[images]
+        low, high = rows[0], rows[-1] + 1
+        for unit, weight in zip(units, weights, strict=True):
+            entries = (weight[images], (rows - low, np.arange(len(images))))
+            unit[low:high] += csr_matrix(entries, shape=(high - low, len(images))) @ chunk
+    for unit in units:
+        unit /= lengths(unit)[:, None]
+    return units
+
+
+def pair_scores(units: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Dot products, float64 [V, P], of the rows first [P] and second [P], below T, of each of units [V, T, D].
+
+    They are rounded to DECIMALS.
+    """
+    scores = np.empty((len(units), len(first)))
+    for pairs in _by_blocks(first, second, units.shape[1]):
+        rows, columns = first[pairs], second[pairs]
+        for unit, of_variant in zip(torch.from_numpy(units), scores, strict=True):
+            of_variant[pairs] = _products(unit, rows, columns)
+    return scores.round(DECIMALS, out=scores)
+
+
+def images_in_medium(template: np.ndarray, medias: np.ndarray) -> np.ndarray:
+    """The number of images that each image's medium has within its template, int [N].
+
+    template [N]: rows of templates; medias [N]: ids of media, which templates may reuse.
+    """
+    ids, medium = np.unique(medias, return_inverse=True)
+    pair = template * len(ids) + medium
+    _, medium, sizes = np.unique(pair, return_inverse=True, return_counts=True)
+    return sizes[medium]
+
+
+def _by_blocks(first: np.ndarray, second: np.ndarray, count: int) -> Iterator[np.ndarray]:
+    """Positions of the pairs whose `second` is in one block of rows after another, sorted by `first`, below `count`.
+
+    In this order both rows of a pair are in the cache. In the order of the list they would come from memory.
+    """
+    small = np.min_scalar_type(count)  # NumPy sorts 16-bit integers in linear time
+    order = np.argsort(first.astype(small), kind="stable")
+    block = (second[order] // TEMPLATES_PER_BLOCK).astype(small)
+    order = order[np.argsort(block, kind="stable")]
+    end = 0
+    for size in np.bincount(block):
+        start, end = end, end + size
+        for piece in range(start, end, count**2):  # a sparse matrix takes no more entries than its shape has
+            yield order[piece : min(piece + count**2, end)]
+
+
+def _products(unit: torch.Tensor, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Entries [n] of unit @ unit.T for unit [T, D] at (rows [n], columns [n]); rows ascend, entries may repeat."""
+    row_ends = np.bincount(rows, minlength=len(unit)).cumsum()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        entries = torch.sparse_csr_tensor(
+            torch.from_numpy(np.append(0, row_ends)), torch.from_numpy(columns), unit.new_zeros(len(columns)),
+            size=(len(unit), len(unit)), check_invariants=False,  # which would refuse repeated entries
+        )  # fmt: skip
+    return torch.sparse.sampled_addmm(entries, unit, unit.T, beta=0.0).values().numpy()

@@ -1,0 +1,96 @@
+"""A benchmark is one module and one line: the example of docs/evaluation.md works in a copy of the repository."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from evaluation_sets import draw_faces, write_checkpoints
+
+from data.bin_set import write_bin
+
+# Scores a checkpoint, then the folder, then compares, all in one process.
+DRIVER = """
+import importlib
+import sys
+
+sets, checkpoints, out = sys.argv[1:]
+common = ["width=0.125", "embedding_size=16", "val_targets=[]", "ijb_targets=[]", "tinyface_targets=[]"]
+
+
+def run(name, *arguments):
+    script = importlib.import_module(f"eval.{name}")
+    if hasattr(script, "read_config"):
+        read_config = script.read_config
+        script.read_config = lambda args, **given: add_benchmark(read_config(args, **given))
+    sys.argv = [name, *arguments]
+    script.main()
+
+
+def add_benchmark(cfg):
+    cfg.update(gap_root=sets, gap_targets=["pairs"], gap_batch_size=8, gap_num_workers=0, gap_flip=True)
+    return cfg
+
+
+run("run_full_eval", "--checkpoint", f"{checkpoints}/5backbone.pth", "--results-json", f"{out}/5.json", "--plots", out,
+    *common)
+run("run_batch_eval", "--checkpoint-dir", checkpoints, "--report-dir", f"{out}/reports", *common)
+run("compare", f"{out}/5.json")
+"""
+
+
+def code_blocks(section: str) -> list[str]:
+    """The Python blocks of a section of docs/evaluation.md."""
+    text = (ROOT / "docs" / "evaluation.md").read_text()
+    return re.findall(r"```python\n(.*?)```", text[text.index(f"## {section}") :], re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def copy_with_benchmark(tmp_path_factory) -> Path:
+    """A copy of the repository's code with the example's module and its line in config/names.py."""
+    copy = tmp_path_factory.mktemp("copy")
+    for room in ("backbones", "config", "data", "eval", "utils"):
+        shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
+    module, line = code_blocks("A new benchmark")
+    (copy / "eval" / "gap.py").write_text(module)
+    names = (copy / "config" / "names.py").read_text()
+    last = '    "tinyface": "eval.tinyface:PROTOCOL",\n'
+    assert names.count(last) == 1
+    (copy / "config" / "names.py").write_text(names.replace(last, last + line))
+    return copy
+
+
+def test_the_example_of_the_docs_gives_json_csv_tables_and_plots(copy_with_benchmark, tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    write_checkpoints(checkpoints)
+    write_bin(tmp_path / "pairs.bin", draw_faces(), [True, False] * 10)
+    arguments = [str(tmp_path), str(checkpoints), str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, *arguments], cwd=copy_with_benchmark, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    metrics = json.loads((tmp_path / "out" / "5.json").read_text())["gap"]["pairs"]
+    with np.load(tmp_path / "out" / "5.npz") as arrays:
+        cosine, is_same = arrays["gap/pairs/cosine"], arrays["gap/pairs/is_same"]
+    assert metrics == {"gap": pytest.approx(cosine[is_same].mean() - cosine[~is_same].mean())}
+    assert re.search(rf"pairs +gap +{metrics['gap']:.4f}\n", done.stdout)  # on the screen
+    assert len(re.findall(r"\| pairs gap +\|", done.stdout)) == 2  # the table of the summary, and that of compare.py
+    with open(tmp_path / "out" / "reports" / "summary.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["checkpoint"] for row in rows] == ["5backbone", "10backbone", "finalbackbone", "best"]
+    gaps = [float(row["gap.pairs.gap"]) for row in rows]
+    assert gaps[0] == metrics["gap"] and gaps[3] == max(gaps[:3])
+    csv_text = (tmp_path / "out" / "reports" / "5backbone_metrics.csv").read_text()
+    assert csv_text == f"metric,value\ngap.pairs.gap,{metrics['gap']}\n"
+    assert (tmp_path / "out" / "cosines_pairs.png").is_file()
+    assert (tmp_path / "out" / "reports" / "plots" / "gap.png").is_file()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "pairs: cosines of genuine and impostor pairs" in page
