@@ -69,8 +69,8 @@ def move_centers(centers: Tensor, f_t: Tensor, labels: Tensor, alpha: Tensor) ->
 class UnitCenters:
     """The centers at unit length, in the data type of the matrix products.
 
-    They are derived from the centers, kept between steps and not saved. A step updates only the rows that it moved.
-    All rows are computed again after any other change: another tensor, another data type, or an in-place edit.
+    They are kept between steps and not saved. A step updates only the rows that it moved. After any other change
+    (another tensor, another data type, an in-place edit), `get` computes all rows again.
     """
 
     def __init__(self) -> None:

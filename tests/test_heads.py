@@ -21,7 +21,9 @@ from slow_heads import (
 )
 
 from config import names
-from heads import MARGINS, build_head, build_standalone_head
+from heads import MARGINS, build_head, build_standalone_head, feature_kd
+from heads.head import AdaDistillHead, MarginSoftmax
+from heads.margins import CosFace
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "heads.npz")
 GOLDEN_CASES = {
@@ -95,15 +97,15 @@ def test_each_compute_type_gives_finite_gradients_and_about_the_loss_of_float64(
 
 
 @pytest.mark.parametrize("weight", [0.0, 2.5])
-@pytest.mark.parametrize("feature_kd", ["cosine", "l2"])
-def test_feature_distillation_adds_its_weight_times_its_formula(feature_kd, weight):
+@pytest.mark.parametrize("loss", ["cosine", "l2"])
+def test_feature_distillation_adds_its_weight_times_its_formula(loss, weight):
     student, teacher, labels = batch()
     plain = float64_head()(student, teacher, labels).loss.item()
-    computed = float64_head(f"feature_kd={feature_kd}", f"feature_kd_weight={weight}")(student, teacher, labels).loss
+    computed = float64_head(f"feature_kd={loss}", f"feature_kd_weight={weight}")(student, teacher, labels).loss
     terms = {
         "cosine": [1 - cosine(a, b) for a, b in zip(student.numpy(), teacher.numpy(), strict=True)],
         "l2": [sum((unit(a) - unit(b)) ** 2) for a, b in zip(student.numpy(), teacher.numpy(), strict=True)],
-    }[feature_kd]
+    }[loss]
     assert computed.item() - plain == pytest.approx(weight * sum(terms) / len(terms), rel=1e-10, abs=1e-12)
 
 
@@ -240,3 +242,50 @@ def test_the_standalone_head_has_nothing_to_undo():
     head(batch()[0], batch()[2])
     head.end_step(torch.tensor(True))
     assert torch.equal(head.centers, before["centers"])
+
+
+def test_a_head_can_be_built_from_values_without_a_config():
+    centers = torch.randn(CLASSES, SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    head = AdaDistillHead(
+        MarginSoftmax(CosFace(m=0.35), s=64.0),
+        centers.clone(),
+        moving=True,
+        adaptive_alpha=True,
+        geometry=None,
+        feature_kd=feature_kd.cosine,
+        feature_kd_weight=2.5,
+    )
+    expected = float64_head("loss=CosFace", "feature_kd=cosine", "feature_kd_weight=2.5")
+    expected.set_centers(centers)
+    assert torch.equal(head(*batch()).loss, expected(*batch()).loss)
+    assert torch.equal(head.centers, expected.centers)
+
+
+def test_teacher_embeddings_may_be_float16_as_in_a_file():
+    student, teacher, labels = batch()
+    first, second = float64_head(), float64_head()
+    assert torch.equal(
+        first(student, teacher.half(), labels).loss, second(student, teacher.half().double(), labels).loss
+    )
+    assert torch.equal(first.centers, second.centers)
+
+
+@pytest.mark.parametrize("broken", [float("inf"), float("nan")])
+def test_a_teacher_embedding_that_is_not_finite_moves_no_center(broken):
+    head = float64_head()
+    before = head.centers.clone()
+    student, teacher, labels = batch()
+    teacher[4, 2] = broken
+    head(student, teacher, labels)
+    assert torch.equal(head.centers, before)
+
+
+def test_fixed_centers_have_nothing_to_undo(tmp_path):
+    path = tmp_path / "header.pth"
+    torch.save({"kernel": torch.randn(SIZE, CLASSES, generator=torch.Generator().manual_seed(0))}, path)
+    head = build_head(settings("centers=fixed", f"pretrained_teacher_header_path={path}")).double()
+    before = head.centers.clone()
+    head.begin_step()
+    head(*batch())
+    head.end_step(torch.tensor(True))
+    assert torch.equal(head.centers, before)

@@ -1,6 +1,7 @@
-"""Several ranks on gloo: what they share is bit-equal on all of them, and equal to one process with the whole batch.
+"""Several ranks on gloo: their state is bit-equal on all ranks, and equal to that of one process with the whole batch.
 
-Four processes are started once; for 2, 3 and 4 ranks in turn the first of them form a group and each takes its share.
+Four processes are started once. For 2, 3 and 4 ranks, the first 2, 3 and 4 of them form a group, and each takes its
+share of the batch.
 """
 
 import multiprocessing
@@ -19,7 +20,7 @@ from utils.distributed import Agreement, all_gather, broadcast_buffers, from_ran
 
 WORLDS = (2, 3, 4)
 CLASSES, SIZE = 20, 32
-# Classes 3 and 7 are on every rank of every split, 11 on some, and some ranks have a class twice.
+# Every rank of every split has classes 3 and 7, some have 11, and some have a class twice.
 LABELS = torch.tensor([3, 7, 3, 7, 11, 3, 3, 7, 11, 7, 3, 0])
 
 
@@ -39,7 +40,7 @@ def settings() -> EasyDict:
 
 
 def head_steps(cfg: EasyDict, part: slice) -> list[dict[str, torch.Tensor]]:
-    """Two steps of the head on a part of the global batch: what it holds and gives after each."""
+    """Two steps of the head on a part of the global batch: its state and results after each."""
     head, steps = build_head(cfg), []
     head.set_epoch(0.7)
     for step in (0, 1):
@@ -53,7 +54,7 @@ def head_steps(cfg: EasyDict, part: slice) -> list[dict[str, torch.Tensor]]:
 
 
 def normalised_network() -> nn.Sequential:
-    """Both kinds of BatchNorm, with and without weights of their own."""
+    """A network with both kinds of BatchNorm, with and without trained weights."""
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.PReLU(5), nn.Flatten(), nn.Linear(80, 4),
@@ -82,27 +83,27 @@ def batchnorm_steps(network: nn.Module, part: slice) -> dict[str, torch.Tensor]:
     return result
 
 
-def helpers() -> dict:
-    """What each helper of utils.distributed gives on this rank."""
+def collectives() -> dict:
+    """The results of all collectives of utils.distributed on this rank."""
     buffers = nn.BatchNorm1d(3)
     buffers.running_mean.fill_(rank() + 5)
     broadcast_buffers(buffers)
-    wishes = []
-    for wanted in (None, 0, 1):
+    requests = []
+    for requested in (None, 0, 1):
         agreement = Agreement()
-        agreement.post(*(wish == wanted and rank() == world_size() - 1 for wish in (0, 1)))
-        wishes.append(agreement.read())
+        agreement.post(*(number == requested and rank() == world_size() - 1 for number in (0, 1)))
+        requests.append(agreement.read())
     return {
         "gathered": all_gather(torch.full((2, 1), float(rank()), requires_grad=True)),
         "means": mean_over_ranks({"a": torch.tensor(float(rank())), "b": torch.tensor(2.0)}),
         "from_rank_0": from_rank_0({"rank": rank()}),
         "buffers": buffers.running_mean,
-        "wishes": wishes,
+        "requests": requests,
     }
 
 
 def work(number: int, folder: str, values: dict) -> None:
-    """A process: in each group that it is in, its share of everything, written to `folder`."""
+    """One of the processes: computes its share in each of its groups and writes the results to `folder`."""
     torch.set_num_threads(1)
     for world in WORLDS:
         if number >= world:
@@ -110,7 +111,7 @@ def work(number: int, folder: str, values: dict) -> None:
         dist.init_process_group("gloo", init_method=f"file://{folder}/init{world}", rank=number, world_size=world)
         share = 12 // world
         part = slice(number * share, (number + 1) * share)
-        result = {"head": head_steps(EasyDict(values), part), "helpers": helpers()}
+        result = {"head": head_steps(EasyDict(values), part), "collectives": collectives()}
         if world == 2:
             result["batchnorm"] = batchnorm_steps(synchronise(normalised_network(), torch.device("cpu")), part)
         torch.save(result, f"{folder}/{world}_{number}.pt")
@@ -120,9 +121,9 @@ def work(number: int, folder: str, values: dict) -> None:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict[int, list[dict]]:
-    """By number of ranks: what each rank wrote."""
+    """By number of ranks: the results of each rank."""
     folder = tmp_path_factory.mktemp("ranks")
-    # Fresh processes that share one import of torch, which is most of the time that this takes.
+    # New processes that share one import of torch, which takes most of the time.
     multiprocessing.set_forkserver_preload(["torch.distributed.nn.functional"])
     mp.start_processes(work, (str(folder), dict(settings())), max(WORLDS), start_method="forkserver")
     return {world: [torch.load(folder / f"{world}_{number}.pt") for number in range(world)] for world in WORLDS}
@@ -154,7 +155,7 @@ def test_centers_and_norm_statistics_do_not_depend_on_the_number_of_ranks(result
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_the_mean_of_the_ranks_losses_and_their_gradients_are_those_of_the_whole_batch(results, one_process, world):
+def test_the_mean_loss_and_the_gradients_of_the_ranks_equal_those_of_the_whole_batch(results, one_process, world):
     for step in (0, 1):
         parts = [result["head"][step] for result in results[world]]
         loss = torch.stack([part["loss"] for part in parts]).mean()
@@ -166,9 +167,9 @@ def test_the_mean_of_the_ranks_losses_and_their_gradients_are_those_of_the_whole
 def test_synchronised_batchnorm_equals_one_process_with_the_whole_batch(results):
     wanted = batchnorm_steps(normalised_network(), slice(0, 12))
     first, second = (result["batchnorm"] for result in results[2])
-    assert set(first) == set(wanted)  # the key names of the state stay too
+    assert set(first) == set(wanted)  # also the key names of the state
     for key, value in wanted.items():
-        if key.startswith("gradient"):  # of the sum over the batch: the ranks' add up to it
+        if key.startswith("gradient"):  # gradients of a sum over the batch: those of the ranks add up
             found = first[key] + second[key]
         elif key.startswith("state"):
             assert torch.equal(first[key], second[key]), key
@@ -188,17 +189,17 @@ def test_synchronising_one_process_changes_nothing():
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_the_helpers_give_every_rank_the_same(results, world):
-    for result in (part["helpers"] for part in results[world]):
+def test_collectives_give_every_rank_the_same_values(results, world):
+    for result in (part["collectives"] for part in results[world]):
         assert result["gathered"].tolist() == [[float(r)] for r in range(world) for _ in range(2)]
         assert not result["gathered"].requires_grad
         assert result["means"] == {"a": (world - 1) / 2, "b": 2.0}
         assert result["from_rank_0"] == {"rank": 0}
         assert result["buffers"].tolist() == [5, 5, 5]
-        assert result["wishes"] == [[False, False], [True, False], [False, True]]
+        assert result["requests"] == [[False, False], [True, False], [False, True]]
 
 
-def test_the_helpers_do_nothing_in_one_process():
-    result = helpers()
+def test_collectives_do_nothing_in_one_process():
+    result = collectives()
     assert result["gathered"].tolist() == [[0.0], [0.0]] and result["means"] == {"a": 0.0, "b": 2.0}
-    assert result["wishes"] == [[False, False], [True, False], [False, True]] and result["from_rank_0"] == {"rank": 0}
+    assert result["requests"] == [[False, False], [True, False], [False, True]] and result["from_rank_0"] == {"rank": 0}
