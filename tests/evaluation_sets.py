@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from arrow_sets import COUNT, datasets, write_set
 from conftest import run_script
-from test_template_set import COUNT, datasets, write_set
 
 from data.bin_set import write_bin
 from demo.make_demo_data import encoded_face

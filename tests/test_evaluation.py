@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from arrow_sets import write_set
 from evaluation_sets import COUNT, FULL, IJB, draw_faces, flags, score, write_checkpoints, write_sets
-from test_template_set import write_set
 
 from data.bin_set import write_bin
 from eval.report import read_json

@@ -4,45 +4,16 @@ import csv
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_script
 from evaluation_sets import draw_faces, write_checkpoints
 
 from data.bin_set import write_bin
 
-# Scores a checkpoint, then the folder, then compares, all in one process.
-DRIVER = """
-import importlib
-import sys
-
-sets, checkpoints, out = sys.argv[1:]
-common = ["width=0.125", "embedding_size=16", "val_targets=[]", "ijb_targets=[]", "tinyface_targets=[]"]
-
-
-def run(name, *arguments):
-    script = importlib.import_module(f"eval.{name}")
-    if hasattr(script, "read_config"):
-        read_config = script.read_config
-        script.read_config = lambda args, **given: add_benchmark(read_config(args, **given))
-    sys.argv = [name, *arguments]
-    script.main()
-
-
-def add_benchmark(cfg):
-    cfg.update(gap_root=sets, gap_targets=["pairs"], gap_batch_size=8, gap_num_workers=0, gap_flip=True)
-    return cfg
-
-
-run("run_full_eval", "--checkpoint", f"{checkpoints}/5backbone.pth", "--results-json", f"{out}/5.json", "--plots", out,
-    *common)
-run("run_batch_eval", "--checkpoint-dir", checkpoints, "--report-dir", f"{out}/reports", *common)
-run("compare", f"{out}/5.json")
-"""
+SMALL = ["width=0.125", "embedding_size=16", "val_targets=[]", "ijb_targets=[]", "tinyface_targets=[]"]
 
 
 def code_blocks(section: str) -> list[str]:
@@ -62,7 +33,7 @@ def copy_with_benchmark(tmp_path_factory) -> Path:
     names = (copy / "config" / "names.py").read_text()
     last = '    "tinyface": "eval.tinyface:PROTOCOL",\n'
     assert names.count(last) == 1
-    (copy / "config" / "names.py").write_text(names.replace(last, last + line))
+    (copy / "config" / "names.py").write_text(names.replace(last, f"{last}    {line.splitlines()[-1]}\n"))
     return copy
 
 
@@ -71,18 +42,24 @@ def test_the_example_of_the_docs_gives_json_csv_tables_and_plots(copy_with_bench
     checkpoints.mkdir()
     write_checkpoints(checkpoints)
     write_bin(tmp_path / "pairs.bin", draw_faces(), [True, False] * 10)
-    arguments = [str(tmp_path), str(checkpoints), str(tmp_path / "out")]
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, *arguments], cwd=copy_with_benchmark, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    out, printed = tmp_path / "out", ""
+    flags = ["--gap-root", tmp_path, "--gap-targets", "pairs", "--gap-batch-size", 8, "--gap-num-workers", 0, *SMALL]
+    one = ["--checkpoint", checkpoints / "5backbone.pth", "--results-json", out / "5.json", "--plots", out]
+    for script, *arguments in (
+        ["run_full_eval.py", *one, *flags],
+        ["run_batch_eval.py", "--checkpoint-dir", checkpoints, "--report-dir", out / "reports", *flags],
+        ["compare.py", out / "5.json"],
+    ):
+        done = run_script(copy_with_benchmark / "eval" / script, *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        printed += done.stdout
 
     metrics = json.loads((tmp_path / "out" / "5.json").read_text())["gap"]["pairs"]
     with np.load(tmp_path / "out" / "5.npz") as arrays:
         cosine, is_same = arrays["gap/pairs/cosine"], arrays["gap/pairs/is_same"]
     assert metrics == {"gap": pytest.approx(cosine[is_same].mean() - cosine[~is_same].mean())}
-    assert re.search(rf"pairs +gap +{metrics['gap']:.4f}\n", done.stdout)  # on the screen
-    assert len(re.findall(r"\| pairs gap +\|", done.stdout)) == 2  # the table of the summary, and that of compare.py
+    assert re.search(rf"pairs +gap +{metrics['gap']:.4f}\n", printed)  # on the screen
+    assert len(re.findall(r"\| pairs gap +\|", printed)) == 2  # the table of the summary, and that of compare.py
     with open(tmp_path / "out" / "reports" / "summary.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["checkpoint"] for row in rows] == ["5backbone", "10backbone", "finalbackbone", "best"]

@@ -7,8 +7,8 @@ _watched: list[BaseProcess] = []
 
 
 def watch_workers(processes: Iterable[BaseProcess]) -> None:
-    """Remember these workers. Workers that have ended normally are forgotten."""
-    _watched[:] = [process for process in {*_watched, *processes} if process.exitcode != 0]
+    """Remember these workers, in place of those before."""
+    _watched[:] = processes
 
 
 def killed_worker() -> str | None:
