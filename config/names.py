@@ -52,7 +52,7 @@ GEOMETRY = {"adaptive": "heads.geometry:adaptive", "static": "heads.geometry:sta
 FEATURE_KD = {"none": "heads.feature_kd:none", "cosine": "heads.feature_kd:cosine", "l2": "heads.feature_kd:l2"}
 
 # `lr_schedule`: functions that build the schedule from the config: fractional epoch -> factor on the learning rate.
-LR_SCHEDULES = {"step": "train.schedules:step", "cosine": "train.schedules:cosine"}
+LR_SCHEDULES = {"step": "train.schedules:step_decay", "cosine": "train.schedules:cosine"}
 
 # `db_file_format`: functions that open the training set that the config names.
 FILE_FORMATS = {"rec": "data.dataset:open_records", "folder": "data.folder_set:open_folder"}

@@ -82,10 +82,10 @@ def resampling(mode: str, size: int, new_size: int) -> Tensor:
 
     It resamples as OpenCV does: pixel centers at halves, and no smoothing beforehand except by "area".
     """
-    if mode == "area":  # new pixel i covers the old ones from i * step to (i + 1) * step
-        step = size / new_size
-        start, pixel = torch.arange(new_size, dtype=torch.float64)[:, None] * step, torch.arange(size)
-        matrix = (torch.minimum(start + step, pixel + 1.0) - torch.maximum(start, pixel.double())).clamp_min(0) / step
+    if mode == "area":  # new pixel i covers the old ones from i * width to (i + 1) * width
+        width = size / new_size
+        start, pixel = torch.arange(new_size, dtype=torch.float64)[:, None] * width, torch.arange(size)
+        matrix = (torch.minimum(start + width, pixel + 1.0) - torch.maximum(start, pixel.double())).clamp_min(0) / width
     elif mode == "nearest":  # OpenCV's rounding; torch picks the other neighbour where two pixels share an edge
         pixel = (torch.arange(new_size, dtype=torch.float64) * (1 / (new_size / size))).long()
         matrix = F.one_hot(pixel, size)

@@ -50,10 +50,8 @@ def sample_pairs(positions: np.ndarray, labels: np.ndarray, count: int, rng: np.
     return Pairs(positions[same], positions[different])
 
 
-def pair_cosines(pairs: Pairs, positions: np.ndarray, embeddings: np.ndarray) -> Cosines:
-    """The cosines of pairs. embeddings: [N, D], of the images at `positions` [N], which are ascending."""
-    unit = embeddings.astype(np.float64)
-    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+def pair_cosines(pairs: Pairs, positions: np.ndarray, unit: np.ndarray) -> Cosines:
+    """The cosines of pairs. unit: unit embeddings [N, D] of the images at `positions` [N], which are ascending."""
     return Cosines(*(_dots(unit[np.searchsorted(positions, images)]) for images in pairs))
 
 

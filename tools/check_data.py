@@ -110,6 +110,7 @@ def check_with_teacher(cfg, images, pairs, report, num_workers: int) -> None:
     from backbones import find_teacher
     from data.pairs import pair_cosines, significantly_higher
     from eval.embeddings import embed_batches
+    from eval.metrics import unit_length
     from eval.verification import roc_metrics
     from tools.examine import Pixels
     from train.teachers import build_live_teacher
@@ -135,7 +136,7 @@ def check_with_teacher(cfg, images, pairs, report, num_workers: int) -> None:
             embeddings = np.concatenate([views[0].cpu().numpy() for _, views in bar])
             if not np.isfinite(embeddings).all():
                 raise InputError(f"{release.origin}: its embeddings are not finite; fetch the weights again")
-            measured = cosines[colours] = pair_cosines(pairs, positions, embeddings)
+            measured = cosines[colours] = pair_cosines(pairs, positions, unit_length(embeddings))
             report.figures[f"{colours}_same"] = round(float(measured.same.mean()), 4)
             report.figures[f"{colours}_different"] = round(float(measured.different.mean()), 4)
             report.figures[f"{colours}_AUC"] = round(roc_metrics(is_same, np.concatenate(measured))["AUC"], 5)

@@ -41,6 +41,7 @@ class Snapshot:
         """Restore the tensors if `undo`, a bool [] on the device, is true."""
         for tensors, copy in zip(self._groups, self._copies, strict=True):
             parts = torch.where(undo, copy, _flattened(tensors)).split([tensor.numel() for tensor in tensors])
+            # Not public, but nothing public copies many tensors in one operation.
             torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
 
 

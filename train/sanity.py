@@ -6,6 +6,7 @@ import numpy as np
 
 from data.dataset import FaceDataset
 from data.pairs import pair_cosines, sample_pairs, significantly_higher
+from eval.metrics import unit_length
 
 PAIRS = 32
 # Labels are read to find pairs. Most sets are sorted by identity, so runs of neighbours are read, each of which costs a
@@ -28,7 +29,7 @@ def teacher_notes(dataset: FaceDataset, embed: Callable[[np.ndarray], np.ndarray
             f"{len(pairs.same)} pairs are of one identity and {len(pairs.different)} of two",
         )
     used = pairs.positions()
-    cosines = pair_cosines(pairs, used, embed(used))
+    cosines = pair_cosines(pairs, used, unit_length(embed(used)))
     line = f"teacher on {len(pairs.same)} pairs of the training set: {cosines}"
     if significantly_higher(*cosines):
         return (line,)

@@ -10,7 +10,7 @@ from config import names
 Schedule = Callable[[float], float]  # fractional epoch -> factor of the learning rate
 
 
-def step(cfg: EasyDict) -> Schedule:
+def step_decay(cfg: EasyDict) -> Schedule:
     """Divide by 10 for each milestone m with m - 1 <= epoch, as published."""
     milestones = cfg.lr_milestones
     return lambda epoch: 0.1 ** sum(milestone - 1 <= epoch for milestone in milestones)

@@ -1,23 +1,19 @@
 """BatchNorm with the statistics of the global batch: torch's own on GPUs, this one on CPUs, where torch has none."""
 
 import torch
-import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from utils.distributed import world_size
 
 
-class SyncBatchNorm(_BatchNorm):
-    """Like nn.BatchNorm1d and 2d, with mean and variance over [ranks * B, H, W]. All ranks have the same batch size."""
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        """Accept any [B, C, ...]."""
+class SyncBatchNorm(nn.BatchNorm2d):
+    """BatchNorm of [B, C, ...] with mean and variance over all ranks, whose batches must have the same size."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or world_size() == 1:
-            return super().forward(input)
+        if not self.training:
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         dims = [0, *range(2, input.dim())]
         shape = [1, -1] + [1] * (input.dim() - 2)
         count = world_size() * input.numel() // input.shape[1]
@@ -35,17 +31,17 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def synchronise(network: nn.Module, device: torch.device) -> nn.Module:
-    """Replace the BatchNorm layers by synchronised ones. Key names and weights stay the same."""
-    if not dist.is_initialized():
+    """Replace the BatchNorm layers by synchronised ones, if there are several ranks. Key names and weights stay."""
+    if world_size() == 1:
         return network
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, _BatchNorm):
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
                 layer = SyncBatchNorm(child.num_features, child.eps, child.momentum, child.affine)
                 layer.load_state_dict(child.state_dict())
-                for own, old in zip(layer.parameters(), child.parameters(), strict=True):
-                    own.requires_grad = old.requires_grad
+                for parameter, original in zip(layer.parameters(), child.parameters(), strict=True):
+                    parameter.requires_grad = original.requires_grad
                 setattr(parent, name, layer)
     return network

@@ -97,9 +97,9 @@ def degrade(picture: np.ndarray, view: View) -> np.ndarray:
         picture = cv2.GaussianBlur(picture, (0, 0), view.blur)
     if view.motion > 0:
         reach, angle = int(np.ceil(view.motion / 2)), np.deg2rad(view.motion_angle)
-        step = view.motion / 2 * np.array([np.cos(angle), np.sin(angle)])
+        half = view.motion / 2 * np.array([np.cos(angle), np.sin(angle)])
         kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.uint8)
-        ends = np.rint((reach + np.stack([-step, step])) * 16).astype(np.int32)
+        ends = np.rint((reach + np.stack([-half, half])) * 16).astype(np.int32)
         cv2.polylines(kernel, [ends], False, 255, 1, cv2.LINE_AA, 4)
         picture = cv2.filter2D(picture, -1, kernel / kernel.sum(dtype=np.float32))
     if view.resolution < SIZE:
@@ -129,9 +129,9 @@ def sketch_face(head: Head, identity: Identity, view: View, rng: np.random.Gener
     sketch.add(np.concatenate([sides, sides[::-1] * (-1, 1, 1)]), palette.skin)
     draw_ear(sketch, head, identity, palette, -far)
     cheek = surface(*ellipse(23, 17, 9, 7).T)
-    for step in range(1, 5):
-        blush = (cheek - (23, 17, 0)) * (1.2 - 0.22 * step) + (23, 17, 0)
-        sketch.add(blush, mix(palette.skin, (206, 76, 76), 0.09 * step * identity.blush), mirror=True)
+    for layer in range(1, 5):
+        blush = (cheek - (23, 17, 0)) * (1.2 - 0.22 * layer) + (23, 17, 0)
+        sketch.add(blush, mix(palette.skin, (206, 76, 76), 0.09 * layer * identity.blush), mirror=True)
     draw_marks(sketch, identity, palette)
     draw_beard(sketch, head, identity, palette)
     draw_mouth(sketch, identity, view, palette)

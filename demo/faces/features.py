@@ -67,16 +67,16 @@ def draw_marks(sketch: Sketch, identity: Identity, palette: Palette) -> None:
 def draw_beard(sketch: Sketch, head: Head, identity: Identity, palette: Palette) -> None:
     """Beard and moustache: layers from skin to hair colour, which give soft edges, and single hairs."""
     mouth, y = identity.mouth_height, np.linspace(2, head.chin, 14)
-    for step, inset in enumerate((0.0, 1.3, 2.6)):
+    for layer, inset in enumerate((0.0, 1.3, 2.6)):
         if identity.beard > 0:
-            colour = mix(palette.skin, palette.brow, (0.2 + 0.7 * identity.beard) * (0.4 + 0.3 * step))
+            colour = mix(palette.skin, palette.brow, (0.2 + 0.7 * identity.beard) * (0.4 + 0.3 * layer))
             cheek = curve([(37, 3), (33.5 - inset, 14), (28 - inset, 26 + inset), (19, mouth - 7 + inset),
                            (15.5, mouth + 3), (9, mouth + 8.5), (0, mouth + 7 + inset)])  # fmt: skip
             upper = surface(*cheek.T, 0.3)
             jaw = surface(np.inf, y, np.linspace(0, 1, 14) ** 2 * 5 * identity.beard + 0.4 - 0.2 * inset)
             sketch.add(np.concatenate([upper, upper[::-1] * (-1, 1, 1), jaw * (-1, 1, 1), jaw[::-1]]), colour)
         if identity.moustache > 0:
-            shade = mix(palette.skin, palette.brow, (0.5 + 0.5 * identity.moustache) * (0.4 + 0.3 * step))
+            shade = mix(palette.skin, palette.brow, (0.5 + 0.5 * identity.moustache) * (0.4 + 0.3 * layer))
             half, low = identity.mouth_width + 2.5 - inset, mouth - 0.9 * identity.upper_lip
             high, end = identity.nose_length + 5 + inset, mouth - identity.mouth_curve + 1
             right = [(0, high + 1.2, 2), (0.35 * half, high + 0.5, 2), (0.7 * half, 0.7 * high + 0.3 * end, 2),

@@ -50,17 +50,17 @@ class Palette:
 
 
 @lru_cache(maxsize=64)
-def spline_basis(count: int, closed: bool, steps: int = 5) -> np.ndarray:
-    """Weights [samples, count] of a Catmull-Rom curve through `count` points: curve = weights @ points."""
+def spline_basis(count: int, closed: bool, samples: int = 5) -> np.ndarray:
+    """Weights [points of the curve, count] of a Catmull-Rom curve through `count` points, with `samples` per span."""
     spans = count if closed else count - 1
-    t = np.linspace(0, 1, steps, endpoint=False)
+    t = np.linspace(0, 1, samples, endpoint=False)
     powers = np.stack([t**0, t, t**2, t**3], 1)
     kernel = 0.5 * np.array([[0, 2, 0, 0], [-1, 0, 1, 0], [2, -5, 4, -1], [-1, 3, -3, 1]])
-    basis = np.zeros((spans * steps + (not closed), count))
+    basis = np.zeros((spans * samples + (not closed), count))
     for span in range(spans):
         for k in range(4):
             index = (span + k - 1) % count if closed else min(max(span + k - 1, 0), count - 1)
-            basis[span * steps : (span + 1) * steps, index] += powers @ kernel[:, k]
+            basis[span * samples : (span + 1) * samples, index] += powers @ kernel[:, k]
     if not closed:
         basis[-1, -1] = 1
     return basis
