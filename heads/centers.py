@@ -1,16 +1,12 @@
 """Class centers as running averages of teacher embeddings (AdaDistill: Boutros, Struc, Damer, ECCV 2024)."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from utils.distributed import all_gather
 
 FLOOR = 1e-6
-ROWS_PER_BLOCK = 65536  # centers normalised at a time, so that no second float32 copy of all of them is needed
 
 
 def confidence(w_y: Tensor, f_t: Tensor) -> Tensor:
@@ -64,59 +60,3 @@ def move_centers(centers: Tensor, f_t: Tensor, labels: Tensor, alpha: Tensor) ->
     new = means[:, :1] * old + means[:, 1:]
     centers[labels] = torch.where(values.isfinite().all(), new, old)
     return labels, old
-
-
-class UnitCenters:
-    """The centers at unit length, in the data type of the matrix products.
-
-    They are kept between steps and not saved. A step updates only the rows that it moved. After any other change
-    (another tensor, another data type, an in-place edit), `get` computes all rows again.
-    """
-
-    def __init__(self) -> None:
-        self._unit: Tensor | None = None
-        self._guard: Any = None  # autograd node that has saved the centers
-
-    def get(self, centers: Tensor) -> Tensor:
-        """The unit centers [C, D] of `centers` [C, D]; their data type is autocast's where autocast is on."""
-        device = centers.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else centers.dtype
-        if not self._up_to_date(centers, dtype):
-            with torch.inference_mode(False), torch.no_grad():  # later steps write to it
-                self._unit = torch.empty_like(centers, dtype=dtype)
-                for rows, unit in zip(centers.split(ROWS_PER_BLOCK), self._unit.split(ROWS_PER_BLOCK), strict=True):
-                    unit.copy_(F.normalize(rows, eps=1e-12))
-            self._guard = _InPlaceGuard.of(centers)
-        return self._unit
-
-    def update_rows(self, centers: Tensor, labels: Tensor) -> None:
-        """Follow a change of the rows `labels` of `centers`, the only change since the last call."""
-        self._unit[labels] = F.normalize(centers[labels], eps=1e-12).to(self._unit.dtype)
-        self._guard = _InPlaceGuard.of(centers)
-
-    def _up_to_date(self, centers: Tensor, dtype: torch.dtype) -> bool:
-        if self._unit is None or self._unit.dtype != dtype:
-            return False
-        try:
-            (saved,) = self._guard.saved_tensors
-        except RuntimeError:  # autograd's answer where a saved tensor was changed in place
-            return False
-        return saved is centers
-
-    def __reduce__(self) -> tuple[type, tuple]:
-        return UnitCenters, ()  # copies and pickles of a head start without them
-
-
-class _InPlaceGuard(torch.autograd.Function):
-    """Saves a tensor as if for a backward pass: reading `saved_tensors` then fails if it was changed in place since."""
-
-    @staticmethod
-    def of(tensor: Tensor) -> Any:
-        """The autograd node that has saved `tensor`, without a copy."""
-        with torch.inference_mode(False), torch.enable_grad():
-            return _InPlaceGuard.apply(torch.zeros((), requires_grad=True), tensor).grad_fn
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, start: Tensor, tensor: Tensor) -> Tensor:
-        ctx.save_for_backward(tensor)
-        return start.clone()

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heads.centers import UnitCenters, confidence, move_centers, similarity, update_weight
+from heads.centers import confidence, move_centers, similarity, update_weight
 from heads.cross_entropy import block_cross_entropy
 from heads.geometry import GeometryTerm
 from heads.margins import Margin
+from heads.unit_centers import UnitCenters
 from utils.distributed import all_gather
 
 

@@ -179,3 +179,12 @@ def test_the_additions_that_the_readme_shows_train_a_network(small_run, tmp_path
     assert done.returncode == 0, done.stdout + done.stderr
     assert (output / "2backbone.pth").is_file()
     assert "margin 0.175" in (output / "training.log").read_text()  # half of 0.35
+
+
+def test_the_line_counts_of_the_architecture_are_about_right():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    counts = re.findall(r"^\| `([\w/]+\.py)` \| (\d+) \|", page, re.MULTILINE)
+    assert len(counts) >= 20
+    for path, stated in counts:
+        lines = len((ROOT / path).read_text().splitlines())
+        assert abs(lines - int(stated)) <= 10, f"docs/architecture.md: {path} has {lines} lines"
