@@ -66,7 +66,7 @@ def test_importing_the_protocols_does_not_import_datasets():
 def test_a_protocol_without_targets_is_not_evaluated():
     def due(epoch: int, *overrides: str) -> list[str]:
         sets = protocols.build_evaluation_sets(load_config(overrides=list(overrides)))
-        return list(dict.fromkeys(each.protocol for each in protocols.due(sets, epoch)))
+        return list(dict.fromkeys(evaluation_set.protocol for evaluation_set in protocols.due(sets, epoch)))
 
     assert due(0) == ["verification", "ijb", "tinyface"]
     assert due(0, "ijb_targets=[]") == ["verification", "tinyface"]
@@ -74,13 +74,13 @@ def test_a_protocol_without_targets_is_not_evaluated():
 
 def test_a_set_is_due_after_the_number_of_epochs_that_its_key_names():
     sets = [EvaluationSet("ijb", str(epochs), (), 1, 0, True, epochs_between=epochs) for epochs in (0, 1, 2)]
-    due = [[each.target for each in protocols.due(sets, epoch)] for epoch in range(3)]
+    due = [[evaluation_set.target for evaluation_set in protocols.due(sets, epoch)] for epoch in range(3)]
     assert due == [["1", "2"], ["1"], ["1", "2"]]
 
 
 def test_missing_sets_are_reported(tmp_path):
     sets = protocols.build_evaluation_sets(load_config(overrides=[f"ijb_root={tmp_path}"]), ["ijb"])
-    missing = [each for each in sets if each.target == "IJBB_gt_aligned"]
+    missing = [evaluation_set for evaluation_set in sets if evaluation_set.target == "IJBB_gt_aligned"]
     results = protocols.evaluate(torch.nn.Identity(), missing, torch.device("cpu"), torch.float32)
     assert results.metrics == {}
     assert results.absent == [f"ijb.IJBB_gt_aligned: {tmp_path / 'IJBB_gt_aligned'}"]
