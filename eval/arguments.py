@@ -1,4 +1,4 @@
-"""The command line that the evaluation scripts share. A flag that is not given takes its value from the config."""
+"""The command line that the evaluation scripts share. Without a flag, the value in the config is used."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ from easydict import EasyDict
 from config import BASE, load_config, names
 from config.rules import known_rules
 
-NOTHING_THERE = (
+NO_SET_FOUND = (
     "none of the evaluation sets was found: name their folders (--val-data, --ijb-root, ...) and the sets "
     "(--val-targets, --ijb-targets, ...)"
 )
@@ -17,43 +17,43 @@ _SETTINGS = ("rec", "root", "targets", "batch_size", "num_workers", "flip")
 _ALIASES = {"val_rec": ["--val-data"]}
 
 
-def settings() -> list[str]:
-    """The config keys that have a flag: for each benchmark where its sets are and how they are embedded."""
+def keys_with_flag() -> list[str]:
+    """The config keys that have a flag: those of each benchmark that say where its sets are and how to embed them."""
     keys = [f"{names.key_prefix(protocol)}_{setting}" for protocol in names.PROTOCOLS for setting in _SETTINGS]
     return [key for key in keys if key in known_rules()]
 
 
-def parser(description: str) -> argparse.ArgumentParser:
+def make_parser(description: str) -> argparse.ArgumentParser:
     """A parser with the flags that every evaluation script needs."""
-    result = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=description,
         epilog="Set other keys of the config as key=value, for example network=iresnet50 embedding_size=512. "
         "To use several GPUs, start the script with torchrun; the results are the same. "
         "Exit code 0: every set that was found was scored. Exit code 2: something failed, as the error message says; "
         "the other results are written.",
     )
-    result.add_argument("--config", default=str(BASE), help="config or preset file (default: config/config.py)")
-    result.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is a GPU, else cpu")
+    parser.add_argument("--config", default=str(BASE), help="config or preset file (default: config/config.py)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is a GPU, else cpu")
     rules = known_rules()
-    for key in settings():
+    for key in keys_with_flag():
         rule = rules[key]
-        result.add_argument(
+        parser.add_argument(
             "--" + key.replace("_", "-"),
             *_ALIASES.get(key, []),
             dest=key,
             help=f"{rule.meaning} (config key {key})".replace("%", "%%"),
             **({"action": argparse.BooleanOptionalAction} if rule.is_flag else {"metavar": rule.placeholder}),
         )
-    result.add_argument("--save-embeddings", metavar="DIR", help="write the embeddings of each set there, as .npy")
-    result.add_argument("overrides", nargs="*", metavar="key=value", help="any other key of the config")
-    return result
+    parser.add_argument("--save-embeddings", metavar="DIR", help="write the embeddings of each set there, as .npy")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any other key of the config")
+    return parser
 
 
 def read_config(args: argparse.Namespace, **extra: str) -> EasyDict:
-    """The config with the overrides and flags of the command line, then `extra`, applied to it."""
+    """The config, changed by the overrides of the command line, then by its flags, then by `extra`."""
     rules = known_rules()
     overrides = list(args.overrides)
-    for key in settings():
+    for key in keys_with_flag():
         value = getattr(args, key)
         if value is not None:
             overrides.append(f"{key}={os.path.abspath(value) if rules[key].is_path else value}")

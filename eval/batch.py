@@ -1,24 +1,14 @@
-"""The checkpoints of a folder, scored one after another: a report for each, and a summary that compares them."""
+"""Evaluation of all checkpoints of a folder: a report for each, and a summary that compares them."""
 
 import os
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
-from easydict import EasyDict
+from torch import nn
 
-from backbones import build_backbone
-from eval.protocols import (
-    PROTOCOLS,
-    Results,
-    configured_sets,
-    describe_absent,
-    embeddings_file,
-    evaluate,
-    find_set,
-    flat,
-    open_set,
-    warnings_of,
-)
+from eval.protocols import PROTOCOLS, Results, embeddings_file, evaluate, flatten, open_images, warnings_of
 from eval.report import (
     ScoredCheckpoint,
     Table,
@@ -33,18 +23,17 @@ from eval.report import (
     write_report,
     write_rows,
 )
-from eval.sets import Sets
+from eval.sets import EvaluationSet, SetCache
 from utils.about import describe_run
 from utils.distributed import on_all_ranks, on_rank_0
 from utils.errors import InputError
 from utils.files import write_text
-from utils.precision import compute_type
 from utils.weights import step_in_name
 
 
 def find_checkpoints(folder: str | os.PathLike, suffix: str) -> list[Path]:
-    """The files of the folder whose names end in the suffix, by the step at the start of their names; names without a
-    step come last. Raises InputError if there are none."""
+    """The files of the folder whose names end in the suffix, in the order of the steps at the start of their names.
+    Names without a step come last. Raises InputError if there is no such file."""
     if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such folder of checkpoints")
     paths = [path for path in Path(folder).iterdir() if path.name.endswith(suffix) and path.is_file()]
@@ -58,42 +47,45 @@ def find_checkpoints(folder: str | os.PathLike, suffix: str) -> list[Path]:
     return sorted(paths, key=order)
 
 
-class Batch:
-    """Scores checkpoints by `protocols` and writes a report for each into the folder `reports`.
+class BatchEvaluation:
+    """Scores checkpoints on `sets` and writes a report for each into the folder `reports`.
 
-    All ranks call `score`; only rank 0 calls `finish`. scored: in the order of the calls; failed: "checkpoint: reason"
-    of checkpoints that could not be loaded.
+    load_network: path of a checkpoint -> network; dtype: the type in which networks compute; save_json: also write
+    metrics and arrays, as JSON and .npz; embeddings: the folder for embeddings, or None; cache_gb: see `SetCache`.
+
+    All ranks call `score`; only rank 0 calls `finish`. scored: the checkpoints with results, in the order of the calls;
+    failed: "checkpoint: reason" of the checkpoints that could not be loaded.
     """
 
     def __init__(
         self,
-        cfg: EasyDict,
-        protocols: list[str],
+        sets: Sequence[EvaluationSet],
+        load_network: Callable[[Path], nn.Module],
+        dtype: torch.dtype,
         reports: Path,
         save_json: bool,
         embeddings: str | None,
         cache_gb: float,
     ) -> None:
-        self.cfg, self.protocols, self.reports = cfg, protocols, reports
+        self.sets, self.load_network, self.dtype, self.reports = sets, load_network, dtype, reports
         self.save_json, self.embeddings = save_json, embeddings
-        self.sets = Sets(cache_gb)
+        self.cache = SetCache(cache_gb)
         self.scored: list[ScoredCheckpoint] = []
         self.failed: list[str] = []
-        self._known_warnings: dict[tuple[str, str], list[str]] = {}
+        self._known_warnings: dict[EvaluationSet, list[str]] = {}
 
     def score(self, path: Path, device: torch.device, force: bool) -> str:
-        """Score the checkpoint, unless it has a complete report that is newer and `force` is not set.
+        """Score the checkpoint. Without `force`, one that has a complete and newer report is skipped.
 
-        Returns what to print about it.
+        Returns the text to print about it.
         """
         try:
             if not force and on_rank_0(lambda: self._reuse_report(path)):
                 return "has a complete report, skipped"
-            network = on_all_ranks(lambda: build_backbone(EasyDict(self.cfg, init_from=str(path))))
+            network = on_all_ranks(lambda: self.load_network(path))
             network = network.to(device, memory_format=torch.channels_last)
             folder = self.embeddings and Path(self.embeddings, path.stem)
-            dtype = compute_type(self.cfg.dtype, device)
-            results = evaluate(network, self.cfg, self.protocols, device, dtype, self.sets, folder)
+            results = evaluate(network, self.sets, device, self.dtype, self.cache, folder)
         except (InputError, OSError) as error:
             self.failed.append(f"{path.name}: {error}")
             return f"FAILED: {error}"
@@ -102,54 +94,65 @@ class Batch:
 
     def finish(self, plots: Path, about: dict[str, str]) -> Table:
         """Write summary.csv, summary.md, report.html and the plots; return the table of the summary."""
-        metrics = {one.name: one.results.metrics for one in self.scored}
+        metrics = {checkpoint.name: checkpoint.results.metrics for checkpoint in self.scored}
         table = methods_table("Summary [%]", metrics, "checkpoint")
         failed = [f"failed: {reason}" for reason in self.failed]
         write_rows(self.reports / "summary.csv", self._summary_rows())
         notes = "".join(f"- {note}\n" for note in [*failed, *notes_on(self.scored)])
         write_text(self.reports / "summary.md", f"{markdown(table)}\n\n{notes}")
-
-        def open_images(name: str, target: str) -> object:
-            return open_set(self.cfg, name, target, self.sets)
-
-        write_report(self.reports / "report.html", plots, self.scored, about, open_images, failed)
+        images_of = partial(open_images, self.sets, self.cache)
+        write_report(self.reports / "report.html", plots, self.scored, about, images_of, failed)
         return table
+
+    def failures(self) -> list[str]:
+        """ "checkpoint: reason" for checkpoints that could not be loaded, then for sets that could not be scored."""
+        failed_sets = (
+            f"{checkpoint.name}: {reason}" for checkpoint in self.scored for reason in checkpoint.results.failed
+        )
+        return [*self.failed, *failed_sets]
 
     def _report_path(self, path: Path, suffix: str) -> Path:
         return self.reports / f"{path.stem}_metrics{suffix}"
 
     def _reuse_report(self, path: Path) -> bool:
-        """Take the results from the checkpoint's report, if it is newer and has every set that exists."""
-        sets = configured_sets(self.cfg, self.protocols)
-        existing = [(name, target) for name, target in sets if find_set(self.cfg, name, target) is not None]
+        """Add the results of the checkpoint's report, if it is newer and has every set that exists.
+
+        Returns whether they were added.
+        """
+        existing = [evaluation_set for evaluation_set in self.sets if evaluation_set.find() is not None]
+        keys = [evaluation_set.key for evaluation_set in existing]
         csv_path, json_path, npz_path = (self._report_path(path, suffix) for suffix in (".csv", ".json", ".npz"))
         files = [csv_path, json_path, npz_path] if self.save_json else [csv_path]
         if self.embeddings:
-            files += [embeddings_file(Path(self.embeddings, path.stem), name, target) for name, target in existing]
+            files += [embeddings_file(Path(self.embeddings, path.stem), *key) for key in keys]
         changed = path.stat().st_mtime_ns
         if not all(file.is_file() and file.stat().st_mtime_ns > changed for file in files):
             return False
         try:
-            results = read_json(json_path) if self.save_json else read_csv(csv_path, sets)
-            if not self.save_json:
-                results.warnings.extend(warning for where in existing for warning in self._warnings(*where))
+            if self.save_json:
+                results = read_json(json_path)
+            else:
+                results = read_csv(csv_path, [evaluation_set.key for evaluation_set in self.sets])
+                for evaluation_set in existing:
+                    results.warnings.extend(self._warnings(evaluation_set))
         except InputError:
             return False
-        if not all(target in results.metrics.get(name, {}) for name, target in existing):
+        if not all(target in results.metrics.get(protocol, {}) for protocol, target in keys):
             return False
-        absent = [describe_absent(self.cfg, name, target) for name, target in sets if (name, target) not in existing]
-        metrics, arrays = (_select(values, existing) for values in (results.metrics, results.arrays))
+        absent = [evaluation_set.describe_absent() for evaluation_set in self.sets if evaluation_set not in existing]
+        metrics, arrays = (_select(values, keys) for values in (results.metrics, results.arrays))
         self._add(path, Results(metrics, arrays, absent, [], results.warnings))
         return True
 
-    def _warnings(self, name: str, target: str) -> list[str]:
-        """The warnings about a set, which is opened at the first call only. CSV files do not contain them."""
-        if PROTOCOLS[name].warn is None:
+    def _warnings(self, evaluation_set: EvaluationSet) -> list[str]:
+        """The warnings about a set, which CSV files do not contain. Only the first call opens the set."""
+        protocol = PROTOCOLS[evaluation_set.protocol]
+        if protocol.warn is None:
             return []
-        if (name, target) not in self._known_warnings:
-            images = PROTOCOLS[name].open(find_set(self.cfg, name, target))
-            self._known_warnings[name, target] = warnings_of(name, target, images)
-        return self._known_warnings[name, target]
+        if evaluation_set not in self._known_warnings:
+            images = protocol.open(evaluation_set.find())
+            self._known_warnings[evaluation_set] = warnings_of(evaluation_set, images)
+        return self._known_warnings[evaluation_set]
 
     def _write_metrics(self, path: Path, results: Results) -> None:
         write_csv(self._report_path(path, ".csv"), results)
@@ -159,32 +162,34 @@ class Batch:
         self._add(path, results)
 
     def _add(self, path: Path, results: Results) -> None:
-        if results.arrays:  # only the last checkpoint's are kept: those of IJB-C take a quarter of a GB
-            self.scored = [one._replace(results=one.results._replace(arrays={})) for one in self.scored]
+        if results.arrays:  # only the arrays of the last checkpoint are kept, because those of IJB-C take 0.25 GB
+            self.scored = [
+                checkpoint._replace(results=checkpoint.results._replace(arrays={})) for checkpoint in self.scored
+            ]
         self.scored.append(ScoredCheckpoint(path.stem, results))
 
     def _summary_rows(self) -> list[list]:
         """One row per checkpoint, one column per metric, and the best of each column in the last row."""
-        values = {one.name: flat(one.results.metrics) for one in self.scored}
+        metrics = [flatten(checkpoint.results.metrics) for checkpoint in self.scored]
         displays = {
             f"{protocol}.{target}.{metric}": PROTOCOLS[protocol].display(metric)
-            for one in self.scored
-            for protocol, targets in one.results.metrics.items()
-            for target, metrics in targets.items()
-            for metric in metrics
+            for checkpoint in self.scored
+            for protocol, targets in checkpoint.results.metrics.items()
+            for target, values in targets.items()
+            for metric in values
         }
-        rows = [[one.name, one.step, *(values[one.name].get(metric) for metric in displays)] for one in self.scored]
-        best = [
-            display.best([of_checkpoint.get(metric) for of_checkpoint in values.values()])
-            for metric, display in displays.items()
+        rows = [
+            [checkpoint.name, checkpoint.step, *map(values.get, displays)]
+            for checkpoint, values in zip(self.scored, metrics, strict=True)
         ]
+        best = [display.best([values.get(column) for values in metrics]) for column, display in displays.items()]
         return [["checkpoint", "step", *displays], *rows, ["best", None, *best]]
 
 
-def _select(values: dict[str, dict], sets: list[tuple[str, str]]) -> dict[str, dict]:
-    """The entries of protocol -> set -> ... that belong to the sets (protocol, set)."""
+def _select(values: dict[str, dict], keys: Sequence[tuple[str, str]]) -> dict[str, dict]:
+    """The entries of `values`, protocol -> set -> ..., that belong to the sets with these keys."""
     selected: dict[str, dict] = {}
-    for name, target in sets:
-        if target in values.get(name, {}):
-            selected.setdefault(name, {})[target] = values[name][target]
+    for protocol, target in keys:
+        if target in values.get(protocol, {}):
+            selected.setdefault(protocol, {})[target] = values[protocol][target]
     return selected

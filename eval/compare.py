@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from eval.protocols import Results
     from eval.report import Table
 
-LEVEL = 0.05  # of significance
+SIGNIFICANCE_LEVEL = 0.05
 
 
 def method_names(paths: list[Path]) -> list[str]:
@@ -31,7 +31,7 @@ def differences(results: "dict[str, Results]", first: str) -> "Table":
     """The differences of the other methods from the first one, in points."""
     from eval.report import Table, headlines
 
-    columns = headlines({name: one.metrics for name, one in results.items()})
+    columns = headlines({name: method_results.metrics for name, method_results in results.items()})
 
     def cell(column, name: str) -> str:
         value, reference = column.values()[name], column.values()[first]
@@ -48,16 +48,17 @@ def significance(results: "dict[str, Results]", first: str) -> "Table":
 
     header = [f"compared with {first}", "set", "only first right", "only this right", "p (McNemar)"]
     rows = [
-        [name, target, *_test(results[first], results[name], target)]
+        [name, target, *_mcnemar_cells(results[first], results[name], target)]
         for name in results
         if name != first
         for target in results[name].metrics.get("verification", {})
         if target in results[first].metrics.get("verification", {})
     ]
-    return Table("", [*header, f"difference at {LEVEL}"], rows, set())
+    return Table("", [*header, f"difference at {SIGNIFICANCE_LEVEL}"], rows, set())
 
 
-def _test(first: "Results", other: "Results", target: str) -> list[str]:
+def _mcnemar_cells(first: "Results", other: "Results", target: str) -> list[str]:
+    """The cells of the table of `significance` that follow the names of the method and of the set."""
     import numpy as np
 
     from eval.metrics import mcnemar
@@ -65,10 +66,14 @@ def _test(first: "Results", other: "Results", target: str) -> list[str]:
     arrays = [results.arrays.get("verification", {}).get(target) for results in (first, other)]
     if None in arrays:
         return ["-", "-", "-", "unknown: the .npz beside the JSON is missing"]
-    if not np.array_equal(*(of_method["is_same"] for of_method in arrays)):
+    first_arrays, other_arrays = arrays
+    if not np.array_equal(first_arrays["is_same"], other_arrays["is_same"]):
         return ["-", "-", "-", "unknown: the sets have different pairs"]
-    only_first, only_other, p = mcnemar(*(of_method["decision"] == of_method["is_same"] for of_method in arrays))
-    return [str(only_first), str(only_other), f"{p:.2g}", "larger than chance" if p < LEVEL else "may be chance"]
+    only_first, only_other, p = mcnemar(
+        first_arrays["decision"] == first_arrays["is_same"], other_arrays["decision"] == other_arrays["is_same"]
+    )
+    verdict = "larger than chance" if p < SIGNIFICANCE_LEVEL else "may be chance"
+    return [str(only_first), str(only_other), f"{p:.2g}", verdict]
 
 
 def main() -> None:
@@ -82,7 +87,7 @@ def main() -> None:
 
     names = method_names(args.results)
     results = {name: read_json(path, ["verification"]) for name, path in zip(names, args.results, strict=True)}
-    metrics = {name: one.metrics for name, one in results.items()}
+    metrics = {name: method_results.metrics for name, method_results in results.items()}
     tables = [methods_table("", metrics, "[%] (std over folds)")]
     if len(results) > 1:
         tables += [differences(results, names[0]), significance(results, names[0])]

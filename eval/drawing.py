@@ -1,7 +1,7 @@
 """Parts of plots that the protocols compose: axes, legend, histograms, ROC curves, rates by norm, lines over steps.
 
-Nothing here uses pyplot, so it is safe in threads and without a display. Matplotlib is imported where a plot begins,
-because it is slow to import and most runs draw nothing.
+No function uses pyplot, so all of them work in threads and without a display. Matplotlib is imported only when a plot
+is drawn, because its import is slow and most runs draw nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ NORM_BINS = 10
 
 
 def new_axes(x: str, y: str) -> "Axes":
-    """Empty axes with these labels, on a figure of their own."""
+    """Empty axes with these labels, on a new figure."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4.2))
@@ -84,7 +84,7 @@ def plot_roc(
         axes.axvspan(lowest_far, one_pair, color="0.92", linewidth=0, label="fewer than one impostor pair")
     for number, (name, (score, marks)) in enumerate(curves.items()):
         far, tar = roc_corners(label, score)
-        start = np.searchsorted(far, lowest_far, side="right") - 1  # a log axis has no place for FAR 0
+        start = np.searchsorted(far, lowest_far, side="right") - 1  # a logarithmic axis cannot show FAR 0
         style = dict(color=COLORS[number], linestyle=STYLES[number % len(STYLES)], linewidth=1.8)
         axes.step(np.maximum(far[start:], lowest_far), 100 * tar[start:], where="post", label=name, **style)
         axes.plot(list(marks), list(marks.values()), MARKERS[number], color=COLORS[number], clip_on=False)
@@ -100,9 +100,9 @@ def plot_rates_by_norm(x: str, y: str, norm: np.ndarray, hit: np.ndarray) -> "Fi
     hits, counts = np.array([hit[members].sum() for members in bins]), np.array([len(members) for members in bins])
     rate, (low, high) = hits / counts, wilson_interval(hits, counts)
     places = np.arange(len(bins))
-    reach = 100 * np.stack([rate - low, high - rate]).clip(0)  # rounding may leave -1e-17
+    error_bars = 100 * np.stack([rate - low, high - rate]).clip(0)  # without clip, rounding may give -1e-17
     name = "rate, 95 % interval and counts"
-    axes.errorbar(places, 100 * rate, reach, fmt="o", capsize=3, color=COLORS[0], label=name, clip_on=False)
+    axes.errorbar(places, 100 * rate, error_bars, fmt="o", capsize=3, color=COLORS[0], label=name, clip_on=False)
     for place, hit_count, count, end in zip(places, hits, counts, 100 * high, strict=True):
         above = dict(xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)
         axes.annotate(f"{hit_count}/{count}", (place, end), **above)
@@ -116,10 +116,10 @@ def plot_over_steps(y: str, lines: Mapping[str, Sequence[tuple[int, float]]]) ->
     """A plot of lines over steps; lines: label -> (step, value) by step."""
     axes = new_axes("step", y)
     for number, (label, points) in enumerate(lines.items()):
-        look = number % len(COLORS)
+        color = number % len(COLORS)
         style = STYLES[number // len(COLORS) % len(STYLES)]
-        text = label.replace("$", r"\$")  # two dollar signs would make it a formula
-        axes.plot(*zip(*points, strict=True), color=COLORS[look], marker=MARKERS[look], linestyle=style, label=text)
+        text = label.replace("$", r"\$")  # Matplotlib shows text between two dollar signs as a formula
+        axes.plot(*zip(*points, strict=True), color=COLORS[color], marker=MARKERS[color], linestyle=style, label=text)
     axes.ticklabel_format(useOffset=False, style="plain")
     axes.locator_params(axis="x", nbins=6, integer=True)
     return add_legend(axes, columns=max(1, 70 // (6 + max(map(len, lines)))))

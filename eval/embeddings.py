@@ -1,4 +1,4 @@
-"""The extractor of embeddings that every protocol uses."""
+"""Extraction of embeddings, which every protocol uses."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -17,7 +17,11 @@ from utils.errors import InputError
 
 
 class Embeddings(NamedTuple):
-    """features: float32 [N, D], network(image) + network(flipped image); norms: float32 [N], mean length of both."""
+    """Embeddings of N images.
+
+    features: float32 [N, D], network(image) + network(flipped image); norms: float32 [N], the mean length of these two
+    embeddings.
+    """
 
     features: np.ndarray
     norms: np.ndarray
@@ -47,7 +51,7 @@ class DecodedImages(Dataset):
 
 
 def batches_of_rank(count: int, batch_size: int) -> list[np.ndarray]:
-    """This rank's share of the positions below `count`: every world-size-th batch."""
+    """The positions, 0 to count - 1, of this rank's batches. Each of n ranks takes every n-th batch."""
     starts = range(rank() * batch_size, count, world_size() * batch_size)
     # Arrays, because torch turns ranges into lists when it pins memory.
     return [np.arange(start, min(start + batch_size, count)) for start in starts]
@@ -63,8 +67,8 @@ def embed_batches(
     flip: bool = True,
     num_workers: int = 0,
 ) -> Iterator[tuple[Sequence[int], list[Tensor]]]:
-    """Yield for each batch its positions and, on the device, embeddings float32 [n, D]: of the images, and with `flip`
-    of their mirror images.
+    """Yield, for each batch, its positions and a list of embeddings, float32 [n, D] on the device: those of the images
+    and, with `flip`, those of their mirror images.
 
     images: images[positions] gives uint8 [n, 112, 112, 3]. The mode of the network (training or eval) is not changed.
     """
@@ -76,8 +80,8 @@ def embed_batches(
 def embed_views(
     network: nn.Module, images: Tensor, device: torch.device, dtype: torch.dtype = torch.float32, flip: bool = True
 ) -> list[Tensor]:
-    """Embeddings, float32 [n, D] on the device, of uint8 `images` [n, 112, 112, 3] RGB, and with `flip` of their mirror
-    images."""
+    """A list of embeddings, float32 [n, D] on the device: those of `images`, uint8 [n, 112, 112, 3] RGB, and, with
+    `flip`, those of their mirror images."""
     x = to_input(images, None, device)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         return [network(view).float() for view in ([x, x.flip(3)] if flip else [x])]
@@ -95,9 +99,9 @@ def embed(
 ) -> Embeddings:
     """Embed every image of `images` in eval mode; images[positions] gives uint8 [n, 112, 112, 3].
 
-    Under torchrun each rank takes every world-size-th batch and all get the whole result. The batches, and so the
+    Under torchrun, each of n ranks embeds every n-th batch, and all ranks get the whole result. The batches, and so the
     results, do not depend on the number of ranks. Without `flip`, features are network(image) and norms their lengths.
-    An InputError or OSError of any rank is raised on all. Raises InputError for embeddings that are not finite.
+    An InputError or OSError of any rank is raised on all ranks. Raises InputError for embeddings that are not finite.
     """
 
     def embed_share() -> tuple[Tensor | None, Tensor | None]:
@@ -117,7 +121,7 @@ def _embed_share(
     network: nn.Module, images: Dataset, device: torch.device, batch_size: int, dtype: torch.dtype, flip: bool,
     num_workers: int, title: str,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    """[N, D] and [N]: rows of this rank's batches are filled, the others are 0. None for a rank without a batch."""
+    """Features [N, D] and norms [N]. Rows of other ranks' batches are 0. (None, None) for a rank without a batch."""
     batches = batches_of_rank(len(images), batch_size)
     was_training = network.training
     network.eval()
@@ -139,7 +143,7 @@ def _embed_share(
 def _merge_shares(features: Tensor | None, norms: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
     """Sum over ranks. Each row is non-zero on one rank only, so the sum is that row, bit for bit."""
     size = torch.tensor([0 if features is None else features.shape[1]])
-    dist.all_reduce(size, op=dist.ReduceOp.MAX)  # a rank without a batch does not know it
+    dist.all_reduce(size, op=dist.ReduceOp.MAX)  # a rank without a batch does not know the size
     features = torch.zeros(count, int(size)) if features is None else features
     norms = torch.zeros(count) if norms is None else norms
     for tensor in (features, norms):

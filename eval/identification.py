@@ -3,25 +3,26 @@
 import numpy as np
 from scipy.sparse import csr_matrix
 
-COSINES_PER_CHUNK = 2**26  # of a chunk of probes with the whole gallery: 256 MB in float32; fewer are slower per cosine
-PAIRS_PER_CHUNK = 8192  # of gathered embeddings, in float64: 2 x 32 MB with 512 dimensions
-ROUNDING = 1e-12  # cosines in float64 that differ by less are equal: rounding alone changes them by about 1e-14
+COSINES_PER_CHUNK = 2**26  # per chunk of probes: 256 MB in float32; smaller chunks are slower per cosine
+PAIRS_PER_CHUNK = 8192  # 2 x 32 MB of embeddings in float64 with 512 dimensions
+ROUNDING = 1e-12  # cosines that differ by less count as equal, because rounding changes float64 cosines by about 1e-14
 
 
 def nearest_mate_ranks(
-    probes: np.ndarray, gallery: np.ndarray, wanted: np.ndarray, identities: np.ndarray
+    probes: np.ndarray, gallery: np.ndarray, probe_identities: np.ndarray, gallery_identities: np.ndarray
 ) -> np.ndarray:
-    """Rank of each probe's nearest mate, int [P], 1 at best; images of others that are equally near come before it.
+    """The rank of each probe's nearest mate, int [P]. The best rank is 1. If images of other identities are as near as
+    the mate, they count as nearer.
 
-    probes [P, D] and gallery [G, D]: unit embeddings; wanted [P]: the identity of each probe, a number that occurs in
-    the gallery; identities [G]: those of the gallery's images, -1 for distractors.
+    probes [P, D] and gallery [G, D]: unit embeddings; probe_identities [P]: numbers that all occur in the gallery;
+    gallery_identities [G]: the same numbers for the gallery's images, -1 for distractors.
 
-    A float32 product takes half the time of a float64 one. It decides every image but those about as near as the mate,
-    which are compared in float64.
+    A float32 product takes half the time of a float64 product. It decides which images are nearer than the mate, except
+    for images that are about as near. These are compared in float64.
     """
-    with_identity = np.flatnonzero(identities >= 0)
-    entries = (np.ones(len(with_identity), dtype=np.int8), (identities[with_identity], with_identity))
-    images_of = csr_matrix(entries, shape=(identities.max() + 1, len(gallery)))  # [identities, G]
+    with_identity = np.flatnonzero(gallery_identities >= 0)
+    entries = (np.ones(len(with_identity), dtype=np.int8), (gallery_identities[with_identity], with_identity))
+    images_of = csr_matrix(entries, shape=(gallery_identities.max() + 1, len(gallery)))  # [identities, G]
     margin = float32_margin(gallery.shape[1])
     gallery_float32 = gallery.astype(np.float32)
     result = np.empty(len(probes), dtype=np.int64)
@@ -31,8 +32,8 @@ def nearest_mate_ranks(
     masks = np.empty((2, *buffer.shape), dtype=bool)
     for start in range(0, len(probes), chunk_size):
         chunk = slice(start, start + chunk_size)
-        mates = images_of[wanted[chunk]].nonzero()  # (rows of the chunk, rows of the gallery)
-        nearest = np.full(len(wanted[chunk]), -np.inf)
+        mates = images_of[probe_identities[chunk]].nonzero()  # (rows of the chunk, rows of the gallery)
+        nearest = np.full(len(probe_identities[chunk]), -np.inf)
         np.maximum.at(nearest, mates[0], _cosines(probes[chunk], gallery, *mates))
         cosines = np.matmul(probes[chunk].astype(np.float32), gallery_float32.T, out=buffer[: len(nearest)])
         cosines[mates] = -np.inf
@@ -49,16 +50,16 @@ def nearest_mate_ranks(
 def float32_margin(dimensions: int) -> float:
     """A bound on the rounding error of a float32 dot product of unit vectors, whatever the order of its additions.
 
-    A sum of n products is wrong by at most n u / (1 - n u) times the sum of their absolute values (Higham, Accuracy and
-    Stability of Numerical Algorithms, section 3.1), here at most 1, with u = 2**-24. Rounding the two factors and the
-    number that the result is compared with adds u each.
+    With u = 2**-24, the error of a sum of n products is at most n u / (1 - n u) times the sum of their absolute values
+    (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), which is at most 1 here. Rounding adds u for
+    each of the two factors and for the number that the result is compared with.
     """
     return 1.01 * (dimensions + 4) * 2.0**-24
 
 
 def _cosines(probes: np.ndarray, gallery: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Dot products, float64 [n], of probes [P, D] at rows [n] with gallery [G, D] at columns [n]."""
-    if len(rows) > len(probes) * len(gallery) // 64:  # so many that one product of all is faster
+    if len(rows) > len(probes) * len(gallery) // 64:  # above this, one product of all rows is faster
         return (probes @ gallery.T)[rows, columns]
     cosines = np.empty(len(rows))
     for start in range(0, len(rows), PAIRS_PER_CHUNK):

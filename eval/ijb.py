@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FPRS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-DECISION_FPR = 1e-4  # pairs are decided by the threshold at this FPR
+DECISION_FPR = 1e-4  # the threshold at this FPR decides the pairs
 VARIANTS = {  # result name: (norm kept, faceness multiplied)
     "Norm:True_Det:True": (True, True),
     "Norm:True_Det:False": (True, False),
     "Norm:False_Det:True": (False, True),
 }
 PUBLISHED = "Norm:True_Det:True"  # the variant of published results
-LARGEST_ID_TABLE = 2**24  # range of template ids up to which a table is used, which is ten times as fast as a search
+LARGEST_ID_TABLE = 2**24  # up to this range of template ids, a table is used: it is ten times as fast as a search
 PER_IMAGE = {"faceness_scores": NUMBERS, "templates": INTEGERS, "medias": INTEGERS}  # of metadata.pt
 PER_PAIR = {"label": INTEGERS, "p1": INTEGERS, "p2": INTEGERS}
 
@@ -55,8 +55,9 @@ def evaluate_templates(
 ) -> Metrics:
     """Score P pairs of templates that consist of N images -> metrics by result name.
 
-    embeddings [N, D] (image + flip, raw); faceness_scores [N]; templates and medias [N], integer ids, where a medium is
-    identified by its id within a template; label [P], 1 genuine and 0 impostor; p1 and p2 [P], the pairs' template ids.
+    embeddings [N, D] (image + flip, raw); faceness_scores [N]; templates and medias [N], integer ids, where different
+    templates may use the same id of a medium; label [P], 1 genuine and 0 impostor; p1 and p2 [P], the template ids of
+    the pairs.
 
     For each variant and FPR: `tpr_at_fpr_...` in percent, and `thresh_at_fpr_...`, a cosine, None where it is infinite
     (no pair is accepted there). Raises TemplateError for shapes that disagree, a template id that no image has, labels
@@ -99,7 +100,7 @@ def score_templates(
         (faceness_scores if use_faceness else 1.0) / in_medium / (1.0 if keep_norm else norms)
         for keep_norm, use_faceness in VARIANTS.values()
     ]
-    units = pool(embeddings, np.stack(weights), template, len(ids))
+    units = pool(embeddings, np.stack(weights), template, len(ids))  # [variants, templates, D]
     metrics: Metrics = {}
     arrays = {"label": label == 1}
     for variant, scores in zip(VARIANTS, pair_scores(units, first, second), strict=True):
@@ -116,8 +117,8 @@ def score_templates(
 def operating_points(label: np.ndarray, scores: np.ndarray) -> dict[float, tuple[float, float | None]]:
     """FPR -> (TPR in percent, threshold) for each of FPRS, from label [P] and scores [P].
 
-    The point of the ROC curve whose FPR is nearest; of equally near points, the one with the largest FPR. The threshold
-    is None where it is infinite.
+    Each is the point of the ROC curve with the nearest FPR; of equally near points, the one with the largest FPR. The
+    threshold is None where it is infinite.
     """
     curve = roc_curve(label, scores)
     points = {fpr: tpr_nearest_fpr(curve, fpr) for fpr in FPRS}
@@ -125,7 +126,7 @@ def operating_points(label: np.ndarray, scores: np.ndarray) -> dict[float, tuple
 
 
 def _rows(ids: np.ndarray, wanted: np.ndarray, name: str) -> np.ndarray:
-    """The position of each of wanted [P] in the sorted ids [T]."""
+    """The position in the sorted ids [T] of each id in wanted [P]; `name` is for the error message."""
     low, high = int(ids[0]), int(ids[-1])
     if high - low < LARGEST_ID_TABLE:
         table = np.zeros(high - low + 1, dtype=np.int64)

@@ -6,9 +6,9 @@ import numpy as np
 from scipy.stats import binomtest
 from sklearn.metrics import auc
 
-SHORTEST = 1e-12  # a shorter embedding counts as this long, so that one of length 0 stays 0
+SHORTEST = 1e-12  # shorter embeddings are divided by this, so that an embedding of length 0 stays 0
 ROWS_PER_CHUNK = 16_384  # float64: 64 MB with 512 dimensions
-Z_95 = 1.959964  # the normal distribution has 95 % of its mass within as many standard deviations of its mean
+Z_95 = 1.959964  # 95 % of a normal distribution is within this many standard deviations of its mean
 
 
 def lengths(embeddings: np.ndarray) -> np.ndarray:
@@ -30,8 +30,8 @@ def unit_length(embeddings: np.ndarray) -> np.ndarray:
 class RocCurve(NamedTuple):
     """Points of a ROC curve, from no pair accepted to all pairs accepted.
 
-    fpr and tpr: float64 [points], the shares of impostor and of genuine pairs whose score is at least the threshold;
-    also called FAR and TAR. thresholds [points], descending; the first is infinite.
+    fpr and tpr, also called FAR and TAR: float64 [points], the shares of impostor and of genuine pairs whose score is
+    at least the threshold; thresholds: [points], descending, the first one infinite.
     """
 
     fpr: np.ndarray
@@ -42,11 +42,11 @@ class RocCurve(NamedTuple):
 def roc_curve(label: np.ndarray, scores: np.ndarray, drop_intermediate: bool = True) -> RocCurve:
     """The points of scikit-learn's `roc_curve`, in a tenth of its time.
 
-    label [P], 1 or True for genuine pairs; scores [P], higher for genuine pairs. With `drop_intermediate`, points that
-    lie on a line between two equal neighbouring changes are left out, as scikit-learn does. Unlike scikit-learn's, the
-    rate of a class without pairs is 0.
+    label [P], 1 or True for genuine pairs; scores [P], higher for genuine pairs. `drop_intermediate` leaves out points
+    between two equal steps of the curve, as scikit-learn does. Unlike in scikit-learn, the rate of a class without
+    pairs is 0.
     """
-    # Sorting the scores alone, without their labels, is what saves the time.
+    # Most of the time is saved by sorting only the scores, without their labels.
     ascending = np.sort(scores)
     start = np.flatnonzero(np.append(True, ascending[1:] != ascending[:-1]))  # of each distinct score
     thresholds = ascending[start]
@@ -84,18 +84,18 @@ def area_under(curve: RocCurve) -> float:
 
 
 def equal_error_rate(curve: RocCurve) -> float:
-    """The FAR at which FAR = 1 - TAR (EER), on the curve whose points are joined by straight lines."""
-    excess = curve.fpr + curve.tpr - 1  # -1 at the first point, 1 at the last, never falling
+    """The FAR at which FAR = 1 - TAR (EER), with straight lines between the points of the curve."""
+    excess = curve.fpr + curve.tpr - 1  # -1 at the first point, 1 at the last; it never falls
     after = int((excess >= 0).argmax())
     share = -excess[after - 1] / (excess[after] - excess[after - 1])
     return float(curve.fpr[after - 1] + share * (curve.fpr[after] - curve.fpr[after - 1]))
 
 
 def roc_corners(label: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(FAR, TAR), each [corners], of the ROC curve drawn in steps: a TAR holds from its FAR up to the next one.
+    """(FAR, TAR), each [corners], of the ROC curve drawn as stairs: each TAR holds from its FAR up to the next FAR.
 
-    FARs ascend from 0 to 1. There are at most two more corners than genuine pairs, however many impostor pairs there
-    are. label bool [P]; scores [P].
+    label bool [P]; scores [P]. FARs ascend from 0 to 1. The number of corners is at most that of genuine pairs plus
+    two; it does not depend on the number of impostor pairs.
     """
     curve = roc_curve(label, scores, drop_intermediate=False)
     rises = np.flatnonzero(curve.tpr[1:] > curve.tpr[:-1]) + 1
@@ -106,15 +106,16 @@ def roc_corners(label: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def rank_k_rate(rank: np.ndarray, k: int) -> float:
-    """The percentage of probes whose nearest mate has at most rank k, from rank [probes], 1 at best.
+    """The percentage of probes whose nearest mate has at most rank k.
 
-    Computed in float32, because the public evaluation code rounds its rates to float32.
+    rank [probes]: the rank of each probe's nearest mate, counted from 1. The rate is computed in float32, because the
+    public evaluation code rounds its rates to float32.
     """
     return float(np.float32((rank <= k).mean()) * np.float32(100))
 
 
 def wilson_interval(hits: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(low, high) ends of the 95 % confidence interval of the rates hits / counts, as fractions.
+    """The lower and upper ends of the 95 % confidence intervals of the rates hits / counts, as fractions.
 
     Wilson, J. Am. Stat. Assoc. 22 (1927).
     """
@@ -124,11 +125,11 @@ def wilson_interval(hits: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, n
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
-    """(pairs that only the first method decides correctly, pairs that only the second does, p).
+    """(number of pairs that only the first method decides correctly, number of those that only the second does, p).
 
     first and second: bool [P], whether each method decides a pair correctly. If both methods were equally good, each of
-    these pairs would be the first method's with probability 1/2. p is the two-sided probability of a split that is at
-    least as uneven (McNemar, Psychometrika 1947, in its exact form).
+    the counted pairs would be the first method's with probability 1/2. p is the two-sided probability of a split that
+    is at least as uneven (McNemar, Psychometrika 1947, in its exact form).
     """
     only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
     total = only_first + only_second
@@ -136,7 +137,10 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
 
 
 def contiguous_folds(count: int, folds: int) -> np.ndarray:
-    """The fold of each of `count` pairs, int [count]: as in scikit-learn's KFold without shuffling, folds are
-    contiguous and the first count % folds of them have one more pair."""
+    """The number of the fold of each of `count` pairs, int [count], from 0.
+
+    As in scikit-learn's KFold without shuffling, folds are contiguous, and the first count % folds of them have one
+    more pair than the others.
+    """
     sizes = count // folds + (np.arange(folds) < count % folds)
     return np.repeat(np.arange(folds), sizes)

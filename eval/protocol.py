@@ -1,4 +1,4 @@
-"""What describes a benchmark (`Protocol`): its config keys, its files, its scoring, and how its metrics are shown."""
+"""`Protocol`, the description of a benchmark: its config keys, its files, its scoring, and how to show its metrics."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # slow to import, and needed only where something is drawn
 
 # The metrics of a set by name. None: the metric does not exist, such as the threshold of a FAR that accepts no pair.
 Metrics = dict[str, float | None]
-# What the metrics of a set are computed from, by name: scores, decisions, ranks.
+# The arrays from which the metrics of a set are computed, by name: scores, decisions, ranks.
 Arrays = dict[str, np.ndarray]
 
 
@@ -22,10 +22,10 @@ Arrays = dict[str, np.ndarray]
 class Display:
     """How to display a metric: scale, digits, direction. The defaults are for a percentage that should be high.
 
-    scale: factor from the number to what people read; digits: after the decimal point; unit: follows the name in
-    brackets; title: replaces name and unit; better: max or min, or None where no value is better than another.
-    companion: the metric that stands in brackets behind this one, after the word `companion_title`. It has no line of
-    its own in lists of metrics.
+    scale: the factor between the metric and the displayed value; digits: the number of digits after the decimal point;
+    unit: follows the name in brackets; title: replaces name and unit; better: max or min, or None if no value is better
+    than another. companion: another metric, which is shown in brackets after this one, with the word `companion_title`
+    before it. Lists of metrics have no separate line for a companion.
     """
 
     scale: float = 1.0
@@ -37,11 +37,11 @@ class Display:
     companion_title: str = ""
 
     def label(self, name: str) -> str:
-        """The metric's name as people read it, with the unit."""
+        """The displayed name of the metric, with its unit."""
         return self.title or (f"{name} [{self.unit}]" if self.unit else name)
 
     def text(self, value: float | None) -> str:
-        """The value as people read it; a dash if there is none."""
+        """The displayed value; a dash if there is none."""
         return "-" if value is None else f"{self.scale * value:.{self.digits}f}"
 
     def best(self, values: Sequence[float | None]) -> float | None:
@@ -51,8 +51,11 @@ class Display:
 
 
 class Column(NamedTuple):
-    """A column of tables that compare methods: `label` follows the name of the set in its header, and the metric
-    `spread` follows the metric in brackets."""
+    """A column of tables that compare methods.
+
+    metric: its name; label: follows the name of the set in the header; spread: the name of another metric, which is
+    shown in brackets after this one, or "".
+    """
 
     metric: str
     label: str = ""
@@ -78,8 +81,11 @@ class StepPlot(NamedTuple):
 
 
 class PairError(NamedTuple):
-    """A pair that was decided wrongly: its number, counted from 0; first and second uint8 [112, 112, 3] RGB; its score
-    and the threshold of its fold, both cosines."""
+    """A pair that was decided wrongly.
+
+    number: of the pair, counted from 0; first and second: its images, uint8 [112, 112, 3] RGB; score, and threshold of
+    its fold: both cosines.
+    """
 
     number: int
     first: np.ndarray
@@ -96,14 +102,14 @@ class Protocol:
     prefix: of its config keys (`<prefix>_targets`, `<prefix>_batch_size`, `<prefix>_num_workers`, `<prefix>_flip`).
     root: the config key of the folder with its sets.
     every: the config key of the number of epochs between its evaluations during training; 0 for never.
-    files: where a set is in that folder, "{}" for its name; the first that exists is used.
+    files: possible paths of a set in that folder, with "{}" for its name; the first path that exists is used.
     open: path -> images, a dataset as `embed` takes it. Raises InputError for a set that is broken.
     score: (images, embeddings) -> (metrics, arrays).
     columns: its metrics in tables that compare methods.
-    displays: how to display its metrics, by name; one that is not here is a percentage that should be high.
+    displays: how to display its metrics, by name; a metric without an entry is a percentage that should be high.
     plots: plots of a set, by the first part of their file names. step_plots: plots over steps, by file name.
-    warn: images -> what readers of the metrics of this set must know; None if there is never anything.
-    errors: (images, arrays) -> the worst errors, whose images the report shows; None if it shows none.
+    warn: images -> warnings for the readers of this set's metrics; None if there are never any.
+    errors: (images, arrays) -> the worst errors, whose images the report shows; None if the report shows no errors.
     """
 
     prefix: str

@@ -3,9 +3,11 @@
 import sys
 from pathlib import Path
 
+from easydict import EasyDict
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from eval.arguments import NOTHING_THERE, parser, read_config
+from eval.arguments import NO_SET_FOUND, make_parser, read_config
 from utils.errors import InputError, exit_on_input_error
 
 
@@ -18,8 +20,8 @@ def gigabytes(text: str) -> float:
 
 
 def main() -> None:
-    arguments = parser(__doc__)
-    add = arguments.add_argument
+    parser = make_parser(__doc__)
+    add = parser.add_argument
     add("--checkpoint-dir", required=True, metavar="DIR", help="the folder")
     add("--checkpoint-suffix", default="backbone.pth", metavar="TEXT",
         help="how the names of checkpoints end (default: %(default)s)")  # fmt: skip
@@ -34,20 +36,26 @@ def main() -> None:
         )  # fmt: skip
     add("--force", action="store_true", help="also score checkpoints that have a complete and newer report, and "
         "overwrite the file of --results-json even if it holds no results")  # fmt: skip
-    args = arguments.parse_args()
+    args = parser.parse_args()
     cfg = read_config(args)
 
     # Imported here so that --help and errors in the config come at once.
-    from eval.batch import Batch, find_checkpoints
-    from eval.protocols import PROTOCOLS
+    from backbones import build_backbone
+    from eval.batch import BatchEvaluation, find_checkpoints
+    from eval.protocols import build_evaluation_sets
     from eval.report import latex, markdown, refuse_to_overwrite, write_collected_json
     from utils.about import describe_run
     from utils.distributed import on_rank_0, process_group, rank
     from utils.files import write_text
+    from utils.precision import compute_type
 
     reports = Path(args.report_dir or Path(args.checkpoint_dir, "reports"))
-    batch = Batch(cfg, list(PROTOCOLS), reports, args.save_json, args.save_embeddings, args.cache_gb)
+    sets = build_evaluation_sets(cfg)
     with process_group(args.device) as device:
+        batch = BatchEvaluation(
+            sets, lambda path: build_backbone(EasyDict(cfg, init_from=str(path))), compute_type(cfg.dtype, device),
+            reports, args.save_json, args.save_embeddings, args.cache_gb,
+        )  # fmt: skip
         if args.results_json and not args.force:
             on_rank_0(lambda: refuse_to_overwrite(args.results_json, with_arrays=False))
         checkpoints = on_rank_0(lambda: find_checkpoints(args.checkpoint_dir, args.checkpoint_suffix))
@@ -64,13 +72,13 @@ def main() -> None:
     if args.latex:
         write_text(reports / "summary.tex", latex(table) + "\n")
     if args.results_json:
-        write_collected_json(args.results_json, {one.name: one.results for one in batch.scored}, about)
+        write_collected_json(args.results_json, {scored.name: scored.results for scored in batch.scored}, about)
     print(f"written: {reports}, with report.html")
-    failed = [*batch.failed, *(f"{one.name}: {reason}" for one in batch.scored for reason in one.results.failed)]
-    if failed:
-        raise InputError(f"not everything could be scored: {'; '.join(failed)}")
-    if not any(one.results.metrics for one in batch.scored):
-        raise InputError(NOTHING_THERE)
+    failures = batch.failures()
+    if failures:
+        raise InputError(f"not everything could be scored: {'; '.join(failures)}")
+    if not any(scored.results.metrics for scored in batch.scored):
+        raise InputError(NO_SET_FOUND)
 
 
 if __name__ == "__main__":

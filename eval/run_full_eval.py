@@ -2,43 +2,44 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from eval.arguments import NOTHING_THERE, parser, read_config
+from eval.arguments import NO_SET_FOUND, make_parser, read_config
 from utils.errors import InputError, exit_on_input_error
 
 
 def main() -> None:
-    arguments = parser(__doc__)
-    add = arguments.add_argument
+    parser = make_parser(__doc__)
+    add = parser.add_argument
     add("--checkpoint", required=True, help="the student's weights, <step>backbone.pth")
     add("--results-json", metavar="FILE", help="write the metrics to this file, and each pair's score and decision to "
         "the .npz beside it")  # fmt: skip
     add("--force", action="store_true", help="overwrite the file of --results-json even if it holds no results")
     add("--plots", metavar="DIR", help="write plots as PNG files and report.html to this folder")
-    args = arguments.parse_args()
+    args = parser.parse_args()
     cfg = read_config(args, init_from=os.path.abspath(args.checkpoint))
 
     # Imported here so that --help and errors in the config come at once.
     import torch
 
     from backbones import build_backbone
-    from eval.protocols import PROTOCOLS, evaluate, open_set
+    from eval.protocols import build_evaluation_sets, evaluate, open_images
     from eval.report import ScoredCheckpoint, format_results, refuse_to_overwrite, write_json, write_report
-    from eval.sets import Sets
+    from eval.sets import SetCache
     from utils.about import describe_run
     from utils.distributed import on_rank_0, process_group, rank
     from utils.precision import compute_type
 
-    sets = Sets()
+    sets, cache = build_evaluation_sets(cfg), SetCache()
     with process_group(args.device) as device:
         if args.results_json and not args.force:
             on_rank_0(lambda: refuse_to_overwrite(args.results_json, with_arrays=True))
         network = build_backbone(cfg).to(device, memory_format=torch.channels_last)
         dtype, folder = compute_type(cfg.dtype, device), args.save_embeddings
-        results = evaluate(network, cfg, PROTOCOLS, device, dtype, sets, folder)
+        results = evaluate(network, sets, device, dtype, cache, folder)
         about = {"checkpoint": args.checkpoint, "config": args.config, "run": describe_run()}
         if rank() != 0:
             return
@@ -48,10 +49,10 @@ def main() -> None:
         print(f"written: {args.results_json}, and each pair's score beside it (.npz)")
     if args.plots:
         scored, page = ScoredCheckpoint(Path(args.checkpoint).stem, results), Path(args.plots, "report.html")
-        write_report(page, args.plots, [scored], about, lambda name, target: open_set(cfg, name, target, sets), [])
+        write_report(page, args.plots, [scored], about, partial(open_images, sets, cache), [])
         print(f"written: {page}, and the plots beside it (.png)")
     if not results.metrics and not results.failed:
-        raise InputError(NOTHING_THERE)
+        raise InputError(NO_SET_FOUND)
     if results.failed:
         raise InputError(f"some sets could not be scored: {'; '.join(results.failed)}")
 

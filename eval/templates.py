@@ -1,4 +1,4 @@
-"""Templates: the images of a person pooled into one embedding each, and the cosines of millions of pairs of them."""
+"""Templates: pooling of a person's images into one embedding, and the cosines of millions of pairs of templates."""
 
 import warnings
 from collections.abc import Iterator
@@ -10,18 +10,18 @@ from scipy.sparse import csr_matrix
 from eval.metrics import ROWS_PER_CHUNK, lengths
 
 TEMPLATES_PER_BLOCK = 1024  # float64: 4 MB with 512 dimensions, which fits a core's cache
-DECIMALS = 12  # that scores are rounded to, so that equal ones tie: float64 products of unit vectors err by about 1e-15
+DECIMALS = 12  # of scores: rounding makes equal scores tie, because float64 products of unit vectors err by about 1e-15
 
 
 def pool(embeddings: np.ndarray, weights: np.ndarray, template: np.ndarray, count: int) -> np.ndarray:
     """Unit templates, float64 [V, T, D]: for each of V weightings, the weighted sums of each template's embeddings.
 
-    embeddings [N, D]; weights [V, N]; template [N]: the row of each image's template, below `count` (T). Weights that
-    contain 1 / (number of images in the medium) turn the sum into the sum of the means of the media. A template of
-    length 0 stays 0.
+    embeddings [N, D]; weights [V, N]; template [N]: the row of each image's template, less than T = `count`. If the
+    weights contain the factor 1 / (number of images in the medium), the result is the sum of the means of the media. A
+    template of length 0 stays 0.
     """
     units = np.zeros((len(weights), count, embeddings.shape[1]))
-    order = np.argsort(template, kind="stable")  # so that a chunk of images belongs to few templates
+    order = np.argsort(template, kind="stable")  # each chunk of images then belongs to few templates
     for start in range(0, len(order), ROWS_PER_CHUNK):
         images = order[start : start + ROWS_PER_CHUNK]
         chunk = embeddings[images].astype(np.float64)
@@ -36,22 +36,22 @@ def pool(embeddings: np.ndarray, weights: np.ndarray, template: np.ndarray, coun
 
 
 def pair_scores(units: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Dot products, float64 [V, P], of the rows first [P] and second [P], below T, of each of units [V, T, D].
+    """Cosines of P pairs of templates for each of V weightings, float64 [V, P], rounded to DECIMALS.
 
-    They are rounded to DECIMALS.
+    units [V, T, D]: unit templates; first and second [P]: the rows of the pairs' templates.
     """
     scores = np.empty((len(units), len(first)))
-    for pairs in _by_blocks(first, second, units.shape[1]):
+    for pairs in _blocks_of_pairs(first, second, units.shape[1]):
         rows, columns = first[pairs], second[pairs]
-        for unit, of_variant in zip(torch.from_numpy(units), scores, strict=True):
-            of_variant[pairs] = _products(unit, rows, columns)
+        for unit, unit_scores in zip(torch.from_numpy(units), scores, strict=True):
+            unit_scores[pairs] = _products(unit, rows, columns)
     return scores.round(DECIMALS, out=scores)
 
 
 def images_in_medium(template: np.ndarray, medias: np.ndarray) -> np.ndarray:
     """The number of images that each image's medium has within its template, int [N].
 
-    template [N]: rows of templates; medias [N]: ids of media, which templates may reuse.
+    template [N]: the row of each image's template; medias [N]: ids of media. Different templates may use the same id.
     """
     ids, medium = np.unique(medias, return_inverse=True)
     pair = template * len(ids) + medium
@@ -59,10 +59,11 @@ def images_in_medium(template: np.ndarray, medias: np.ndarray) -> np.ndarray:
     return sizes[medium]
 
 
-def _by_blocks(first: np.ndarray, second: np.ndarray, count: int) -> Iterator[np.ndarray]:
-    """Positions of the pairs whose `second` is in one block of rows after another, sorted by `first`, below `count`.
+def _blocks_of_pairs(first: np.ndarray, second: np.ndarray, count: int) -> Iterator[np.ndarray]:
+    """Yield, for each block of rows, the positions of the pairs whose `second` is in it, sorted by `first`.
 
-    In this order both rows of a pair are in the cache. In the order of the list they would come from memory.
+    first and second [P]: rows, less than `count`. In this order, both rows of a pair are in the processor's cache. In
+    the order of the list, they would be read from memory.
     """
     small = np.min_scalar_type(count)  # NumPy sorts 16-bit integers in linear time
     order = np.argsort(first.astype(small), kind="stable")
@@ -76,12 +77,15 @@ def _by_blocks(first: np.ndarray, second: np.ndarray, count: int) -> Iterator[np
 
 
 def _products(unit: torch.Tensor, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Entries [n] of unit @ unit.T for unit [T, D] at (rows [n], columns [n]); rows ascend, entries may repeat."""
+    """The entries [n] of unit @ unit.T at (rows [n], columns [n]).
+
+    unit [T, D]; rows must ascend; the same entry may occur several times.
+    """
     row_ends = np.bincount(rows, minlength=len(unit)).cumsum()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
         entries = torch.sparse_csr_tensor(
             torch.from_numpy(np.append(0, row_ends)), torch.from_numpy(columns), unit.new_zeros(len(columns)),
-            size=(len(unit), len(unit)), check_invariants=False,  # which would refuse repeated entries
+            size=(len(unit), len(unit)), check_invariants=False,  # the check would refuse repeated entries
         )  # fmt: skip
     return torch.sparse.sampled_addmm(entries, unit, unit.T, beta=0.0).values().numpy()

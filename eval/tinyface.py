@@ -33,12 +33,12 @@ def evaluate_identification(
     """Search every probe that has a mate in the gallery -> {"rank-1": percent, "rank-5": ..., "rank-20": ...}.
 
     embeddings [N, D] (image + flip, raw); image_paths [N]; metadata: `probe_paths`, `gallery_paths` and
-    `distractor_paths`, whose images are found by file name without folder and extension. The identity is the file name
-    up to the first "_"; distractors belong to the gallery and match nobody. A probe counts at rank k if fewer than
-    k images of others are at least as near (by cosine) as its nearest mate.
+    `distractor_paths`. Their images are found by file name without folder and extension. The identity is the file name
+    up to the first "_". Distractors belong to the gallery and match nobody. A probe counts at rank k if fewer than k
+    images of other identities are at least as near (by cosine) as its nearest mate.
 
-    Raises TinyFaceError for a name that two images or two list entries share, a listed image that is missing, no
-    probe with a mate, and embeddings that are not finite.
+    Raises TinyFaceError if two images or two list entries have the same name, if a listed image is missing, if no probe
+    has a mate, or if an embedding is not finite.
     """
     return score_identification(embeddings, image_paths, metadata)[0]
 
@@ -48,7 +48,7 @@ def score_identification(
 ) -> tuple[Metrics, Arrays]:
     """The metrics of `evaluate_identification`, and the arrays that they are computed from.
 
-    Arrays: probe int [P], the rows of the probes that have a mate; rank int [P], of the nearest mate, 1 at best.
+    Arrays: probe int [P], the rows of the probes that have a mate; rank int [P], of their nearest mates, from 1.
     """
     names = [_name(path) for path in image_paths]
     if len(embeddings) != len(names):
@@ -69,8 +69,8 @@ def score_identification(
     rank = nearest_mate_ranks(
         _unit_rows(embeddings, rows),
         _unit_rows(embeddings, [position[name] for name in (*gallery, *distractors)]),
-        wanted=np.array([number[_identity(name)] for name in probes]),
-        identities=np.array([number[_identity(name)] for name in gallery] + [-1] * len(distractors)),
+        probe_identities=np.array([number[_identity(name)] for name in probes]),
+        gallery_identities=np.array([number[_identity(name)] for name in gallery] + [-1] * len(distractors)),
     )
     return {f"rank-{k}": rank_k_rate(rank, k) for k in RANKS}, {"probe": np.array(rows), "rank": rank}
 

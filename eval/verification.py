@@ -20,15 +20,16 @@ THRESHOLDS = np.arange(400) / 100  # of the squared distance between unit embedd
 FOLDS = 10
 FARS = (1e-3, 1e-2)
 LOWEST_FAR_DRAWN = 1e-4
-ERRORS_SHOWN = 10  # of each kind
+ERRORS_SHOWN = 10  # of rejected genuine pairs, and as many of accepted impostor pairs
 
 
 def evaluate_pairs(embeddings: np.ndarray, is_same: np.ndarray) -> Metrics:
     """embeddings [2P, D] (image + flip; rows 2i and 2i + 1 are pair i), is_same bool [P] -> metrics by result name.
 
-    Accuracy-Flip: the mean over ten folds; Accuracy-Std: their population deviation. A fold's threshold is the first
-    one that is best on the other nine. TAR_at_FAR_..., AUC and EER (see `roc_metrics`) are over all pairs, without
-    folds. All are fractions. Raises ValueError for fewer than ten pairs or shapes that disagree.
+    Accuracy-Flip: the mean accuracy of ten folds; Accuracy-Std: its population standard deviation. A fold's threshold
+    is the smallest distance with the best accuracy on the other nine folds. TAR_at_FAR_..., AUC and EER (see
+    `roc_metrics`) are over all pairs, without folds. All are fractions. Raises ValueError for fewer than ten pairs or
+    shapes that disagree.
     """
     return score_pairs(embeddings, is_same)[0]
 
@@ -48,8 +49,8 @@ def score_pairs(embeddings: np.ndarray, is_same: np.ndarray) -> tuple[Metrics, A
     correct = (distances[:, None] < THRESHOLDS) == is_same[:, None]  # [P, thresholds]
     fold = contiguous_folds(len(is_same), FOLDS)
     best = np.array([correct[fold != number].sum(0).argmax() for number in range(FOLDS)])  # the first of the best
-    right = correct[np.arange(len(is_same)), best[fold]]
-    accuracies = [right[fold == number].mean() for number in range(FOLDS)]
+    is_correct = correct[np.arange(len(is_same)), best[fold]]  # with the threshold of the pair's fold
+    accuracies = [is_correct[fold == number].mean() for number in range(FOLDS)]
     cosines = 1 - distances / 2  # of unit vectors
     metrics = {
         "Accuracy-Flip": float(np.mean(accuracies)),
@@ -59,7 +60,7 @@ def score_pairs(embeddings: np.ndarray, is_same: np.ndarray) -> tuple[Metrics, A
     arrays = {
         "is_same": is_same,
         "score": cosines,
-        "decision": right == is_same,
+        "decision": is_correct == is_same,
         "threshold": 1 - THRESHOLDS[best] / 2,
     }
     return metrics, arrays
@@ -68,8 +69,9 @@ def score_pairs(embeddings: np.ndarray, is_same: np.ndarray) -> tuple[Metrics, A
 def roc_metrics(is_same: np.ndarray, scores: np.ndarray) -> Metrics:
     """TAR_at_FAR_..., AUC and EER, fractions, from is_same bool [P] and scores [P], higher for genuine pairs.
 
-    TAR_at_FAR_x: the largest share of genuine pairs accepted where at most the share x of impostor pairs is. AUC and
-    EER: see `area_under` and `equal_error_rate` in eval/metrics.py. All are None if one kind of pair is missing.
+    TAR_at_FAR_x: the largest share of genuine pairs accepted by a threshold that accepts at most the share x of
+    impostor pairs. AUC and EER: see `area_under` and `equal_error_rate` in eval/metrics.py. All are None if there are
+    no genuine or no impostor pairs.
     """
     names = [*(f"TAR_at_FAR_{far}" for far in FARS), "AUC", "EER"]
     if is_same.all() or not is_same.any():
@@ -88,13 +90,14 @@ def squared_distances(embeddings: np.ndarray) -> np.ndarray:
 def one_sided_folds(is_same: np.ndarray) -> list[int]:
     """Numbers, from 1, of the folds that hold only genuine or only impostor pairs, from is_same bool [P]."""
     fold = contiguous_folds(len(is_same), FOLDS)
-    kinds = [np.unique(is_same[fold == number]) for number in range(FOLDS)]
-    return [number for number, present in enumerate(kinds, 1) if len(present) == 1]
+    labels = [np.unique(is_same[fold == number]) for number in range(FOLDS)]
+    return [number for number, fold_labels in enumerate(labels, 1) if len(fold_labels) == 1]
 
 
 def worst_errors(arrays: Mapping[str, np.ndarray], count: int = ERRORS_SHOWN) -> tuple[np.ndarray, np.ndarray]:
-    """(genuine pairs rejected, impostor pairs accepted): numbers of at most `count` pairs each, those whose score is
-    farthest from the threshold of their fold first.
+    """(genuine pairs rejected, impostor pairs accepted): the numbers of at most `count` pairs each.
+
+    Pairs whose score is farthest from the threshold of their fold come first.
 
     arrays: `is_same` and `decision` bool [P], `score` [P], `threshold` [10].
     """

@@ -35,16 +35,16 @@ def test_a_folder_is_scored_in_step_order_and_checkpoints_with_a_report_are_skip
     for name in ("5backbone", "10backbone", "finalbackbone"):
         alone = tmp_path / f"{name}.json"
         score(FULL, "--checkpoint", folder / f"{name}.pth", *flags(root), "--results-json", alone)
-        one, other = read_json(alone), read_json(reports / f"{name}_metrics.json")
-        assert one.metrics == other.metrics
+        expected, results = read_json(alone), read_json(reports / f"{name}_metrics.json")
+        assert results.metrics == expected.metrics
         from_csv = read_csv(
             reports / f"{name}_metrics.csv", [("verification", "pairs"), ("ijb", "templates"), ("tinyface", "tiny")]
         )
-        assert from_csv.metrics == one.metrics
-        for protocol, targets in one.arrays.items():
+        assert from_csv.metrics == expected.metrics
+        for protocol, targets in expected.arrays.items():
             for target, arrays in targets.items():
                 for key, array in arrays.items():
-                    assert np.array_equal(array, other.arrays[protocol][target][key])
+                    assert np.array_equal(array, results.arrays[protocol][target][key])
     accuracies = [float(row["verification.pairs.Accuracy-Flip"]) for row in summary]
     errors = [float(row["verification.pairs.EER"]) for row in summary]
     assert accuracies[3] == max(accuracies[:3]) and errors[3] == min(errors[:3])
@@ -89,18 +89,25 @@ def test_a_set_is_decoded_once_for_all_checkpoints(root, checkpoints, tmp_path, 
     from easydict import EasyDict
 
     import data.bin_set
-    from eval.batch import Batch
-    from eval.protocols import configured_sets
+    from backbones import build_backbone
+    from eval.batch import BatchEvaluation
+    from eval.protocols import build_evaluation_sets
 
     decoded = []
-    whole = data.bin_set.decode_rgb
-    monkeypatch.setattr(data.bin_set, "decode_rgb", lambda data, name: decoded.append(name) or whole(data, name))
+    decode_rgb = data.bin_set.decode_rgb
+    monkeypatch.setattr(data.bin_set, "decode_rgb", lambda data, name: decoded.append(name) or decode_rgb(data, name))
     cfg = EasyDict(val_rec=str(root), val_targets=["pairs"], val_batch_size=8, val_num_workers=0, val_flip=True,
-                   dtype="float32", network="mobilefacenet", embedding_size=16, width=0.125)  # fmt: skip
-    assert configured_sets(cfg, ["verification"]) == [("verification", "pairs")]
+                   val_eval_every_n_epoch=1, network="mobilefacenet", embedding_size=16, width=0.125)  # fmt: skip
+    sets = build_evaluation_sets(cfg, ["verification"])
+    assert [(pairs.protocol, pairs.target) for pairs in sets] == [("verification", "pairs")]
+
+    def load_network(path: Path) -> torch.nn.Module:
+        return build_backbone(EasyDict(cfg, init_from=str(path)))
+
     for cache_gb, times in ((1.0, 1), (0.0, 3)):
         decoded.clear()
-        batch = Batch(cfg, ["verification"], tmp_path / str(cache_gb), False, None, cache_gb)
+        reports = tmp_path / str(cache_gb)
+        batch = BatchEvaluation(sets, load_network, torch.float32, reports, False, None, cache_gb)
         for path in sorted(checkpoints.glob("*.pth")):
             batch.score(path, torch.device("cpu"), force=True)
         assert len(decoded) == 40 * times

@@ -63,10 +63,10 @@ def test_the_presets_of_the_published_tables_exist():
 
 def test_the_flags_of_the_evaluation_scripts_follow_from_the_table(monkeypatch):
     monkeypatch.setitem(arguments.names.PROTOCOLS, "survface", "eval.survface:PROTOCOL")
-    parser = arguments.parser("A script.")
+    parser = arguments.make_parser("A script.")
     args = parser.parse_args(["--survface-targets", "a,b", "--no-survface-flip", "--val-data", "bins", "seed=3"])
     cfg = arguments.read_config(args, output="out")
     assert cfg.survface_targets == ["a", "b"] and not cfg.survface_flip and cfg.ijb_flip and cfg.seed == 3
     assert cfg.val_rec == str(Path.cwd() / "bins") and cfg.output == str(ROOT / "out")
     text = " ".join(parser.format_help().split())
-    assert all(f"{RULES[key].meaning} (config key {key})" in text for key in arguments.settings() if key in RULES)
+    assert all(f"{RULES[key].meaning} (config key {key})" in text for key in arguments.keys_with_flag() if key in RULES)

@@ -44,9 +44,9 @@ def test_the_example_of_the_docs_gives_json_csv_tables_and_plots(copy_with_bench
     write_bin(tmp_path / "pairs.bin", draw_faces(), [True, False] * 10)
     out, printed = tmp_path / "out", ""
     flags = ["--gap-root", tmp_path, "--gap-targets", "pairs", "--gap-batch-size", 8, "--gap-num-workers", 0, *SMALL]
-    one = ["--checkpoint", checkpoints / "5backbone.pth", "--results-json", out / "5.json", "--plots", out]
+    full_eval = ["--checkpoint", checkpoints / "5backbone.pth", "--results-json", out / "5.json", "--plots", out]
     for script, *arguments in (
-        ["run_full_eval.py", *one, *flags],
+        ["run_full_eval.py", *full_eval, *flags],
         ["run_batch_eval.py", "--checkpoint-dir", checkpoints, "--report-dir", out / "reports", *flags],
         ["compare.py", out / "5.json"],
     ):

@@ -16,6 +16,7 @@ from config import load_config
 from data.arrow_set import TemplateSet
 from eval.embeddings import embed
 from eval.ijb import evaluate_templates
+from eval.sets import EvaluationSet
 from eval.tinyface import evaluate_identification
 
 
@@ -63,13 +64,24 @@ def test_importing_the_protocols_does_not_import_datasets():
 
 
 def test_a_protocol_without_targets_is_not_evaluated():
-    assert protocols.due(load_config(), 0) == ["verification", "ijb", "tinyface"]
-    assert protocols.due(load_config(overrides=["ijb_targets=[]"]), 0) == ["verification", "tinyface"]
+    def due(epoch: int, *overrides: str) -> list[str]:
+        sets = protocols.build_evaluation_sets(load_config(overrides=list(overrides)))
+        return list(dict.fromkeys(evaluation_set.protocol for evaluation_set in protocols.due(sets, epoch)))
+
+    assert due(0) == ["verification", "ijb", "tinyface"]
+    assert due(0, "ijb_targets=[]") == ["verification", "tinyface"]
+
+
+def test_a_set_is_due_after_the_number_of_epochs_that_its_key_names():
+    sets = [EvaluationSet("ijb", str(epochs), (), 1, 0, True, epochs_between=epochs) for epochs in (0, 1, 2)]
+    due = [[evaluation_set.target for evaluation_set in protocols.due(sets, epoch)] for epoch in range(3)]
+    assert due == [["1", "2"], ["1"], ["1", "2"]]
 
 
 def test_missing_sets_are_reported(tmp_path):
-    cfg = EasyDict(ijb_root=str(tmp_path), ijb_targets=["IJBB_gt_aligned"], num_workers=0)
-    results = protocols.evaluate(torch.nn.Identity(), cfg, ["ijb"], torch.device("cpu"), torch.float32)
+    sets = protocols.build_evaluation_sets(load_config(overrides=[f"ijb_root={tmp_path}"]), ["ijb"])
+    missing = [evaluation_set for evaluation_set in sets if evaluation_set.target == "IJBB_gt_aligned"]
+    results = protocols.evaluate(torch.nn.Identity(), missing, torch.device("cpu"), torch.float32)
     assert results.metrics == {}
     assert results.absent == [f"ijb.IJBB_gt_aligned: {tmp_path / 'IJBB_gt_aligned'}"]
 
@@ -89,16 +101,14 @@ def test_evaluating_a_set_gives_what_the_protocol_computes_from_its_embeddings(t
                 "distractor_paths": names[2::4]}  # fmt: skip
     write_set(tmp_path / "templates", metadata=ijb)
     write_set(tmp_path / "tiny", metadata=tinyface)
-    cfg = EasyDict(
-        ijb_root=str(tmp_path), ijb_targets=["templates"], ijb_batch_size=5, tinyface_root=str(tmp_path),
-        tinyface_targets=["tiny"], tinyface_batch_size=5,
-        ijb_num_workers=0, tinyface_num_workers=0, ijb_flip=True, tinyface_flip=True,
-    )  # fmt: skip
-    device = torch.device("cpu")
-    figures = protocols.evaluate(MeanColour(), cfg, ["ijb", "tinyface"], device, torch.float32).metrics
+    sets = [
+        EvaluationSet(protocol, target, (tmp_path / target,), batch_size=5, num_workers=0, flip=True)
+        for protocol, target in (("ijb", "templates"), ("tinyface", "tiny"))
+    ]
+    metrics = protocols.evaluate(MeanColour(), sets, torch.device("cpu"), torch.float32).metrics
     embeddings = 2 * (np.stack([face(number)[0, 0] for number in range(COUNT)]) - 127.5) / 127.5
     expected = {
         "ijb": {"templates": evaluate_templates(embeddings, **ijb)},
         "tinyface": {"tiny": evaluate_identification(embeddings, names, tinyface)},
     }
-    assert protocols.flat(figures) == pytest.approx(protocols.flat(expected), abs=1e-6)
+    assert protocols.flatten(metrics) == pytest.approx(protocols.flatten(expected), abs=1e-6)

@@ -144,10 +144,10 @@ def test_ranks_equal_those_of_float64_even_for_similar_embeddings(spread, monkey
 @pytest.mark.parametrize("dimensions", [1, 4, 128, 512])
 def test_float32_cosines_are_within_the_margin(dimensions):
     generator = np.random.default_rng(0)
-    one, other = generator.normal(size=(2, 500, dimensions))
-    other[:100] = one[:100]  # here rounding errors do not cancel
-    one, other = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (one, other))
-    error = np.abs(one.astype(np.float32) @ other.astype(np.float32).T - one @ other.T).max()
+    first, second = generator.normal(size=(2, 500, dimensions))
+    second[:100] = first[:100]  # here rounding errors do not cancel
+    first, second = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (first, second))
+    error = np.abs(first.astype(np.float32) @ second.astype(np.float32).T - first @ second.T).max()
     assert error < float32_margin(dimensions) < 1e-4
 
 

@@ -1,42 +1,49 @@
-"""Evaluation during training: every protocol that is due at an epoch, with its metrics in the log."""
+"""Evaluation during training: on every set that is due at an epoch, with the metrics in the log."""
+
+from collections.abc import Sequence
 
 import torch
-from easydict import EasyDict
 from torch import nn
 
-from eval.protocols import due, evaluate, flat
+from eval.protocols import due, evaluate, flatten
 from eval.report import format_results
+from eval.sets import EvaluationSet
 from train.run_log import RunLog
 from utils.distributed import broadcast_buffers, report_activity
 from utils.errors import InputError
 
 
 class PeriodicEvaluation:
-    """Scores `student` on the sets that the config names. Every rank takes part."""
+    """Scores `student` on those of `sets` that are due. Call it on every rank."""
 
     def __init__(
-        self, cfg: EasyDict, student: nn.Module, log: RunLog, device: torch.device, dtype: torch.dtype
+        self,
+        sets: Sequence[EvaluationSet],
+        student: nn.Module,
+        log: RunLog,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
-        self._cfg, self._student, self._log, self._device, self._dtype = cfg, student, log, device, dtype
+        self._sets, self._student, self._log, self._device, self._dtype = sets, student, log, device, dtype
         self._absent: set[str] = set()  # sets that the log has named as absent
         self._failed: dict[str, int] = {}  # why a set could not be scored -> the last step at which it failed
 
     def __call__(self, step: int, epoch: int) -> None:
-        """Score by every protocol that is due after `epoch` epochs, at `step`, and log the metrics."""
-        names = due(self._cfg, epoch)
-        if not names:
+        """Score the student of this step on the sets that are due after `epoch` epochs, and log the metrics."""
+        sets = due(self._sets, epoch)
+        if not sets:
             return
         report_activity(step, "evaluation")
         broadcast_buffers(self._student)
-        results = evaluate(self._student, self._cfg, names, self._device, self._dtype)
-        for place in results.absent:
-            if place not in self._absent:
-                self._log.line(f"not evaluated, absent: {place}")
+        results = evaluate(self._student, sets, self._device, self._dtype)
+        for absent in results.absent:
+            if absent not in self._absent:
+                self._log.line(f"not evaluated, absent: {absent}")
         self._absent.update(results.absent)
         self._failed.update(dict.fromkeys(results.failed, step))
         if results.metrics or results.failed:
             self._log.line(f"evaluation at step {step}, epoch {epoch}\n{format_results(results._replace(absent=[]))}")
-        self._log.metrics(step, "evaluation", flat(results.metrics))
+        self._log.metrics(step, "evaluation", flatten(results.metrics))
 
     def require_success(self) -> None:
         """Raise InputError if a set could not be scored at some step."""

@@ -15,6 +15,7 @@ from data.augment import DRAWS, build_augmentation
 from data.dataset import FaceDataset
 from data.loader import Batch, GlobalOrder, TrainingLoader
 from data.preview import save_preview
+from eval.protocols import build_evaluation_sets
 from train.evaluation import PeriodicEvaluation
 from train.resume import RunState
 from train.run_files import RunFiles
@@ -50,7 +51,8 @@ class Trainer:
         self.loader = TrainingLoader(dataset, self.order, cfg.num_workers, device, task.embeddings, augment)
         self.files = RunFiles(Path(cfg.output), cfg.keep_checkpoints, self.total_steps)
         self.log = self.files.log
-        self.evaluate = PeriodicEvaluation(cfg, task.student, self.log, device, self.dtype)
+        sets = build_evaluation_sets(cfg)
+        self.evaluate = PeriodicEvaluation(sets, task.student, self.log, device, self.dtype)
 
     def run(self) -> None:
         """Train. SIGINT or SIGTERM on any rank ends the run after the current step or evaluation, with a checkpoint.

@@ -1,6 +1,7 @@
-"""What an evaluation leaves: text on the screen, result files, tables, plots, and report.html.
+"""The output of an evaluation: text on the screen, result files, tables, plots, and report.html.
 
-The tables, plots and files follow from the protocols' descriptions (eval/protocol.py); this room names no benchmark.
+The tables, plots and files follow from the descriptions of the protocols (eval/protocol.py). Nothing in this folder
+depends on a particular benchmark.
 """
 
 from eval.report.results import (

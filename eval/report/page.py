@@ -1,4 +1,4 @@
-"""report.html: results, plots and the worst errors in one file that opens without a network and without scripts."""
+"""report.html: results, plots and the worst errors in one file, which needs neither a network nor scripts."""
 
 import base64
 import os
@@ -52,7 +52,7 @@ _PAGE = """<!DOCTYPE html>
 </body>
 </html>
 """
-_FRAMES = {  # what surrounds the contents of a section
+_FRAMES = {  # the HTML around the contents of each section
     "About": "<dl>{}</dl>",
     "Notes": "<ul>{}</ul>",
     "Results": "{}",
@@ -72,8 +72,8 @@ def write_page(
 ) -> None:
     """Write the page.
 
-    about: facts by name; plots: (caption, PNG file); errors: by set; notes: sentences. All texts are escaped. A section
-    without contents is left out, but a set without errors is listed as such.
+    about: facts about the run, by name; plots: (caption, contents of a PNG file); errors: by set; notes: sentences. All
+    texts are escaped. A section without contents is left out, but a set without errors is listed as such.
     """
     bodies = {
         "About": "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in about.items()),

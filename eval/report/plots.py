@@ -1,4 +1,4 @@
-"""All plots of a scored set and of checkpoints over steps, as the protocols describe them."""
+"""All plots of a scored set, and plots of several checkpoints over steps, as the protocols describe them."""
 
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
@@ -24,13 +24,13 @@ class Plot(NamedTuple):
 def set_plots(protocol: str, target: str, metrics: Metrics, arrays: Arrays) -> dict[str, Plot]:
     """The plots of one scored set, by file name without extension, such as "scores_lfw"."""
     return {
-        f"{kind}_{target}": Plot(f"{target}: {plot.caption}", plot.draw(metrics, arrays))
-        for kind, plot in PROTOCOLS[protocol].plots.items()
+        f"{stem}_{target}": Plot(f"{target}: {plot.caption}", plot.draw(metrics, arrays))
+        for stem, plot in PROTOCOLS[protocol].plots.items()
     }
 
 
 def step_plots(rows: MetricsByStep) -> dict[str, Plot]:
-    """The plots over steps, by file name without extension, from (step, protocol -> set -> name -> value).
+    """The plots over steps, by file name without extension, from (step, protocol -> set -> metric -> value).
 
     A plot without any value is left out.
     """
@@ -44,7 +44,7 @@ def step_plots(rows: MetricsByStep) -> dict[str, Plot]:
 
 
 def _lines(rows: MetricsByStep, protocol: str, plot: StepPlot) -> dict[str, list[tuple[int, float]]]:
-    """Label -> (step, value as people read it), in the order of steps."""
+    """Label -> (step, displayed value), in the order of steps."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for step, metrics in sorted(rows, key=itemgetter(0)):
         for target, values in metrics.get(protocol, {}).items():

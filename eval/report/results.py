@@ -1,4 +1,4 @@
-"""Results as text on the screen and as files: JSON, CSV, and the arrays beside them in .npz."""
+"""Results as text on the screen and as files: JSON and CSV for metrics, .npz for arrays."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from eval.protocol import Arrays, Metrics
-from eval.protocols import PROTOCOLS, Results, flat
+from eval.protocols import PROTOCOLS, Results, flatten
 from eval.report.tables import list_metrics
 from utils.errors import InputError
 from utils.files import atomic_write, write_text
@@ -20,7 +20,7 @@ from utils.weights import refuse_inflated
 
 
 def format_results(results: Results) -> str:
-    """One line per metric, with its deviation or threshold in brackets, then what is absent, doubtful or failed."""
+    """One line per metric, with its deviation or threshold in brackets; then warnings, absent sets and failed sets."""
     lines = [f"{'set':32} {'metric':36} {'value':>8}"]
     for protocol, targets in results.metrics.items():
         for target, metrics in targets.items():
@@ -33,15 +33,16 @@ def format_results(results: Results) -> str:
 
 
 def write_json(path: str | os.PathLike, results: Results, about: dict[str, str]) -> None:
-    """Write the metrics, nested by protocol, set and name, with `absent`, `failed` and `warnings`, and with `about`
-    (checkpoint, command, versions). The arrays go to the file of the same name with .npz, before it."""
+    """Write the metrics, nested by protocol, set and name, together with `absent`, `failed` and `warnings`, and with
+    `about` (checkpoint, command, versions). The arrays are written first, to the file of the same name with .npz."""
     write_arrays(arrays_path(path), results)
     _write_json(path, {**_content(results), "about": about})
 
 
 def write_collected_json(path: str | os.PathLike, results: dict[str, Results], about: dict[str, str]) -> None:
-    """Write the same for several checkpoints, by name under `checkpoints`, without arrays."""
-    _write_json(path, {"checkpoints": {name: _content(one) for name, one in results.items()}, "about": about})
+    """Write the results of several checkpoints as `write_json` does, by name under `checkpoints`, without arrays."""
+    contents = {name: _content(checkpoint_results) for name, checkpoint_results in results.items()}
+    _write_json(path, {"checkpoints": contents, "about": about})
 
 
 def _content(results: Results) -> dict[str, Any]:
@@ -55,12 +56,15 @@ def _write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
 
 
 def read_json(path: str | os.PathLike, protocols: Container[str] = tuple(PROTOCOLS)) -> Results:
-    """Read what `write_json` wrote, with the arrays of `protocols` if the .npz exists. Raises InputError."""
+    """Read the results that `write_json` wrote, with the arrays of `protocols` if the .npz exists.
+
+    Raises InputError for a file without results.
+    """
     try:
         content: dict[str, Any] = json.loads(Path(path).read_text())
         del content["about"]
         absent, failed, warnings = content.pop("absent"), content.pop("failed"), content.pop("warnings", [])
-        if not all(isinstance(value, int | float | None) for value in flat(content).values()):
+        if not all(isinstance(value, int | float | None) for value in flatten(content).values()):
             raise TypeError("a metric is not a number")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{path}: holds no results; name a file that run_full_eval.py --results-json wrote") from None
@@ -68,13 +72,13 @@ def read_json(path: str | os.PathLike, protocols: Container[str] = tuple(PROTOCO
 
 
 def refuse_to_overwrite(path: str | os.PathLike, with_arrays: bool) -> None:
-    """Raise InputError if results written to `path`, or their arrays, would replace a file that is not ours.
+    """Raise InputError if results or, `with_arrays`, their arrays would replace a file that holds something else.
 
-    Call it before the scoring, which takes long.
+    Call it before the evaluation, which takes long.
     """
     files = [(Path(path), _is_results), (arrays_path(path), _is_arrays)]
-    for file, is_ours in files[: 1 + with_arrays]:
-        if os.path.lexists(file) and not is_ours(file):
+    for file, is_replaceable in files[: 1 + with_arrays]:
+        if os.path.lexists(file) and not is_replaceable(file):
             raise InputError(f"{file}: exists, and holds no results; name another file, or overwrite it with --force")
 
 
@@ -87,7 +91,7 @@ def _is_results(path: Path) -> bool:
 
 
 def _is_arrays(path: Path) -> bool:
-    """Whether the archive's members are named as `write_arrays` names them."""
+    """Whether the names of the archive's members are of the form that `write_arrays` gives them."""
     try:
         with zipfile.ZipFile(path) as archive:
             return all(name.partition("/")[0] in PROTOCOLS and name.endswith(".npy") for name in archive.namelist())
@@ -106,15 +110,18 @@ def write_arrays(path: str | os.PathLike, results: Results) -> None:
     arrays = {
         f"{protocol}/{target}/{name}": array
         for protocol, targets in results.arrays.items()
-        for target, named in targets.items()
-        for name, array in named.items()
+        for target, arrays_of_set in targets.items()
+        for name, array in arrays_of_set.items()
     }
     with atomic_write(path) as file:
         np.savez(file, **arrays)
 
 
 def read_arrays(path: str | os.PathLike, protocols: Container[str]) -> dict[str, dict[str, Arrays]]:
-    """Protocol -> set -> name -> array, of `protocols`; empty if the file does not exist. Raises InputError."""
+    """The arrays that `write_arrays` wrote for these protocols: protocol -> set -> name -> array.
+
+    Empty if the file does not exist. Raises InputError for a broken file.
+    """
     arrays: dict[str, dict[str, Arrays]] = {}
     if not os.path.exists(path):
         return arrays
@@ -136,7 +143,7 @@ def read_arrays(path: str | os.PathLike, protocols: Container[str]) -> dict[str,
 
 def write_csv(path: str | os.PathLike, results: Results) -> None:
     """Write one line "metric,value" per metric; the value is empty if the metric does not exist."""
-    write_rows(path, [("metric", "value"), *flat(results.metrics).items()])
+    write_rows(path, [("metric", "value"), *flatten(results.metrics).items()])
 
 
 def write_rows(path: str | os.PathLike, rows: Iterable[Iterable[Any]]) -> None:
@@ -147,7 +154,7 @@ def write_rows(path: str | os.PathLike, rows: Iterable[Iterable[Any]]) -> None:
 
 
 def read_csv(path: str | os.PathLike, sets: Iterable[tuple[str, str]]) -> Results:
-    """Read the metrics that `write_csv` wrote, of the sets (protocol, set). Raises InputError."""
+    """Read the metrics of these sets, (protocol, set), that `write_csv` wrote. Raises InputError for another file."""
     metrics: dict[str, dict[str, Metrics]] = {}
     prefixes = {f"{protocol}.{target}.": (protocol, target) for protocol, target in sets}
     try:
@@ -156,12 +163,12 @@ def read_csv(path: str | os.PathLike, sets: Iterable[tuple[str, str]]) -> Result
         if header != ["metric", "value"]:
             raise ValueError
         for name, value in lines:
-            # The longest, because the name of a set may begin with that of another: "x.1" and "x".
+            # The longest prefix, because the name of a set may begin with the name of another set: "x.1" and "x".
             prefix = max(filter(name.startswith, prefixes), key=len, default=None)
             if prefix is not None:
                 protocol, target = prefixes[prefix]
-                of_set = metrics.setdefault(protocol, {}).setdefault(target, {})
-                of_set[name.removeprefix(prefix)] = float(value) if value else None
+                metrics_of_set = metrics.setdefault(protocol, {}).setdefault(target, {})
+                metrics_of_set[name.removeprefix(prefix)] = float(value) if value else None
     except (ValueError, csv.Error):
         raise InputError(
             f"{path}: not a metrics file of run_batch_eval.py; remove it and score the checkpoint again"

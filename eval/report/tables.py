@@ -1,4 +1,4 @@
-"""Tables that compare checkpoints or methods, in the layout of published ones."""
+"""Tables that compare checkpoints or methods, in the layout of published tables."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,10 @@ Methods = Mapping[str, Mapping[str, Mapping[str, Metrics]]]
 
 
 class Table(NamedTuple):
-    """best: (row, column) of the cells in bold, counted from 0 without the header."""
+    """A table of texts.
+
+    best: (row, column) of the cells that are shown in bold, both counted from 0, the header not included.
+    """
 
     title: str
     header: list[str]
@@ -21,7 +24,11 @@ class Table(NamedTuple):
 
 
 class Headline(NamedTuple):
-    """A column of a table of methods: its label, the metric that it shows and how, and its set's metrics by method."""
+    """A column of a table of methods.
+
+    label: its header; column: the metric that it shows; display and spread_display: how to display the metric and its
+    spread; metrics: the metrics of the column's set, by method.
+    """
 
     label: str
     column: Column
@@ -30,7 +37,7 @@ class Headline(NamedTuple):
     metrics: dict[str, Metrics]
 
     def values(self) -> dict[str, float | None]:
-        """The metric by method."""
+        """The value of the metric for each method."""
         return {method: metrics.get(self.column.metric) for method, metrics in self.metrics.items()}
 
     def cell(self, method: str) -> str:
@@ -46,10 +53,10 @@ def headlines(methods: Methods) -> list[Headline]:
     columns = []
     for name, protocol in PROTOCOLS.items():
         for target in dict.fromkeys(target for metrics in methods.values() for target in metrics.get(name, {})):
-            of_set = {method: metrics.get(name, {}).get(target, {}) for method, metrics in methods.items()}
+            metrics_of_set = {method: metrics.get(name, {}).get(target, {}) for method, metrics in methods.items()}
             for column in protocol.columns:
                 displays = protocol.display(column.metric), protocol.display(column.spread)
-                columns.append(Headline(_short(target) + column.label, column, *displays, of_set))
+                columns.append(Headline(_short(target) + column.label, column, *displays, metrics_of_set))
     return columns
 
 
@@ -60,8 +67,8 @@ def methods_table(title: str, methods: Methods, corner: str) -> Table:
     best = set()
     for number, column in enumerate(columns, 1):
         values = list(column.values().values())
-        top = column.display.best(values)
-        best |= {(row, number) for row, value in enumerate(values) if value is not None and value == top}
+        best_value = column.display.best(values)
+        best |= {(row, number) for row, value in enumerate(values) if value is not None and value == best_value}
     return Table(title, [corner, *(column.label for column in columns)], rows, best if len(methods) > 1 else set())
 
 
@@ -72,7 +79,7 @@ def metrics_table(title: str, protocol: str, metrics: Metrics) -> Table:
 
 
 def list_metrics(protocol: str, metrics: Metrics) -> list[tuple[str, str, str]]:
-    """(name, value, what follows in brackets) of each metric of a set, as people read them."""
+    """(displayed name, displayed value, text in brackets after the value) for each metric of a set."""
     displays = {name: PROTOCOLS[protocol].display(name) for name in metrics}
     companions = {display.companion for display in displays.values()}
     lines = []
@@ -88,7 +95,7 @@ def list_metrics(protocol: str, metrics: Metrics) -> list[tuple[str, str, str]]:
 
 
 def markdown(table: Table) -> str:
-    """The table in Markdown, aligned; the best of each column is bold."""
+    """The table in Markdown, with aligned columns; the best of each column is bold."""
     cells = [table.header] + [
         [f"**{cell}**" if (row, column) in table.best else cell for column, cell in enumerate(line)]
         for row, line in enumerate(table.rows)
@@ -101,7 +108,7 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """The table in LaTeX, a tabular for booktabs; the best of each column is bold."""
+    """The table in LaTeX, as a tabular with booktabs; the best of each column is bold."""
     lines = [
         [
             rf"\textbf{{{_escape_latex(cell)}}}" if (row, column) in table.best else _escape_latex(cell)
@@ -123,12 +130,13 @@ def latex(table: Table) -> str:
 
 
 def _escape_latex(text: str) -> str:
-    """Also escapes a `[` or `*` at the start, which LaTeX would take for an option of the line break before it."""
+    """Escape the special characters, and a `[` or `*` at the start, which LaTeX would read as an option of the line
+    break before it."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     escaped = re.sub(r"[\\~^&%$#_{}]", lambda match: special.get(match[0], "\\" + match[0]), text)
     return "{}" + escaped if escaped.startswith(("[", "*")) else escaped
 
 
 def _short(target: str) -> str:
-    """The name of a set in tables: IJBC for IJBC_gt_aligned, tinyface for tinyface_aligned_pad_0.1."""
+    """The short name of a set for tables: IJBC for IJBC_gt_aligned, tinyface for tinyface_aligned_pad_0.1."""
     return re.sub(r"_(gt_)?aligned.*", "", target)

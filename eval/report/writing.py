@@ -1,4 +1,4 @@
-"""What people look at: plots as PNG, and report.html with the tables, the plots and the worst errors as images."""
+"""Write the plots as PNG files, and report.html with the tables, the plots and the worst errors as images."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -37,16 +37,20 @@ def write_report(
 ) -> None:
     """Write the page, and its plots as PNG files into the folder.
 
-    The page has the headline metrics of all checkpoints and plots over the steps in their names. Of the last checkpoint
-    with arrays it has all metrics, the plots of each set, and the worst errors, whose images come from
-    open_images(protocol, set).
+    The page has the headline metrics of all checkpoints, and plots over the steps in their names. For the last
+    checkpoint with arrays, it also has all metrics, the plots of each set, and the worst errors.
+
+    open_images: (protocol, set) -> the opened set, for the images of the errors; about and notes: see `write_page`.
     """
-    tables = [methods_table("Summary [%]", {one.name: one.results.metrics for one in checkpoints}, "checkpoint")]
-    with_step = [(one.step, one.results.metrics) for one in checkpoints if one.step is not None]
-    plots = step_plots(with_step) if len(with_step) > 1 else {}
+    metrics_by_name = {checkpoint.name: checkpoint.results.metrics for checkpoint in checkpoints}
+    tables = [methods_table("Summary [%]", metrics_by_name, "checkpoint")]
+    metrics_by_step = [
+        (checkpoint.step, checkpoint.results.metrics) for checkpoint in checkpoints if checkpoint.step is not None
+    ]
+    plots = step_plots(metrics_by_step) if len(metrics_by_step) > 1 else {}
     errors: dict[str, list[PairError]] = {}
     notes = [*notes, *notes_on(checkpoints)]
-    detailed = next((one for one in reversed(checkpoints) if one.results.arrays), None)
+    detailed = next((checkpoint for checkpoint in reversed(checkpoints) if checkpoint.results.arrays), None)
     if detailed is None:
         notes.append("no plots and errors of single sets: no checkpoint's arrays were kept (--save-json keeps them)")
     else:
@@ -69,8 +73,10 @@ def write_report(
 
 
 def notes_on(checkpoints: Sequence[ScoredCheckpoint]) -> list[str]:
-    """What readers must know: absent sets and warnings once, failed sets for each checkpoint."""
-    absent = dict.fromkeys(path for one in checkpoints for path in one.results.absent)
-    warnings = dict.fromkeys(warning for one in checkpoints for warning in one.results.warnings)
-    failed = [f"failed: {one.name}: {reason}" for one in checkpoints for reason in one.results.failed]
+    """Notes for the readers of the metrics: absent sets and warnings once, failed sets for each checkpoint."""
+    absent = dict.fromkeys(path for checkpoint in checkpoints for path in checkpoint.results.absent)
+    warnings = dict.fromkeys(warning for checkpoint in checkpoints for warning in checkpoint.results.warnings)
+    failed = [
+        f"failed: {checkpoint.name}: {reason}" for checkpoint in checkpoints for reason in checkpoint.results.failed
+    ]
     return [f"absent: {path}" for path in absent] + [f"warning: {warning}" for warning in warnings] + failed

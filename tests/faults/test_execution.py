@@ -170,10 +170,10 @@ def test_paths_in_the_metadata_of_tinyface_are_never_opened(monkeypatch):
     opened = []
     for module, name in ((builtins, "open"), (io, "open"), (os, "open")):
         monkeypatch.setattr(module, name, lambda path, *_: opened.append(path))
-    figures, _ = PROTOCOLS["tinyface"].score(
+    metrics, _ = PROTOCOLS["tinyface"].score(
         EasyDict(metadata=lists), EasyDict(features=np.eye(4, 8) + 1, norms=np.ones(4))
     )
-    assert figures["rank-5"] == 100
+    assert metrics["rank-5"] == 100
     assert not opened
 
 
