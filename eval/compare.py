@@ -43,27 +43,35 @@ def differences(results: "dict[str, Results]", first: str) -> "Table":
 
 
 def significance(results: "dict[str, Results]", first: str) -> "Table":
-    """McNemar's test of every other method against the first one, on every .bin set that both have."""
+    """McNemar's test of every other method against the first one, on every set of pairs that both have."""
     from eval.report import Table
 
     header = [f"compared with {first}", "set", "only first right", "only this right", "p (McNemar)"]
     rows = [
-        [name, target, *_mcnemar_cells(results[first], results[name], target)]
+        [name, target, *_mcnemar_cells(results[first], results[name], protocol, target)]
         for name in results
         if name != first
-        for target in results[name].metrics.get("verification", {})
-        if target in results[first].metrics.get("verification", {})
+        for protocol in pair_protocols()
+        for target in results[name].metrics.get(protocol, {})
+        if target in results[first].metrics.get(protocol, {})
     ]
     return Table("", [*header, f"difference at {SIGNIFICANCE_LEVEL}"], rows, set())
 
 
-def _mcnemar_cells(first: "Results", other: "Results", target: str) -> list[str]:
+def pair_protocols() -> list[str]:
+    """The protocols that decide pairs."""
+    from eval.protocols import PROTOCOLS
+
+    return [name for name, protocol in PROTOCOLS.items() if protocol.decides_pairs]
+
+
+def _mcnemar_cells(first: "Results", other: "Results", protocol: str, target: str) -> list[str]:
     """The cells of the table of `significance` that follow the names of the method and of the set."""
     import numpy as np
 
     from eval.metrics import mcnemar
 
-    arrays = [results.arrays.get("verification", {}).get(target) for results in (first, other)]
+    arrays = [results.arrays.get(protocol, {}).get(target) for results in (first, other)]
     if None in arrays:
         return ["-", "-", "-", "unknown: the .npz beside the JSON is missing"]
     first_arrays, other_arrays = arrays
@@ -86,7 +94,7 @@ def main() -> None:
     from eval.report import latex, markdown, methods_table, read_json
 
     names = method_names(args.results)
-    results = {name: read_json(path, ["verification"]) for name, path in zip(names, args.results, strict=True)}
+    results = {name: read_json(path, pair_protocols()) for name, path in zip(names, args.results, strict=True)}
     metrics = {name: method_results.metrics for name, method_results in results.items()}
     tables = [methods_table("", metrics, "[%] (std over folds)")]
     if len(results) > 1:

@@ -5,14 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from data.images import SIZE, to_input
 from data.workers import decoded_batches
-from utils.distributed import on_all_ranks, rank, world_size
+from utils.distributed import max_over_ranks, on_all_ranks, rank, sum_over_ranks, world_size
 from utils.errors import InputError
 
 
@@ -142,10 +141,9 @@ def _embed_share(
 
 def _merge_shares(features: Tensor | None, norms: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
     """Sum over ranks. Each row is non-zero on one rank only, so the sum is that row, bit for bit."""
-    size = torch.tensor([0 if features is None else features.shape[1]])
-    dist.all_reduce(size, op=dist.ReduceOp.MAX)  # a rank without a batch does not know the size
-    features = torch.zeros(count, int(size)) if features is None else features
+    size = max_over_ranks(0 if features is None else features.shape[1])  # a rank without a batch does not know it
+    features = torch.zeros(count, size) if features is None else features
     norms = torch.zeros(count) if norms is None else norms
-    for tensor in (features, norms):
-        dist.all_reduce(tensor)
+    sum_over_ranks(features)
+    sum_over_ranks(norms)
     return features, norms

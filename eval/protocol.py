@@ -110,6 +110,8 @@ class Protocol:
     plots: plots of a set, by the first part of their file names. step_plots: plots over steps, by file name.
     warn: images -> warnings for the readers of this set's metrics; None if there are never any.
     errors: (images, arrays) -> the worst errors, whose images the report shows; None if the report shows no errors.
+    decides_pairs: whether its arrays hold `is_same` and `decision`, bool [P], so that compare.py can test methods pair
+    by pair.
     """
 
     prefix: str
@@ -124,6 +126,7 @@ class Protocol:
     step_plots: Mapping[str, StepPlot] = field(default_factory=dict)
     warn: Callable[[Any], list[str]] | None = None
     errors: Callable[[Any, Arrays], list[PairError]] | None = None
+    decides_pairs: bool = False
 
     def display(self, metric: str) -> Display:
         """How to display the metric."""

@@ -194,4 +194,5 @@ PROTOCOL = Protocol(
     step_plots={"accuracy": StepPlot("verification accuracy over steps", "accuracy [%]", {"Accuracy-Flip": ""})},
     warn=_warn,
     errors=_errors,
+    decides_pairs=True,
 )

@@ -164,6 +164,23 @@ def mean_over_ranks(values: dict[str, Tensor]) -> dict[str, float]:
     return dict(zip(values, (stacked / world_size()).tolist(), strict=True))
 
 
+def sum_over_ranks(tensor: Tensor) -> None:
+    """In place, the sum of a tensor over the ranks, on every rank. Shapes must be equal."""
+    if world_size() > 1:
+        with _collective():
+            dist.all_reduce(tensor)
+
+
+def max_over_ranks(number: int) -> int:
+    """The largest of the ranks' numbers, on every rank."""
+    if world_size() == 1:
+        return number
+    largest = torch.tensor([number])
+    with _collective():
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
+
+
 def barrier() -> None:
     """Wait until every rank has called this. Does not wait for GPUs."""
     if world_size() > 1:
