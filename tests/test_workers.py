@@ -45,6 +45,6 @@ def test_an_error_beside_a_killed_worker_names_the_worker(worker):
         raise RuntimeError("any text")
 
 
-def test_an_error_without_a_killed_worker_is_raised_as_it_is(worker):
+def test_an_error_without_a_killed_worker_is_raised_unchanged(worker):
     with pytest.raises(RuntimeError, match="any text"), process_group("cpu"):
         raise RuntimeError("any text")
