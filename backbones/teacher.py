@@ -27,9 +27,9 @@ _SUPPORTED = f"(expected {', '.join(_NAMES)}); take an IR release, such as {REPO
 class Release(NamedTuple):
     """The weights of a teacher, and how to load them.
 
-    network: name in the table NETWORKS; weights: the file; origin: where the file came from; prefix: with what its key
-    names begin, but not the names in the network; left_out: prefixes of the keys that are not loaded; bgr: whether the
-    weights were trained on BGR images.
+    network: name in the table NETWORKS; weights: the file; origin: where the file came from; prefix: the beginning of
+    the key names in the file, which the key names of the network do not have; left_out: beginnings of the names of keys
+    that are not loaded; bgr: whether the weights were trained on BGR images.
     """
 
     network: str

@@ -1,4 +1,4 @@
-"""The kinds of values that a config key may hold.
+"""The kinds of values that a config key may have.
 
 A rule says what its key means, which values are allowed, and how a string on the command line becomes a value. The
 table of all rules is config/rules.py.
@@ -33,7 +33,7 @@ class Rule:
         raise NotImplementedError
 
     def allows(self, value: Any) -> bool:
-        """Whether the key may hold `value`."""
+        """Whether the key may have the value `value`."""
         raise NotImplementedError
 
     def parse(self, text: str) -> Any:
@@ -195,5 +195,5 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_finite_number(value: Any) -> bool:
-    """Whether the value is a number that a float can hold, neither infinite nor NaN."""
+    """Whether the value is a number, neither infinite nor NaN, in the range of a float."""
     return _is_number(value) and abs(value) <= sys.float_info.max

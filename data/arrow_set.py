@@ -1,6 +1,6 @@
 """Sets in CVLFace's Arrow layout: a folder of images, each with an index.
 
-A template set has a metadata.pt beside the images; a verification set has a flag for each image.
+A template set has a file metadata.pt next to the images; a verification set has a flag for each image.
 """
 
 import json
@@ -124,7 +124,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
             "fetch it again, or save it again as a dict of NumPy arrays and lists"
         ) from error
     if not isinstance(metadata, dict):
-        raise ArrowSetError(f"{path}: must hold a dict of arrays by name, but holds {type(metadata).__name__}")
+        raise ArrowSetError(f"{path}: must contain a dict of arrays by name, but contains {type(metadata).__name__}")
     max_bytes = os.path.getsize(path)
     return {key: _plain(f"{path}: {key!s:.80}", value, max_bytes) for key, value in metadata.items()}
 
@@ -161,7 +161,7 @@ def _plain(name: str, value: Any, max_bytes: int) -> Any:
     if isinstance(value, np.ndarray) and value.dtype.kind == "U" and value.size and value.dtype.itemsize:
         codes = np.frombuffer(value.tobytes(), value.dtype.str[0] + "u4")
         if codes.max() > sys.maxunicode:  # NumPy notices it only when it makes a Python string of the text
-            raise ArrowSetError(f"{name}: holds texts with characters that do not exist; fetch it again")
+            raise ArrowSetError(f"{name}: contains texts with characters that do not exist; fetch it again")
     return value
 
 
@@ -200,7 +200,7 @@ def _require_files_inside(path: str) -> None:
 
 
 def _order(path: str, index: np.ndarray) -> np.ndarray:
-    """The rows of the images with index 0, 1, ...: int64 [N]."""
+    """For each index 0, 1, ..., the row of its image: int64 [N]. Raises ArrowSetError."""
     order = np.argsort(index, kind="stable")
     wrong = np.flatnonzero(index[order] != np.arange(len(order)))
     if len(wrong):

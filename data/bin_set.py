@@ -75,7 +75,7 @@ def _checked(path: str, content: Any) -> tuple[list, np.ndarray]:
     if not (
         isinstance(content, tuple | list) and len(content) == 2 and all(isinstance(part, lists) for part in content)
     ):
-        raise BinError(f"{path}: does not hold a pair of lists (images, is_same); is it a verification set?")
+        raise BinError(f"{path}: does not contain a pair of lists (images, is_same); is it a verification set?")
     encoded, is_same = (() if isinstance(part, np.ndarray) and part.ndim == 0 else part for part in content)
     # Check this before anything is copied: an array of 10^12 rows of 0 bytes takes no space in the file.
     if len(encoded) != 2 * len(is_same) or not len(encoded):

@@ -20,7 +20,7 @@ from data.images import SIZE, decode_aligned, decode_into
 from data.recordio import IndexedRecordReader
 from utils.errors import InputError
 
-MAX_CLASSES = 2**24  # labels are stored as float32, which holds every whole number up to here
+MAX_CLASSES = 2**24  # labels are stored as float32, which represents all integers up to this one exactly
 
 
 class DataError(InputError):

@@ -80,7 +80,7 @@ class GlobalOrder(Sampler[BatchPlan]):
     def _draws_from(self, start: int) -> np.ndarray:
         """The random numbers of a batch, float32 [B, draws]. start: how many images of the epoch come before it.
 
-        They come from a stream of their own, in which each image has a fixed place.
+        They come from a separate stream, in which each image of the epoch has a fixed place.
         """
         stream = np.random.PCG64((self.seed, self.epoch, 1)).advance(start * self.draws)
         numbers = np.random.Generator(stream).random((self.batch_size, self.draws))

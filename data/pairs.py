@@ -36,7 +36,7 @@ def sample_pairs(positions: np.ndarray, labels: np.ndarray, count: int, rng: np.
     """Sample up to `count` genuine pairs, from as many identities as possible, and at most as many impostor pairs.
 
     positions: [N], of the images to choose from; labels: [N]. No image is in two genuine pairs. An impostor pair has
-    the first image of one genuine pair and the second image of another, so that no further images have to be embedded.
+    the first image of one genuine pair and the second image of another, so that no other images have to be embedded.
     """
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]  # identity by identity, shuffled within each

@@ -96,7 +96,7 @@ class RecordFile:
             start = offset + _HEAD.size
             if magic != MAGIC:
                 raise RecordError(
-                    f"{self.rec_path}: no record at byte {offset}, where the index has key {key}; fetch both again"
+                    f"{self.rec_path}: no record at byte {offset}, but the index has key {key} there; fetch both again"
                 )
             if start + length > self._size:
                 raise RecordError(f"{self.rec_path}: record {key} is cut off at the end of the file; fetch it again")

@@ -33,7 +33,7 @@ class EmbeddingFile:
         stored, shape = self._open(), shape_of(self.description)
         if stored.dtype != np.float16 or stored.shape != shape:
             raise EmbeddingError(
-                f"{self.path}: holds {stored.dtype} {list(stored.shape)}, but its description says float16 "
+                f"{self.path}: contains {stored.dtype} {list(stored.shape)}, but its description says float16 "
                 f"{list(shape)}; remove both files to make them again"
             )
         self._stored: np.ndarray | None = None
@@ -48,7 +48,7 @@ class EmbeddingFile:
         )
 
     def rows(self, positions: np.ndarray, flips: np.ndarray) -> Tensor:
-        """Embeddings, float16 [B, D], of the images at `positions` [B], or of their mirror images where `flips` [B]."""
+        """Embeddings, float16 [B, D], of the images at `positions` [B]; of the mirror image if flips [B] is True."""
         if self._stored is None:  # the first call in this process
             self._stored = self._open()
         return torch.from_numpy(self._stored[positions, flips.astype(np.intp)])

@@ -135,7 +135,7 @@ class AdaDistillHead(Head):
         self.feature_kd, self.feature_kd_weight = feature_kd, feature_kd_weight
         self.register_buffer("centers", centers)
         self.unit_centers = UnitCenters()
-        self._moves: list[tuple[Tensor, Tensor]] | None = None  # since begin_step: labels and their old centers
+        self._moves: list[tuple[Tensor, Tensor]] | None = None  # labels and their old centers
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> HeadOutput:
         """The loss and statistics of this rank's part of the batch.

@@ -47,7 +47,7 @@ def test_loader_workers_read_a_set(tmp_path, method):
             {"index": range(1, COUNT + 1)},
             r"set: `index` must contain each number from 0 to 11 once, but 0 is missing",
         ),
-        ({"metadata": [1, 2]}, r"metadata.pt: must hold a dict of arrays by name, but holds list"),
+        ({"metadata": [1, 2]}, r"metadata.pt: must contain a dict of arrays by name, but contains list"),
         (
             {"metadata": {"image_paths": ["a"] * COUNT}},
             r"metadata.pt: has no templates, only image_paths; is it a set of another",

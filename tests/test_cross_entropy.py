@@ -114,7 +114,7 @@ print((peak_bytes() - before) / 2**20)
 
 
 def test_forward_and_backward_pass_need_the_memory_of_a_few_blocks():
-    """Logits [256, 400,000] in float32 would take 390 MiB, and a plain head holds several of them."""
+    """Logits [256, 400,000] in float32 would take 390 MiB, and a plain head keeps several such tensors."""
     done = subprocess.run([sys.executable, "-c", PEAK], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 195
@@ -122,7 +122,7 @@ def test_forward_and_backward_pass_need_the_memory_of_a_few_blocks():
 
 @pytest.mark.parametrize("loss", MARGINS)
 def test_forward_and_backward_pass_never_wait_for_the_device(loss):
-    """Fake tensors hold no numbers, so reading one raises an error."""
+    """Fake tensors have no values, so reading a value raises an error."""
     with FakeTensorMode():
         head = build_head(settings(f"loss={loss}"))
         for _ in range(2):

@@ -44,7 +44,7 @@ def find(*failing: Heartbeat, in_collective: bool) -> list[str | None]:
 
 
 @pytest.mark.parametrize("in_collective", [True, False])
-def test_a_rank_without_signs_of_life_is_named(ranks, in_collective):
+def test_a_rank_without_heartbeats_is_named(ranks, in_collective):
     ranks[1].stop()
     for found in find(ranks[0], ranks[2], in_collective=in_collective):
         assert found.startswith("rank 1 (process ") and "died, or was stopped: last seen at step 7" in found

@@ -1,4 +1,4 @@
-"""Margins: the published formulas, and finite numbers where embeddings and cosines are extreme."""
+"""Margins: the published formulas, and finite numbers for extreme embeddings and cosines."""
 
 import math
 
@@ -50,7 +50,7 @@ def test_a_batch_of_one_sample_updates_the_mean_of_the_norms_but_not_the_deviati
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("loss", MARGINS)
-def test_gradients_are_finite_where_a_cosine_is_one_or_minus_one(loss, sign, dtype):
+def test_gradients_are_finite_if_a_cosine_is_one_or_minus_one(loss, sign, dtype):
     head = float64_head(f"loss={loss}").to(dtype).eval()  # in eval mode the centers do not move
     # Centers along the axes, so that the cosines are 1 or -1 without a rounding error.
     head.set_centers(torch.eye(SIZE, dtype=dtype)[torch.arange(CLASSES) % SIZE] * 4)

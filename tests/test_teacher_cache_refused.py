@@ -69,7 +69,7 @@ def test_broken_files_are_refused_with_their_name(copy):
         with pytest.raises(EmbeddingError, match=r"copy\.npy: broken or cut short"):
             EmbeddingFile(copy, wanted)
     np.save(copy, np.zeros((48, 2, 16), np.float32))
-    with pytest.raises(EmbeddingError, match=r"copy\.npy: holds float32"):
+    with pytest.raises(EmbeddingError, match=r"copy\.npy: contains float32"):
         EmbeddingFile(copy, wanted)
     for content in ("", "[]", "{}", '{"embeddings": {"shape": "large"}}'):
         copy.with_suffix(".json").write_text(content)

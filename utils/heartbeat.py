@@ -14,8 +14,8 @@ import torch.distributed as dist
 
 from utils.errors import InputError
 
-INTERVAL = 1.0  # seconds between two signs of life
-SILENCE = 4 * INTERVAL  # seconds without a sign of life, after which a process counts as dead or stopped
+INTERVAL = 1.0  # seconds between two heartbeats
+SILENCE = 4 * INTERVAL  # seconds without a heartbeat, after which a process counts as dead or stopped
 
 
 class RankLost(InputError):
@@ -32,7 +32,7 @@ class Activity(NamedTuple):
 
 
 class Heartbeat:
-    """A thread that writes this rank's signs of life to the store through which the ranks found each other.
+    """A thread that writes the heartbeats of this rank to the store through which the ranks found each other.
 
     The thread also ends this process if another rank found that this one hangs. timeout: seconds after which a
     collective fails.
@@ -92,7 +92,7 @@ class Heartbeat:
             slowest = min((after[r]["activity"] for r in suspects), default=0)
             hanging = [r for r in suspects if after[r]["activity"] == slowest]
             for r in hanging:
-                self._store.set(f"end{r}", "")
+                self._store.set(f"must_end{r}", "")
         except (dist.DistError, RuntimeError):
             if not in_collective:
                 return None
@@ -100,11 +100,11 @@ class Heartbeat:
         return "; or ".join(_describe(r, after[r], "hangs:") for r in hanging) or "a collective failed on all ranks"
 
     def _read(self) -> list[dict]:
-        """The last sign of life of each rank; {} for a rank without one."""
+        """The last heartbeat of each rank; {} for a rank without one."""
         return [json.loads(self._store.get(str(r))) if self._store.check([str(r)]) else {} for r in range(self._ranks)]
 
     def _write(self, beat: int) -> None:
-        """Write a sign of life to the store. `beat` counts them."""
+        """Write heartbeat number `beat` to the store, with the activity of this rank and its process."""
         number, step, name, since = self._activity
         activity = {"activity": number, "step": step, "name": name, "seconds": time.monotonic() - since}
         process = {"host": socket.gethostname(), "pid": os.getpid()}
@@ -118,8 +118,8 @@ class Heartbeat:
             beat += 1
             try:
                 self._write(beat)
-                if self._store.check([f"end{self._rank}"]):
-                    message = f"error (rank {self._rank}): another rank found that this rank hangs; see its output"
+                if self._store.check([f"must_end{self._rank}"]):
+                    message = f"error (rank {self._rank}): this rank hangs; see the output of the rank that found it"
                     print(message, file=sys.stderr, flush=True)
                     os._exit(1)
             except (dist.DistError, RuntimeError):
@@ -127,7 +127,7 @@ class Heartbeat:
 
 
 def _describe(rank: int, last: dict, fate: str) -> str:
-    """A description of a rank, for error messages: what happened to it (`fate`), and its last sign of life."""
+    """A description of a rank, for error messages: what happened to it (`fate`), and its last heartbeat."""
     if not last:
         return f"rank {rank} did not start"
     return (

@@ -44,7 +44,9 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{path}: holds {type(state).__name__} (expected a state dict: a dict of tensors by name)")
+        raise WeightsError(
+            f"{path}: contains {type(state).__name__} (expected a state dict: a dict of tensors by name)"
+        )
     size = os.path.getsize(path)
     for name, value in state.items():
         if value.layout != torch.strided or value.is_meta or value.is_quantized or value.nbytes > size:
@@ -64,7 +66,7 @@ def read_weights_file(path: str | os.PathLike) -> Any:
     """The content of a .safetensors or torch file, on the CPU: tensors and plain values (weights_only).
 
     Objects of training frameworks become empty placeholders. Raises WeightsError if the file refers to any other class
-    or function, is broken, or differs from the checksum in the file of checksums beside it.
+    or function, is broken, or differs from its checksum in the file of checksums in its folder.
     """
     path = str(path)
     if not os.path.isfile(path):
@@ -83,7 +85,7 @@ def read_weights_file(path: str | os.PathLike) -> Any:
 
 
 def _violated_checksums(path: Path) -> Path | None:
-    """The file of checksums beside this file of a checkpoint, if its checksum for the file differs; else None."""
+    """The file of checksums in the folder of this file, if its checksum for this file differs; else None."""
     step = re.match(r"\d+", path.name)
     sums = path.with_name(f"{step[0]}sha256.txt") if step else None
     if sums is None or not sums.is_file():
