@@ -17,8 +17,8 @@ TEACHERS: dict[str, Callable[[EasyDict], Release]] = names.resolve(names.TEACHER
 def build_backbone(cfg: EasyDict) -> nn.Module:
     """The student: float RGB images [B, 3, 112, 112] in [-1, 1] -> raw embeddings [B, cfg.embedding_size].
 
-    It is in training mode. Call .eval() on it before you embed images. It starts with the weights of `cfg.init_from` if
-    that is set. Raises WeightsError if they do not fit.
+    It is in training mode: call .eval() before you embed images. If `cfg.init_from` is set, it has the weights in that
+    file. Raises WeightsError if they do not fit.
     """
     network = NETWORKS[cfg.network](cfg)
     if cfg.init_from:
@@ -36,13 +36,13 @@ def find_teacher(cfg: EasyDict) -> Release:
 
 
 def build_teacher(cfg: EasyDict, release: Release | None = None) -> nn.Module:
-    """The frozen teacher, in eval mode. It takes images and gives embeddings as the student does.
+    """The frozen teacher, in eval mode. Its inputs and outputs are as those of the student.
 
-    release: what find_teacher(cfg) returned, if it was called before. Raises WeightsError: a teacher never has random
-    weights.
+    release: what find_teacher(cfg) returned; None: call it here. A teacher never has random weights: raises
+    WeightsError if they are missing or do not fit.
     """
     release = release or find_teacher(cfg)
-    with torch.device("meta"):  # makes no random weights and draws no random numbers
+    with torch.device("meta"):  # allocates no weights and draws no random numbers
         network = NETWORKS[release.network](EasyDict(cfg, network=release.network, width=cfg.teacher_width, SE=False))
     network.to_empty(device="cpu")
     load(network, release, cfg.embedding_size, cfg.teacher_width)

@@ -7,7 +7,10 @@ BLOCKS = {"cvlface_ir18": (2, 2, 2, 2), "cvlface_ir50": (3, 4, 14, 3), "cvlface_
 
 
 class IRBlock(nn.Module):
-    """BatchNorm, 3x3, BatchNorm, PReLU, 3x3 with the stride, BatchNorm; the subsampled or projected input is added."""
+    """BatchNorm, 3x3 convolution, BatchNorm, PReLU, 3x3 convolution with the stride, BatchNorm; plus a shortcut.
+
+    The shortcut subsamples the input, or projects it if the number of channels changes.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -33,7 +36,7 @@ class IRBlock(nn.Module):
 class CVLFaceIR(nn.Module):
     """RGB images [B, 3, 112, 112] in [-1, 1] -> raw embeddings [B, embedding_size].
 
-    With `bgr`, the network was trained on BGR images, so it reverses the channels first.
+    bgr: whether the weights were trained on BGR images. If so, the network first reverses the channels.
     """
 
     def __init__(self, blocks: tuple[int, int, int, int], embedding_size: int = 512, bgr: bool = False) -> None:

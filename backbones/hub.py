@@ -1,4 +1,4 @@
-"""Downloads weights from the Hugging Face hub, and explains what to do for every way in which that can fail."""
+"""Download weights from the Hugging Face hub, with an error message for each kind of failure that says what to do."""
 
 from pathlib import Path
 
@@ -26,8 +26,8 @@ _BY_HAND = (
     "With a network, run `hf download {repository} {files} --revision {revision} --local-dir FOLDER`, copy FOLDER "
     "here and set pretrained_teacher_path=FOLDER"
 )
-# By the error of huggingface_hub: what is wrong with the repository, and what to do. The first match counts, so the
-# subclasses come first. HTTPError covers broken connections, and RuntimeError the errors of hf_xet, the storage client.
+# Error of huggingface_hub -> what is wrong and what to do. The first match counts, so subclasses come before their base
+# classes. HTTPError stands for broken connections, RuntimeError for errors of hf_xet, the storage client.
 _FAILURES: dict[type[Exception], str] = {
     GatedRepoError: f"is gated: accept its terms on its page, then {_TOKEN}",
     RevisionNotFoundError: "has no revision {revision!r}: teacher_revision is a branch, a tag or a commit",
@@ -40,15 +40,16 @@ _FAILURES: dict[type[Exception], str] = {
     HTTPError: "cannot be downloaded ({reason}). {by_hand}",
     RuntimeError: "cannot be downloaded ({reason}). {by_hand}",
 }
-# Mistakes in the config, which neither another machine nor a later attempt would cure.
+# Mistakes in the config: another machine or a later attempt would not help.
 _MISTAKES = (RevisionNotFoundError, HFValidationError)
 
 
 def download(repository: str, file: str, revision: str, cache: str | None, files: tuple[str, ...]) -> Path:
-    """The path of a repository's file in the cache (None: huggingface_hub's own), downloaded if it is not there yet.
+    """Download a file of a repository if it is not in the cache yet. Returns its path in the cache.
 
-    revision: a branch, a tag or a commit. files: what a user has to download by hand where this fails. Raises
-    WeightsError for a mistake in the config, and MissingWeights for all other failures.
+    revision: a branch, a tag or a commit. cache: the folder of the cache; None: the one of huggingface_hub. files: the
+    files that the user has to download by hand if this fails. Raises WeightsError for a mistake in the config, and
+    MissingWeights for all other failures.
     """
     try:
         return Path(hf_hub_download(repository, file, revision=revision, cache_dir=cache))
@@ -61,6 +62,6 @@ def download(repository: str, file: str, revision: str, cache: str | None, files
 
 
 def _reason(error: Exception) -> str:
-    """The first line of the error's text, or of the text of what caused it to look into the cache."""
+    """The first line of the message of the error; of its cause if the hub was not reached and the cache is empty."""
     cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
     return (str(cause).strip().splitlines() or [type(cause).__name__])[0]

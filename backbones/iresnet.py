@@ -1,4 +1,4 @@
-"""IResNet (Duta, Liu, Zhu, Shao, ICPR 2020) as InsightFace builds it, with InsightFace's key names."""
+"""IResNet (Duta, Liu, Zhu, Shao, ICPR 2020) in InsightFace's version, with InsightFace's key names."""
 
 from easydict import EasyDict
 from torch import Tensor, nn
@@ -27,7 +27,10 @@ class SqueezeExcitation(nn.Module):
 
 
 class Block(nn.Module):
-    """BatchNorm, 3x3, BatchNorm, PReLU, 3x3 with the stride, BatchNorm, SE if `se`; the input is added."""
+    """BatchNorm, 3x3 convolution, BatchNorm, PReLU, 3x3 convolution with the stride, BatchNorm; plus the input.
+
+    se: apply squeeze-and-excitation before the input is added.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, se: bool) -> None:
         super().__init__()
@@ -49,7 +52,7 @@ class Block(nn.Module):
 
 
 class IResNet(nn.Module):
-    """RGB images [B, 3, 112, 112] in [-1, 1] -> raw embeddings [B, embedding_size]; `se`: with channel weights."""
+    """RGB images [B, 3, 112, 112] in [-1, 1] -> raw embeddings [B, embedding_size]; se: use squeeze-and-excitation."""
 
     def __init__(self, blocks: tuple[int, int, int, int], embedding_size: int = 512, se: bool = False) -> None:
         super().__init__()
@@ -65,7 +68,7 @@ class IResNet(nn.Module):
         self.fc = nn.Linear(512 * 7 * 7, embedding_size)
         self.features = nn.BatchNorm1d(embedding_size)
         nn.init.constant_(self.features.weight, 1.0)
-        self.features.weight.requires_grad = False  # stays 1, so that the norm tells the quality of the image
+        self.features.weight.requires_grad = False  # stays 1, so that the norm shows the image quality
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0.0, 0.1)

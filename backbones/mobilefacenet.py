@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class ConvBlock(nn.Module):
-    """Convolution and BatchNorm, and with `activation` a PReLU."""
+    """Convolution, BatchNorm, and a PReLU if `activation`."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, padding: int = 0, groups: int = 1,
@@ -21,7 +21,7 @@ class ConvBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 to `groups` channels, depthwise 3x3, 1x1 to `outputs`; with `residual`, the input is added."""
+    """1x1 convolution to `groups` channels, depthwise 3x3, 1x1 to `outputs`; plus the input if `residual`."""
 
     def __init__(self, inputs: int, outputs: int, groups: int, stride: int = 1, residual: bool = False) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class GDC(nn.Module):
 
 
 class MobileFaceNet(nn.Module):
-    """RGB images [B, 3, 112, 112] in [-1, 1] -> raw embeddings [B, embedding_size]; `width` scales the channels."""
+    """RGB images [B, 3, 112, 112] in [-1, 1] -> raw embeddings [B, embedding_size]; width: multiplier of channels."""
 
     def __init__(self, embedding_size: int = 512, width: float = 1.0, blocks: tuple[int, int, int] = (4, 6, 2)) -> None:
         super().__init__()

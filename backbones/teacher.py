@@ -1,4 +1,4 @@
-"""Finds a teacher's weights on disk or on the Hugging Face hub, and loads them strictly. No code comes with them."""
+"""Find the weights of a teacher on disk or on the Hugging Face hub, and load them. No code is downloaded."""
 
 import re
 from pathlib import Path
@@ -25,11 +25,11 @@ _SUPPORTED = f"(expected {', '.join(_NAMES)}); take an IR release, such as {REPO
 
 
 class Release(NamedTuple):
-    """A teacher's weights and how to load them.
+    """The weights of a teacher, and how to load them.
 
-    network: name in the table NETWORKS; weights: the file; origin: where the file came from; prefix: beginning of its
-    key names, which the network's do not have; left_out: beginnings of key names that are not loaded; bgr: whether the
-    network takes BGR images.
+    network: name in the table NETWORKS; weights: the file; origin: where the file came from; prefix: the beginning of
+    the key names in the file, which the key names of the network do not have; left_out: beginnings of the names of keys
+    that are not loaded; bgr: whether the weights were trained on BGR images.
     """
 
     network: str
@@ -39,14 +39,14 @@ class Release(NamedTuple):
     left_out: tuple[str, ...] = ()
     bgr: bool = False
 
-    def identity(self) -> dict[str, str]:
-        """What distinguishes these weights from all others, and their origin, as text."""
+    def describe(self) -> dict[str, str]:
+        """Network, checksum and colours, which distinguish these weights from all others, and their origin."""
         colours = "BGR" if self.bgr else "RGB"
         return {"network": self.network, "sha256": sha256(self.weights), "colours": colours, "origin": self.origin}
 
 
 def find_plain(cfg: EasyDict) -> Release:
-    """A state dict with the network's own key names, in the file `pretrained_teacher_path`. Raises WeightsError."""
+    """The state dict in the file `pretrained_teacher_path`, with the key names of the network. Raises WeightsError."""
     path = cfg.pretrained_teacher_path
     if not path:
         raise WeightsError(
@@ -56,10 +56,10 @@ def find_plain(cfg: EasyDict) -> Release:
 
 
 def find_cvlface(cfg: EasyDict) -> Release:
-    """A CVLFace release in a folder or on the Hugging Face hub, or AdaFace's own checkpoint. Raises WeightsError.
+    """A CVLFace release in a folder or on the Hugging Face hub, or a checkpoint of AdaFace. Raises WeightsError.
 
-    The model.yaml of a release names the network, whatever `teacher` says. A checkpoint of AdaFace is of the network
-    `teacher` and takes BGR.
+    The model.yaml of a release names the network and its colours; cfg.teacher is then ignored. For a checkpoint of
+    AdaFace, cfg.teacher names the network, and the colours are BGR.
     """
     path = Path(cfg.pretrained_teacher_path)
     if not cfg.pretrained_teacher_path:
@@ -70,28 +70,28 @@ def find_cvlface(cfg: EasyDict) -> Release:
         return Release(network, _existing(path / WEIGHTS), str(path), "model.net.", bgr=bgr)
     if path.suffix == ".safetensors":
         raise WeightsError(
-            f"{path}: a file of a release (expected its folder, with {WEIGHTS} and {DESCRIPTION}, which tells the "
+            f"{path}: a file of a release (expected its folder, with {WEIGHTS} and {DESCRIPTION}, which names the "
             "network and its colours); set pretrained_teacher_path to the folder"
         )
     return Release(cfg.teacher, _existing(path), str(path), "model.", ("head.",), bgr=True)
 
 
 def _find_on_hub(repository: str, revision: str, cache: str | None) -> Release:
-    """Download the description first, as it may tell that the network is not supported, then the weights."""
+    """Download the description first, because it shows whether the network is supported; then the weights."""
     if "vit" in re.split(r"[\W_]+", repository.lower().rpartition("/")[2]):
         raise WeightsError(f"{repository}: a vision transformer {_SUPPORTED}")
     files = WEIGHTS, DESCRIPTION
     description = download(repository, DESCRIPTION, revision, cache, files)
     network, bgr = _described_network(description)
     commit = description.parents[1].name  # the cache keeps files under snapshots/<commit>
-    weights = download(repository, WEIGHTS, commit, cache, files)  # of the same commit, should the branch have moved
+    weights = download(repository, WEIGHTS, commit, cache, files)  # of the same commit, even if the branch has moved
     return Release(network, weights, f"{repository}@{commit}", "model.net.", bgr=bgr)
 
 
 def load(network: nn.Module, release: Release, embedding_size: int, width: float) -> None:
-    """Copy the release's weights into `network`, which was built with this embedding size and width.
+    """Copy the weights of the release into `network`, which was built with this embedding size and width.
 
-    Raises WeightsError where a key, a shape or a value does not fit.
+    Raises WeightsError if a key, a shape or a value does not fit.
     """
     prefix = release.prefix
     state = {
@@ -114,6 +114,7 @@ def load(network: nn.Module, release: Release, embedding_size: int, width: float
 
 
 def _existing(path: Path) -> Path:
+    """The path. Raises MissingWeights if there is no such file."""
     if not path.is_file():
         raise MissingWeights(
             f"{path}: no such file; set pretrained_teacher_path to a weights file, or to the folder of a CVLFace "
@@ -123,7 +124,7 @@ def _existing(path: Path) -> Path:
 
 
 def _described_network(path: Path) -> tuple[str, bool]:
-    """From a release's model.yaml: the network's name in the table NETWORKS, and whether it takes BGR."""
+    """The network's name in the table NETWORKS, and whether it takes BGR, from the model.yaml of a release."""
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""Read the config, check it, and write it down. How its layers are combined is explained in config/config.py."""
+"""Read, check and write configs. config/config.py explains how the layers of a config are combined."""
 
 import difflib
 import os
@@ -18,7 +18,7 @@ from utils.errors import InputError
 ROOT = Path(__file__).resolve().parent.parent
 BASE = ROOT / "config" / "config.py"
 LONGEST_OVERRIDE = 3000  # characters; Python's parser may exhaust the stack on much longer texts
-LONGEST_COMPARED_NAME = 100  # characters; the search for a similar name is slow for longer ones
+LONGEST_COMPARED_NAME = 100  # characters; the search for a similar name is slow for longer names
 
 
 class ConfigError(InputError):
@@ -29,16 +29,16 @@ def load_config(path: str | os.PathLike = BASE, overrides: Sequence[str] = ()) -
     """Read and check a config. Nothing but the config files is opened, and torch is not imported.
 
     Args:
-        path: a preset, which is a Python file with a dict `preset` of the keys that differ from config/config.py and,
-            if it builds on another preset, the file name of that one as `base`, relative to the preset; or a whole
-            config like config/config.py, which is a Python file with an EasyDict `config` of all keys and a dict
-            `datasets`. The file is executed.
-        overrides: texts of the form "key=value", as on the command line. A value is converted as its rule in
-            config/rules.py says: "lr=0.1" gives a float, "val_targets=lfw,cfp_fp" a list.
+        path: a Python file, which is executed. It is a preset or a complete config. A preset has a dict `preset` of the
+            keys that differ from config/config.py. If it builds on another preset, it also has a string `base`: the
+            path of that preset, relative to its own folder. A complete config is a file like config/config.py: it has
+            an EasyDict `config` of all keys and a dict `datasets`.
+        overrides: strings of the form "key=value", as on the command line. The rule of the key in config/rules.py
+            converts the value: "lr=0.1" becomes a float, "val_targets=lfw,cfp_fp" a list.
 
     Returns:
-        All keys with their values: the defaults, replaced by the entry of `datasets`, the preset and the overrides, in
-        this order. Paths are absolute; empty paths stay empty.
+        All keys with their values: the defaults, overridden by the entry of `datasets`, then by the preset, then by
+        `overrides`. Paths are absolute; empty paths stay empty.
 
     Raises:
         ConfigError: a file is missing or is not a config, a key is unknown, missing or no longer supported, a value is
@@ -64,13 +64,16 @@ def load_config(path: str | os.PathLike = BASE, overrides: Sequence[str] = ()) -
 
 
 def dump_config(cfg: EasyDict, note: str) -> str:
-    """The text of a preset that states every key of `cfg`, with `note` as comments above it."""
+    """The text of a preset that sets every key of `cfg`, with the lines of `note` as comments at the top."""
     comment = "".join(f"# {line}\n" for line in note.splitlines())
     return f"{comment}\npreset = {pprint.pformat(dict(cfg), sort_dicts=False, width=110)}\n"
 
 
 def _read_layers(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The variables of the whole config at the bottom, and the dicts of the presets on top of it, lowest first."""
+    """Read the config file `path` and the files that it builds on.
+
+    Returns the variables of the complete config at the bottom, and the dicts of the presets, from the lowest base up.
+    """
     layers, seen = [], []
     while True:
         if not path.is_file():
@@ -91,6 +94,7 @@ def _read_layers(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _parse_overrides(overrides: Sequence[str], rules: Mapping[str, Rule]) -> dict[str, Any]:
+    """The values of strings "key=value", by key."""
     values = {}
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -98,7 +102,7 @@ def _parse_overrides(overrides: Sequence[str], rules: Mapping[str, Rule]) -> dic
             raise ConfigError(f"{text!r}: not an override; write key=value")
         if len(text) > LONGEST_OVERRIDE:
             raise ConfigError(
-                f"{text[:40]!r}...: an override of {len(text)} characters, at most {LONGEST_OVERRIDE} are allowed; "
+                f"{text[:40]!r}...: an override of {len(text)} characters (at most {LONGEST_OVERRIDE} are allowed); "
                 "write the value in a preset"
             )
         _require_known(key, rules)
@@ -107,7 +111,7 @@ def _parse_overrides(overrides: Sequence[str], rules: Mapping[str, Rule]) -> dic
 
 
 def _dataset_entry(layers: Sequence[Mapping[str, Any]], datasets: Mapping[str, dict]) -> dict[str, Any]:
-    """The entry of `datasets` that the topmost layer with the key `dataset` names."""
+    """The entry of `datasets` for the last value of the key `dataset` in the layers."""
     names = [layer["dataset"] for layer in layers if "dataset" in layer]
     if not names:
         return {}
@@ -120,7 +124,7 @@ def _dataset_entry(layers: Sequence[Mapping[str, Any]], datasets: Mapping[str, d
 
 
 def _check_value(key: str, value: Any, rule: Rule) -> Any:
-    """The value if its rule allows it, tuples as lists and paths absolute."""
+    """Return the value, with tuples as lists and paths absolute. Raises ConfigError if its rule does not allow it."""
     if isinstance(value, tuple):
         value = list(value)
     if not rule.allows(value):
@@ -129,6 +133,7 @@ def _check_value(key: str, value: Any, rule: Rule) -> Any:
 
 
 def _require_known(key: str, rules: Mapping[str, Rule]) -> None:
+    """Raise ConfigError if there is no such key."""
     if key in REMOVED:
         raise ConfigError(f"{key}: no longer a key; {REMOVED[key]}")
     if key not in rules:
@@ -138,6 +143,7 @@ def _require_known(key: str, rules: Mapping[str, Rule]) -> None:
 
 
 def _most_similar(name: str, known: Iterable[str]) -> str | None:
+    """The name in `known` that is most similar to `name`, if any is similar enough."""
     lower = {other.lower(): other for other in known}
     similar = difflib.get_close_matches(name[:LONGEST_COMPARED_NAME].lower(), lower, n=1, cutoff=0.5)
     return lower[similar[0]] if similar else None
@@ -147,7 +153,7 @@ def _expand(key: str, text: str) -> str:
     """The path with `~` and $VARIABLES replaced."""
     try:
         expanded = os.path.expanduser(os.path.expandvars(text))
-    except ValueError:  # the name of the user after ~ has a character that no name can have
+    except ValueError:  # the user name after ~ contains a null character
         expanded = "\0"
     if "\0" in expanded:
         raise ConfigError(f"{key} = {text!r}: not a path; it contains a character that no path can have")

@@ -3,10 +3,10 @@
 To change a setting, edit this file, write a preset, or use the command line. Later layers win:
 
 1. this file;
-2. the entry that `dataset` names in the table `datasets`, at the end of this file: the values that suit this data set.
-   A preset or the command line may set `dataset` too. The entry is still applied here, so both can override its values;
+2. the entry of the table `datasets`, at the end of this file, that `dataset` names: values that suit this data set.
+   A preset or the command line may also set `dataset`. Even then the entry is layer 2, so they can override its values;
 3. the preset: a Python file with a dict `preset` of the keys that differ (`--config config/lfw.py`). A preset may name
-   another one as its `base`, which is applied before it;
+   another preset as its `base`, which is applied before it;
 4. the command line: `batch_size=64 loss=ArcFace`.
 
 Relative paths start at the repository root; `~` and `$VARIABLES` are expanded. A config is Python code and is executed:
@@ -34,11 +34,11 @@ config.photometric_augmentation_prob = 0.0  # probability of changing brightness
 # --- networks ----------------------------------------------------------------------------------------------------
 config.network = "mobilefacenet"  # the student; a name in NETWORKS of config/names.py
 config.embedding_size = 512  # dimensions of the embeddings of student and teacher
-config.width = 1.0  # factor on the channels of the student (mobilefacenet only)
+config.width = 1.0  # multiplier of the student's channels (mobilefacenet only)
 config.SE = False  # use squeeze-and-excitation blocks in the student (iresnet only)
 config.init_from = ""  # backbone.pth with the student's initial weights (does not resume a run); "": random weights
 config.teacher = "cvlface_ir50"  # the teacher; a name in TEACHERS of config/names.py
-config.teacher_width = 1.0  # factor on the channels of the teacher (mobilefacenet only)
+config.teacher_width = 1.0  # multiplier of the teacher's channels (mobilefacenet only)
 config.pretrained_teacher_path = ""  # teacher's weights: a file, or a folder with a CVLFace release; "": download
 config.pretrained_teacher_header_path = ""  # header.pth with the teacher's class centers, for centers "fixed"
 config.teacher_repo_id = ""  # Hugging Face repository of a cvlface teacher; "": the published one
@@ -72,12 +72,12 @@ config.accumulate_steps = 1  # forward passes per optimiser step, for GPUs with 
 config.num_epoch = 26  # number of epochs
 config.max_steps = 0  # stop after this many steps, for a quick test; 0: run all epochs
 config.lr = 0.1  # learning rate per 512 images; a step has ranks * batch_size * accumulate_steps images
-config.lr_schedule = "step"  # "step": see lr_milestones; "cosine": half a cosine down to 0
-config.lr_milestones = [8, 14, 20, 25]  # "step": divide the rate by 10 for each m with m - 1 <= epoch
-config.warmup_epoch = 1.0  # W: while epoch e < W, the rate is multiplied by ((e + 1) / (W + 1))^2; <= 0: no warm-up
+config.lr_schedule = "step"  # "step": see lr_milestones; "cosine": half a cosine, from lr to 0
+config.lr_milestones = [8, 14, 20, 25]  # "step": lr is divided by 10 once for each m in the list with m - 1 <= epoch
+config.warmup_epoch = 1.0  # W: while epoch e < W, lr is multiplied by ((e + 1) / (W + 1))^2; <= 0: no warm-up
 config.momentum = 0.9  # momentum of SGD
 config.weight_decay = 5e-4  # weight decay of SGD
-config.clip_grad_norm = 5.0  # largest norm of the gradient; a longer one is scaled down
+config.clip_grad_norm = 5.0  # maximum norm of the gradient; a larger gradient is scaled down to it
 config.dtype = "auto"  # "float32", "bfloat16", "float16" (scales the loss); "auto": bfloat16 on GPUs, float32 on CPUs
 config.compile = "auto"  # compile the student: "on", "off"; "auto": on GPUs only
 config.max_bad_steps = 20  # consecutive steps that may be skipped because the loss or gradient is not finite
@@ -87,11 +87,11 @@ config.seed = 2048  # seed of weights, centers, order, flips and augmentation
 # --- output ------------------------------------------------------------------------------------------------------
 config.output = "output/AdaDistill"  # folder for checkpoints and logs
 config.global_step = 0  # resume from the checkpoint of this step; 0: start a new run
-config.resume = "none"  # "auto": from the newest complete checkpoint, if any; "none": see global_step
+config.resume = "none"  # "auto": resume from the newest complete checkpoint, if any; "none": see global_step
 config.log_every = 50  # steps between log lines
 config.checkpoint_every = 5000  # steps between checkpoints within an epoch; 0: only after each epoch
 config.keep_checkpoints = 0  # how many of the newest checkpoints to keep; 0: all
-config.profile = 0  # steps to profile, shortly after the start; 0: none
+config.profile = 0  # number of steps to profile, shortly after the start; 0: none
 
 # --- evaluation --------------------------------------------------------------------------------------------------
 config.val_rec = "dataset/faces_emore"  # folder with the verification sets
@@ -113,7 +113,7 @@ config.tinyface_batch_size = 128  # images per rank and forward pass
 config.tinyface_num_workers = 4  # processes per rank that decode images; 0: decode in the main process
 config.tinyface_flip = True  # also embed the mirrored image, and add the two embeddings
 
-# To add a data set, add an entry. With dataset = "custom" no key changes: set `rec`, or db_file_format and `data_path`.
+# To add a data set, add an entry. The entry "custom" changes no key: set `rec`, or `db_file_format` and `data_path`.
 _sixty_epochs = dict(num_epoch=60, lr_milestones=[40, 48, 52], warmup_epoch=0.0)
 datasets = {
     "emoreIresNet": dict(num_classes=85_742, num_image=5_822_653),  # MS1MV2

@@ -1,4 +1,4 @@
-"""Combinations of keys that contradict each other, as far as the config alone can tell."""
+"""Combinations of keys that contradict each other. Only those that the config alone shows are checked here."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from config import names
 
 
 class Conflict(NamedTuple):
-    """`applies(cfg)` says whether the config has this conflict; `message` names the keys and what to do."""
+    """`applies(cfg)`: whether the config has this conflict; `message`: the keys, the reason and what to do."""
 
     applies: Callable[[EasyDict], bool]
     message: str
@@ -27,8 +27,8 @@ CONFLICTS = [
     ),
     Conflict(
         lambda cfg: cfg.sample > 0 and cfg.db_file_format != "folder",
-        "sample above 0 needs db_file_format = 'folder', because record sets are used whole; set sample=0, or "
-        "db_file_format=folder",
+        "sample above 0 needs db_file_format = 'folder', because record sets are always read completely; set "
+        "sample=0, or db_file_format=folder",
     ),
     Conflict(
         lambda cfg: (
@@ -41,7 +41,7 @@ CONFLICTS = [
     ),
     Conflict(
         lambda cfg: cfg.teacher_embeddings and cfg.teacher_view == "same" and _augments(cfg),
-        "teacher_embeddings holds embeddings of images without augmentation, but teacher_view = 'same' and an "
+        "teacher_embeddings has embeddings of images without augmentation, but teacher_view = 'same' and an "
         "augmentation probability (crop_, low_res_ or photometric_augmentation_prob) above 0 ask for embeddings of "
         "augmented images; set teacher_view=clean, or the probabilities to 0, or run the teacher: teacher_embeddings=",
     ),
@@ -59,5 +59,5 @@ CONFLICTS = [
 
 
 def find_conflict(cfg: EasyDict) -> str | None:
-    """The message of the first conflict in a config whose values are allowed one by one; None if there is none."""
+    """The message of the first conflict in the config, or None. Every value must already be allowed by its rule."""
     return next((conflict.message for conflict in CONFLICTS if conflict.applies(cfg)), None)

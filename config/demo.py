@@ -1,4 +1,4 @@
-"""The demo (run_demo.sh): a quarter-width student on drawn faces, under a teacher trained on other drawn faces."""
+"""The demo (run_demo.sh): a quarter-width student on drawn faces, with a teacher trained on other drawn faces."""
 
 base = "small.py"
 preset = dict(

@@ -1,4 +1,4 @@
-"""Distil MobileFaceNet from a pretrained one on the real faces in $FACE_DATA, in about an hour on two CPU cores."""
+"""Distil a pretrained MobileFaceNet into a new one on the faces in $FACE_DATA, in about an hour on two CPU cores."""
 
 base = "small.py"
 preset = dict(

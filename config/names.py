@@ -1,7 +1,7 @@
-"""The names that the config may use, and where each is implemented, as "module:object".
+"""The names that the config may use, each with the object that implements it, as "module:object".
 
-To add your own margin, backbone, schedule or benchmark, write one new file and add one line here. The other rooms look
-names up in these tables, so the config can be checked without importing any of them.
+To add your own margin, backbone, schedule or benchmark, write one new file and add one line here. The other folders
+look names up in these tables, so the config can be checked without importing any of those folders.
 """
 
 from pkgutil import resolve_name
@@ -19,7 +19,7 @@ NETWORKS = {
     "cvlface_ir101": "backbones.cvlface_ir:build",
 }
 
-# Finds the weights of a teacher that come in one file, pretrained_teacher_path, and cannot be downloaded.
+# For teachers whose weights are in one file, pretrained_teacher_path, and cannot be downloaded.
 WEIGHTS_FILE = "backbones.teacher:find_plain"
 
 # `teacher`: a name in NETWORKS -> a function that finds the weights from the config.
@@ -67,7 +67,7 @@ PROTOCOLS = {
 }
 
 
-# Prefixes of the config keys of benchmarks where the prefix is not the name.
+# Prefixes of the config keys, for benchmarks whose prefix is not their name.
 _KEY_PREFIXES = {"verification": "val"}
 
 
@@ -78,4 +78,4 @@ def key_prefix(protocol: str) -> str:
 
 def resolve(table: dict[str, str]) -> dict[str, Any]:
     """Import the objects that a table names."""
-    return {name: resolve_name(place) for name, place in table.items()}
+    return {name: resolve_name(location) for name, location in table.items()}

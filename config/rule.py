@@ -1,7 +1,7 @@
-"""The kinds of values that a config key may hold.
+"""The kinds of values that a config key may have.
 
-A rule says what its key means, which values are allowed, and how a text on the command line becomes a value. The table
-of all rules is config/rules.py.
+A rule says what its key means, which values are allowed, and how a string on the command line becomes a value. The
+table of all rules is config/rules.py.
 """
 
 import ast
@@ -18,8 +18,8 @@ class Rule:
     """The base of all kinds.
 
     meaning: what the key controls, its unit and its special values; the comment of the key in config/config.py.
-    is_path: whether the value is a file or folder, which load_config makes absolute.
-    is_flag: whether the value is True or False. placeholder: stands for the value in the help of the scripts.
+    is_path: whether the value is the path of a file or folder; load_config makes it absolute.
+    is_flag: whether the value is True or False. placeholder: the word for the value in the help of the scripts.
     """
 
     meaning: str
@@ -33,13 +33,14 @@ class Rule:
         raise NotImplementedError
 
     def allows(self, value: Any) -> bool:
-        """Whether the key may hold `value`."""
+        """Whether the key may have the value `value`."""
         raise NotImplementedError
 
     def parse(self, text: str) -> Any:
-        """The value that a text on the command line stands for. It is not checked here: see `allows`.
+        """The value of a string on the command line. It is not checked here: see `allows`.
 
-        The text is read as a Python literal; true, false and none may be lower case. Any other text stays a text.
+        The string is read as a Python literal; true, false and none may be lower case. Any other string is returned
+        unchanged.
         """
         literal = {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text)
         try:
@@ -153,9 +154,9 @@ class NumberList(Rule):
 
 @dataclass(frozen=True)
 class Text(Rule):
-    """Any text."""
+    """Any string."""
 
-    allowed: ClassVar[str] = "a text"
+    allowed: ClassVar[str] = "a string"
     placeholder: ClassVar[str] = "TEXT"
 
     def allows(self, value: Any) -> bool:
@@ -167,7 +168,7 @@ class Text(Rule):
 
 @dataclass(frozen=True)
 class Path(Rule):
-    """A path of a file or folder, which must end in `suffix`. The empty text stands for no path, if it is allowed."""
+    """The path of a file or folder; it must end in `suffix`. With `may_be_empty` it may be "", which means no path."""
 
     suffix: str = ""
     may_be_empty: bool = True
@@ -194,5 +195,5 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_finite_number(value: Any) -> bool:
-    """Whether the value is a number that a float can hold, neither infinite nor NaN."""
+    """Whether the value is a number, neither infinite nor NaN, in the range of a float."""
     return _is_number(value) and abs(value) <= sys.float_info.max

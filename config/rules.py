@@ -1,4 +1,4 @@
-"""The table of rules: what each key of the config means and which values it may hold.
+"""The table of rules: what each key of the config means and which values it may have.
 
 The sections and their order are those of config/config.py, and each `meaning` is the comment of its key there. After a
 change, run `python docs/write_config_page.py`, which writes docs/config.md from this table.
@@ -34,11 +34,11 @@ DATA: dict[str, Rule] = {
 NETWORKS: dict[str, Rule] = {
     "network": Choice("the student; a name in NETWORKS of config/names.py", names.NETWORKS),
     "embedding_size": Integer("dimensions of the embeddings of student and teacher", at_least=1),
-    "width": Number("factor on the channels of the student (mobilefacenet only)", above=0),
+    "width": Number("multiplier of the student's channels (mobilefacenet only)", above=0),
     "SE": Flag("use squeeze-and-excitation blocks in the student (iresnet only)"),
     "init_from": Path('backbone.pth with the student\'s initial weights (does not resume a run); "": random weights'),
     "teacher": Choice("the teacher; a name in TEACHERS of config/names.py", names.TEACHERS),
-    "teacher_width": Number("factor on the channels of the teacher (mobilefacenet only)", above=0),
+    "teacher_width": Number("multiplier of the teacher's channels (mobilefacenet only)", above=0),
     "pretrained_teacher_path": Path('teacher\'s weights: a file, or a folder with a CVLFace release; "": download'),
     "pretrained_teacher_header_path": Path('header.pth with the teacher\'s class centers, for centers "fixed"'),
     "teacher_repo_id": Text('Hugging Face repository of a cvlface teacher; "": the published one'),
@@ -88,12 +88,12 @@ OPTIMISATION: dict[str, Rule] = {
     "num_epoch": Integer("number of epochs", at_least=1),
     "max_steps": Integer("stop after this many steps, for a quick test; 0: run all epochs"),
     "lr": Number("learning rate per 512 images; a step has ranks * batch_size * accumulate_steps images", above=0),
-    "lr_schedule": Choice('"step": see lr_milestones; "cosine": half a cosine down to 0', names.LR_SCHEDULES),
-    "lr_milestones": NumberList('"step": divide the rate by 10 for each m with m - 1 <= epoch'),
-    "warmup_epoch": Number("W: while epoch e < W, the rate is multiplied by ((e + 1) / (W + 1))^2; <= 0: no warm-up"),
+    "lr_schedule": Choice('"step": see lr_milestones; "cosine": half a cosine, from lr to 0', names.LR_SCHEDULES),
+    "lr_milestones": NumberList('"step": lr is divided by 10 once for each m in the list with m - 1 <= epoch'),
+    "warmup_epoch": Number("W: while epoch e < W, lr is multiplied by ((e + 1) / (W + 1))^2; <= 0: no warm-up"),
     "momentum": Number("momentum of SGD", at_least=0, below=1),
     "weight_decay": Number("weight decay of SGD", at_least=0),
-    "clip_grad_norm": Number("largest norm of the gradient; a longer one is scaled down", above=0),
+    "clip_grad_norm": Number("maximum norm of the gradient; a larger gradient is scaled down to it", above=0),
     "dtype": Choice(
         '"float32", "bfloat16", "float16" (scales the loss); "auto": bfloat16 on GPUs, float32 on CPUs',
         ["auto", "float32", "bfloat16", "float16"],
@@ -107,11 +107,13 @@ OPTIMISATION: dict[str, Rule] = {
 OUTPUT: dict[str, Rule] = {
     "output": Path("folder for checkpoints and logs", may_be_empty=False),
     "global_step": Integer("resume from the checkpoint of this step; 0: start a new run"),
-    "resume": Choice('"auto": from the newest complete checkpoint, if any; "none": see global_step', ["none", "auto"]),
+    "resume": Choice(
+        '"auto": resume from the newest complete checkpoint, if any; "none": see global_step', ["none", "auto"]
+    ),
     "log_every": Integer("steps between log lines", at_least=1),
     "checkpoint_every": Integer("steps between checkpoints within an epoch; 0: only after each epoch"),
     "keep_checkpoints": Integer("how many of the newest checkpoints to keep; 0: all"),
-    "profile": Integer("steps to profile, shortly after the start; 0: none"),
+    "profile": Integer("number of steps to profile, shortly after the start; 0: none"),
 }
 
 
@@ -144,10 +146,10 @@ SECTIONS: dict[str, dict[str, Rule]] = {
     "evaluation": EVALUATION,
 }
 
-# The rules of the keys that config/config.py states.
+# The rules of the keys in config/config.py.
 RULES: dict[str, Rule] = {key: rule for section in SECTIONS.values() for key, rule in section.items()}
 
-# Defaults of a benchmark that is in names.PROTOCOLS, but has no keys in config/config.py: <name>_root and so on.
+# Defaults of a benchmark that is in names.PROTOCOLS but has no keys in config/config.py: <name>_root and so on.
 BENCHMARK_DEFAULTS: dict[str, Any] = {
     "root": "dataset/facerec_val",
     "targets": [],
@@ -164,7 +166,7 @@ REMOVED: dict[str, str] = {
 
 
 def known_rules() -> dict[str, Rule]:
-    """The rules of all keys: of those in config/config.py, and of each benchmark that has no keys there."""
+    """The rules of all keys: the keys in config/config.py, and those of benchmarks that have no keys there."""
     rules = dict(RULES)
     for name in _benchmarks_without_keys():
         rules |= _benchmark_rules(name, f"folder with the sets of {name}", "set names; []: none")
@@ -172,7 +174,7 @@ def known_rules() -> dict[str, Rule]:
 
 
 def benchmark_defaults() -> dict[str, Any]:
-    """The values of the keys of benchmarks that have none in config/config.py."""
+    """The default values, by key, of the benchmarks that have no keys in config/config.py."""
     return {
         f"{name}_{setting}": copy(default)
         for name in _benchmarks_without_keys()

@@ -1,4 +1,4 @@
-"""The base of lfw.py and demo.py: a small run on a CPU with 128 dimensions, a cosine schedule and verification only."""
+"""The base of lfw.py and demo.py: a small run on a CPU. Embeddings of 128 dimensions, only verification sets."""
 
 preset = dict(
     dataset="custom", embedding_size=128, batch_size=64, lr=0.8, lr_schedule="cosine",  # lr: 0.1 at a batch of 64

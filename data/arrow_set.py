@@ -1,6 +1,6 @@
 """Sets in CVLFace's Arrow layout: a folder of images, each with an index.
 
-A template set has a metadata.pt beside the images; a verification set has a flag for each image.
+A template set has a file metadata.pt next to the images; a verification set has a flag for each image.
 """
 
 import json
@@ -29,11 +29,14 @@ MAX_TEXT = 1024  # characters of a path in the metadata
 
 
 class ArrowSetError(InputError):
-    """An Arrow set that is broken, incomplete or asks to execute code; the message names the file and what to do."""
+    """An Arrow set that is broken or incomplete, or that asks to execute code. The message says what to do."""
 
 
 class _ArrowImages(torch.utils.data.Dataset):
-    """N encoded images in the order of their index; set[positions] decodes to uint8 [n, 112, 112, 3] RGB."""
+    """N encoded images in the order of their index. `images[positions]` decodes n of them: uint8 [n, 112, 112, 3] RGB.
+
+    columns: the names of the columns to open besides `image` and `index`.
+    """
 
     _decode = staticmethod(decode_aligned)
 
@@ -57,7 +60,7 @@ class _ArrowImages(torch.utils.data.Dataset):
         return torch.from_numpy(np.stack(images))
 
     def read(self, position: int) -> bytes:
-        """The encoded image with index `position`. Raises ArrowSetError where it is missing."""
+        """The encoded image with index `position`. Raises ArrowSetError if it is missing."""
         return self._bytes(position, self._rows[int(self._order[position])]["image"])
 
     def _bytes(self, position: int, entry: dict[str, Any] | None) -> bytes:
@@ -72,11 +75,11 @@ class _ArrowImages(torch.utils.data.Dataset):
 
 
 class TemplateSet(_ArrowImages):
-    """N encoded images in the order of their index; set[positions] decodes to uint8 [n, 112, 112, 3] RGB.
+    """The images of a template set, and its metadata. `images[positions]` decodes n images: uint8 [n, 112, 112, 3] RGB.
 
-    metadata: the dict in metadata.pt. `per_image` names the keys that must have one entry per image (row i belongs to
-    the image with index i), `others` those that may have any length, each with the type of its entries (INTEGERS,
-    NUMBERS or TEXTS). Raises ArrowSetError.
+    metadata: the dict in metadata.pt. per_image: the keys that must have one entry per image; entry i belongs to the
+    image with index i. others: the keys that may have any number of entries. Both map a key to the type of its entries:
+    INTEGERS, NUMBERS or TEXTS. Raises ArrowSetError.
     """
 
     def __init__(
@@ -88,10 +91,11 @@ class TemplateSet(_ArrowImages):
 
 
 class ArrowVerificationSet(_ArrowImages):
-    """2P encoded images; set[positions] decodes to uint8 [n, 112, 112, 3] RGB.
+    """2P encoded images and P flags. `images[positions]` decodes n images: uint8 [n, 112, 112, 3] RGB.
 
-    The images with index 2i and 2i + 1 are pair i. is_same: bool [P], from the column of that name, which repeats the
-    flag of a pair at both images. Images of another size are resized and cropped as in .bin sets. Raises ArrowSetError.
+    The images with index 2i and 2i + 1 are pair i. is_same: bool [P], whether a pair shows one person. The column
+    `is_same` has this flag at both images of a pair. Images of another size are resized and cropped as in .bin sets.
+    Raises ArrowSetError.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -120,18 +124,18 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
             "fetch it again, or save it again as a dict of NumPy arrays and lists"
         ) from error
     if not isinstance(metadata, dict):
-        raise ArrowSetError(f"{path}: must hold a dict of arrays by name, but holds {type(metadata).__name__}")
+        raise ArrowSetError(f"{path}: must contain a dict of arrays by name, but contains {type(metadata).__name__}")
     max_bytes = os.path.getsize(path)
     return {key: _plain(f"{path}: {key!s:.80}", value, max_bytes) for key, value in metadata.items()}
 
 
 def _load_without_executing(path: str | os.PathLike) -> Any:
-    """torch.load, which here also accepts NumPy arrays. Raises ForbiddenError for a file that names anything else."""
+    """torch.load, which here accepts NumPy arrays too. Raises ForbiddenError if the file names any other class."""
     with torch.serialization.safe_globals([(value, name) for name, value in numpy_stand_ins(SafeDtype).items()]):
         try:
             return torch.load(path, "cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            if isinstance(error.__context__, ForbiddenError):  # raised by a stand-in; torch replaces it by its own
+            if isinstance(error.__context__, ForbiddenError):  # raised by a stand-in, then replaced by torch's error
                 raise error.__context__ from None
             # torch can list the names in a zip archive, but not in the older format.
             if zipfile.is_zipfile(path) and (names := torch.serialization.get_unsafe_globals_in_checkpoint(path)):
@@ -140,7 +144,10 @@ def _load_without_executing(path: str | os.PathLike) -> Any:
 
 
 def _plain(name: str, value: Any, max_bytes: int) -> Any:
-    """A value of the metadata in a form that is safe to use. Tensors and arrays may take at most `max_bytes`."""
+    """A value of the metadata, in a form that is safe to use. Raises ArrowSetError if it has more than `max_bytes`.
+
+    name: what error messages call the value.
+    """
     if isinstance(value, SafeArray):
         value = value.view(np.ndarray)
     if isinstance(value, Tensor):
@@ -149,12 +156,12 @@ def _plain(name: str, value: Any, max_bytes: int) -> Any:
             value.numpy()
         except (TypeError, RuntimeError) as error:  # sparse, quantized, or of a type that NumPy does not have
             raise ArrowSetError(f"{name}: not a plain tensor; save it as a NumPy array") from error
-    if isinstance(value, Tensor | np.ndarray) and value.nbytes > max_bytes:  # one number that stands for many
+    if isinstance(value, Tensor | np.ndarray) and value.nbytes > max_bytes:  # expanded: many entries share one number
         raise ArrowSetError(f"{name}: {value.nbytes} bytes, more than the file has; save it as a NumPy array")
     if isinstance(value, np.ndarray) and value.dtype.kind == "U" and value.size and value.dtype.itemsize:
         codes = np.frombuffer(value.tobytes(), value.dtype.str[0] + "u4")
-        if codes.max() > sys.maxunicode:  # NumPy does not notice before it makes a Python string of it
-            raise ArrowSetError(f"{name}: holds texts with characters that do not exist; fetch it again")
+        if codes.max() > sys.maxunicode:  # NumPy notices it only when it makes a Python string of the text
+            raise ArrowSetError(f"{name}: contains texts with characters that do not exist; fetch it again")
     return value
 
 
@@ -169,7 +176,7 @@ def _open(path: str, wanted: list[str]) -> Any:
         rows = datasets.load_from_disk(path)
         columns = rows.column_names
         if isinstance(columns, list) and set(wanted) <= set(columns):
-            # Only bytes and numbers are accepted: where a row holds a path, `datasets` would open that file.
+            # Only bytes and numbers are accepted: if a row contained a path, `datasets` would open that file.
             typed = rows.select_columns(wanted).cast_column("image", datasets.Image(decode=False))
             for name in set(wanted) - {"image"}:
                 if not isinstance(typed.features[name], datasets.Value):
@@ -184,7 +191,7 @@ def _open(path: str, wanted: list[str]) -> Any:
 
 
 def _require_files_inside(path: str) -> None:
-    """Raise ArrowSetError where the state.json of the set names a file outside its folder."""
+    """Raise ArrowSetError if the state.json of the set names a file outside its folder."""
     for entry in json.loads(Path(path, "state.json").read_text())["_data_files"]:
         if os.path.basename(entry["filename"]) != entry["filename"]:
             raise ArrowSetError(
@@ -193,19 +200,19 @@ def _require_files_inside(path: str) -> None:
 
 
 def _order(path: str, index: np.ndarray) -> np.ndarray:
-    """The rows of the images with index 0, 1, ...: int64 [N]."""
+    """For each index 0, 1, ..., the row of its image: int64 [N]. Raises ArrowSetError."""
     order = np.argsort(index, kind="stable")
     wrong = np.flatnonzero(index[order] != np.arange(len(order)))
     if len(wrong):
         raise ArrowSetError(
-            f"{path}: `index` must number the {len(order)} images from 0 on, each once, but number {wrong[0]} is "
-            "missing or one before it is repeated; fetch the folder again"
+            f"{path}: `index` must contain each number from 0 to {len(order) - 1} once, but {wrong[0]} is missing or a "
+            "smaller number is repeated; fetch the folder again"
         )
     return order
 
 
 def _flags_of_pairs(path: str, flags: np.ndarray) -> np.ndarray:
-    """The flags of the pairs, bool [P], from those of the images [2P] in the order of their index."""
+    """The flags of the pairs, bool [P]. flags: those of the images [2P], in the order of their index."""
     if len(flags) % 2:
         raise ArrowSetError(f"{path}: {len(flags)} images, but each pair needs two; fetch the folder again")
     first, second = flags[::2], flags[1::2]
@@ -220,6 +227,7 @@ def _flags_of_pairs(path: str, flags: np.ndarray) -> np.ndarray:
 
 
 def _check_metadata(images: TemplateSet, per_image: Mapping[str, str], others: Mapping[str, str]) -> None:
+    """Raise ArrowSetError if a key is missing, or its entries have the wrong type or number."""
     path = Path(images.path, "metadata.pt")
     missing = [name for name in (*per_image, *others) if name not in images.metadata]
     if missing:
@@ -241,10 +249,10 @@ def _check_metadata(images: TemplateSet, per_image: Mapping[str, str], others: M
 
 
 def flat_array(entries: Any) -> np.ndarray:
-    """The entries as an array, [N] where they are a flat list of numbers or texts; 0-dimensional for other lists.
+    """The entries as an array: [N] for a flat list of N numbers or texts, 0-dimensional for any other list.
 
-    NumPy must not convert an arbitrary list: the array could be far larger than the file, because NumPy follows a list
-    that holds another one many times, and gives every text the space of the longest.
+    NumPy must not convert an arbitrary list, because the array could be far larger than the file: a list may contain
+    the same list many times, and each text of an array takes as much space as the longest one.
     """
     is_objects = isinstance(entries, np.ndarray) and entries.dtype == object
     if is_objects and entries.ndim != 1:

@@ -1,8 +1,8 @@
 """AdaFace's training augmentations (Kim, Jain, Liu, CVPR 2022), for whole batches on their device.
 
-Each acts on an image with its own probability: crop and pad, then rescaling down and up, then photometric changes. The
-random numbers are inputs, so that an image of an epoch is always changed in the same way, whatever the number of ranks,
-workers or resumes.
+There are three: crop and pad, then rescaling down and up, then photometric changes. Each acts on an image with its own
+probability. The random numbers are inputs, so that an image of an epoch is changed in the same way for any number of
+ranks and workers, and in a resumed run.
 """
 
 import math
@@ -22,7 +22,7 @@ _SMALLEST = round(0.2 * SIZE)
 
 
 def build_augmentation(cfg: EasyDict, device: torch.device) -> "Augmentation | None":
-    """The augmentation that the config asks for; None where all its probabilities are 0."""
+    """The augmentation that the config asks for; None if all its probabilities are 0."""
     probabilities = cfg.crop_augmentation_prob, cfg.low_res_augmentation_prob, cfg.photometric_augmentation_prob
     return Augmentation(*probabilities, device) if any(probabilities) else None
 
@@ -30,7 +30,7 @@ def build_augmentation(cfg: EasyDict, device: torch.device) -> "Augmentation | N
 class Augmentation:
     """augment(x, draws): x [B, 3, 112, 112] in [-1, 1], draws [B, DRAWS] in [0, 1) -> x of the same shape and range.
 
-    crop, low_res, photometric: the probability of each change, in [0, 1].
+    crop, low_res, photometric: the probability of each augmentation, in [0, 1].
     """
 
     def __init__(self, crop: float, low_res: float, photometric: float, device: torch.device) -> None:
@@ -49,28 +49,38 @@ class Augmentation:
         return x
 
     def _rescale(self, x: Tensor, side: Tensor, down: Tensor, up: Tensor) -> Tensor:
-        """Resize to 0.2 to 1 times the side of 112 pixels and back, by two resampling modes drawn separately."""
+        """Resize to 0.2 to 1 times the side of 112 pixels, and back. The resampling mode is drawn for each separately.
+
+        side, down, up: [B] in [0, 1).
+        """
         size = (side * len(_sizes())).long()
         small = _resample(x, self._down[(down * len(_DOWN)).long() * len(_sizes()) + size])
         return _resample(small, self._up[(up * len(_UP)).long() * len(_sizes()) + size])
 
 
 def crop_and_pad(x: Tensor, area: Tensor, ratio: Tensor, top: Tensor, left: Tensor) -> Tensor:
-    """Black out all but a rectangle with 0.2 to 1 of the area, 3/4 to 4/3 as wide as high where that fits."""
+    """Black out all pixels outside a rectangle. area, ratio, top, left: [B] in [0, 1).
+
+    The rectangle has 0.2 to 1 times the area of the image and an aspect ratio of 3/4 to 4/3. If it is higher or wider
+    than the image, it is cut to the image.
+    """
     height, width = x.shape[2:]
     area = (0.2 + 0.8 * area) * height * width
-    root = torch.exp(0.5 * (2 * ratio - 1) * math.log(4 / 3))
-    high = (area.sqrt() / root).round().clamp(max=height)
-    wide = (area.sqrt() * root).round().clamp(max=width)
-    first_row, first_column = (top * (height - high + 1)).floor(), (left * (width - wide + 1)).floor()
+    root = torch.exp(0.5 * (2 * ratio - 1) * math.log(4 / 3))  # the square root of the aspect ratio
+    crop_height = (area.sqrt() / root).round().clamp(max=height)
+    crop_width = (area.sqrt() * root).round().clamp(max=width)
+    first_row, first_column = (top * (height - crop_height + 1)).floor(), (left * (width - crop_width + 1)).floor()
     rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
-    inside_rows = (rows >= first_row[:, None]) & (rows < (first_row + high)[:, None])  # [B, H]
-    inside_columns = (columns >= first_column[:, None]) & (columns < (first_column + wide)[:, None])  # [B, W]
+    inside_rows = (rows >= first_row[:, None]) & (rows < (first_row + crop_height)[:, None])  # [B, H]
+    inside_columns = (columns >= first_column[:, None]) & (columns < (first_column + crop_width)[:, None])  # [B, W]
     return torch.where(inside_rows[:, None, :, None] & inside_columns[:, None, None, :], x, -1.0)
 
 
 def photometric(x: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
-    """Scale brightness, contrast and saturation by 0.5 to 1.5 each, clamping the result to the range of pixels."""
+    """Multiply brightness, contrast and saturation by 0.5 to 1.5 each, and clamp the result to the range of pixels.
+
+    brightness, contrast, saturation: [B] in [0, 1).
+    """
     x = (x + 1) / 2
     for factor, without in ((brightness, torch.zeros_like), (contrast, _mean_gray), (saturation, _gray)):
         x = torch.lerp(without(x), x, (0.5 + factor)[:, None, None, None]).clamp(0, 1)
@@ -80,13 +90,13 @@ def photometric(x: Tensor, brightness: Tensor, contrast: Tensor, saturation: Ten
 def resampling(mode: str, size: int, new_size: int) -> Tensor:
     """The matrix that resamples a line of `size` pixels to `new_size`, in the upper left of a float32 [112, 112].
 
-    It resamples as OpenCV does: pixel centers at halves, and no smoothing beforehand except by "area".
+    It resamples as OpenCV does: pixel centers are at half-integers, and only "area" smooths before it reduces the size.
     """
     if mode == "area":  # new pixel i covers the old ones from i * width to (i + 1) * width
         width = size / new_size
         start, pixel = torch.arange(new_size, dtype=torch.float64)[:, None] * width, torch.arange(size)
         matrix = (torch.minimum(start + width, pixel + 1.0) - torch.maximum(start, pixel.double())).clamp_min(0) / width
-    elif mode == "nearest":  # OpenCV's rounding; torch picks the other neighbour where two pixels share an edge
+    elif mode == "nearest":  # OpenCV's rounding; torch takes the other neighbour if two pixels are equally near
         pixel = (torch.arange(new_size, dtype=torch.float64) * (1 / (new_size / size))).long()
         matrix = F.one_hot(pixel, size)
     else:
@@ -100,7 +110,7 @@ def _sizes() -> range:
 
 
 def _resample(x: Tensor, matrices: Tensor) -> Tensor:
-    """Resample rows and columns of x [B, 3, 112, 112] by matrices [B, 112, 112]; clamp overshoots, as bytes would."""
+    """Resample rows and columns of x [B, 3, 112, 112] by matrices [B, 112, 112], and clamp overshoots to [-1, 1]."""
     return (matrices[:, None] @ x @ matrices[:, None].transpose(2, 3)).clamp(-1, 1)
 
 

@@ -1,4 +1,4 @@
-"""How batches travel: from worker processes through shared memory, and to the GPU through pinned memory."""
+"""Memory for batches: shared memory from the worker processes, and pinned memory to the GPU."""
 
 import weakref
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ from utils.errors import InputError
 class SharedSlots:
     """Memory for batches of images, shared with the workers. Iterating yields (slot, plan) for each of `plans`.
 
-    A slot is used again as soon as nothing holds the tensor of its batch: fresh memory pages would cost as much time as
-    decoding. When all slots are in use, a batch gets memory of its own.
+    A slot is the memory of one batch. It is reused as soon as nothing refers to the tensor of its batch, because new
+    memory would take as much time as decoding. If no slot is free, `slot` is None and the worker allocates memory.
     """
 
     def __init__(self, plans: Sampler, batch_size: int, num_workers: int) -> None:
@@ -37,7 +37,7 @@ class SharedSlots:
         return len(self.plans)
 
     def __iter__(self) -> Iterator[tuple[int | None, Any]]:
-        self._free.extend(self._sent)  # those sent to workers in an iteration that was not finished
+        self._free.extend(self._sent)  # slots of an earlier iteration that was not finished
         self._sent.clear()
         for plan in self.plans:
             slot = self._free.pop() if self._free else None
@@ -53,10 +53,10 @@ class SharedSlots:
         return torch.from_numpy(images)  # this tensor and all its views keep the array alive
 
 
-def copied_ahead(parts: Iterator[list[Tensor | None]], stream: torch.cuda.Stream) -> Iterator[list[Tensor | None]]:
-    """Copy batches to the GPU through pinned memory, on a stream of their own, one ahead of the one in use."""
+def copy_ahead(batches: Iterator[list[Tensor | None]], stream: torch.cuda.Stream) -> Iterator[list[Tensor | None]]:
+    """Copy batches to the GPU through pinned memory on `stream`: the next one while the current one is in use."""
     ahead = None
-    for tensors in parts:
+    for tensors in batches:
         with torch.cuda.stream(stream):
             copies = [
                 None if tensor is None else tensor.pin_memory().to(stream.device, non_blocking=True)
@@ -64,14 +64,14 @@ def copied_ahead(parts: Iterator[list[Tensor | None]], stream: torch.cuda.Stream
             ]
             copied = copies, stream.record_event()
         if ahead is not None:
-            yield _arrived(*ahead)
+            yield _wait_for_copy(*ahead)
         ahead = copied
     if ahead is not None:
-        yield _arrived(*ahead)
+        yield _wait_for_copy(*ahead)
 
 
-def _arrived(tensors: list[Tensor | None], copied: torch.cuda.Event) -> list[Tensor | None]:
-    """Make the current stream wait for the copy; the memory is not reused before that stream is done with it."""
+def _wait_for_copy(tensors: list[Tensor | None], copied: torch.cuda.Event) -> list[Tensor | None]:
+    """Make the current stream wait for the copy. The memory is not reused before that stream has finished with it."""
     current = torch.cuda.current_stream()
     current.wait_event(copied)
     for tensor in tensors:

@@ -16,11 +16,11 @@ from utils.files import atomic_write
 
 
 class BinError(InputError):
-    """A .bin file that is broken, holds no verification set, or asks to execute code; the message names the file."""
+    """A .bin file that is broken, is not a verification set, or asks to execute code. The message names the file."""
 
 
 class VerificationSet(torch.utils.data.Dataset):
-    """2P encoded images and P flags; set[positions] decodes to uint8 [n, 112, 112, 3] RGB.
+    """2P encoded images and P flags. `images[positions]` decodes n images: uint8 [n, 112, 112, 3] RGB.
 
     is_same: bool [P], whether images 2i and 2i + 1 show the same person.
     """
@@ -59,7 +59,10 @@ def read_bin(path: str | os.PathLike) -> VerificationSet:
 
 
 def write_bin(path: str | os.PathLike, encoded: Sequence[bytes], is_same: Sequence[bool]) -> None:
-    """Write a .bin set that Python 2 and 3 can read, like the public ones: images 2i and 2i + 1 are pair i."""
+    """Write a .bin set that Python 2 and 3 can read, like the public sets. Images 2i and 2i + 1 are pair i.
+
+    encoded: 2P encoded images; is_same: P flags. Raises BinError for other numbers of images.
+    """
     if len(encoded) != 2 * len(is_same):
         raise BinError(f"{path}: {len(encoded)} images for {len(is_same)} pairs; each pair needs two images")
     with atomic_write(path) as file:
@@ -67,14 +70,14 @@ def write_bin(path: str | os.PathLike, encoded: Sequence[bytes], is_same: Sequen
 
 
 def _checked(path: str, content: Any) -> tuple[list, np.ndarray]:
-    """(encoded images, is_same bool [P]) from what the pickle holds."""
+    """(encoded images, is_same bool [P]) from the content of the pickle. Raises BinError."""
     lists = (list, tuple, np.ndarray)
     if not (
         isinstance(content, tuple | list) and len(content) == 2 and all(isinstance(part, lists) for part in content)
     ):
-        raise BinError(f"{path}: does not hold a pair of lists (images, is_same); is it a verification set?")
+        raise BinError(f"{path}: does not contain a pair of lists (images, is_same); is it a verification set?")
     encoded, is_same = (() if isinstance(part, np.ndarray) and part.ndim == 0 else part for part in content)
-    # Checked before anything is copied: an array of 10^12 rows of 0 bytes takes no space in the file.
+    # Check this before anything is copied: an array of 10^12 rows of 0 bytes takes no space in the file.
     if len(encoded) != 2 * len(is_same) or not len(encoded):
         raise BinError(f"{path}: {len(encoded)} images and {len(is_same)} flags; each pair needs two images and a flag")
     if not all(isinstance(flag, int | np.bool_ | np.integer) for flag in is_same):

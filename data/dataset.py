@@ -1,7 +1,7 @@
-"""Training sets. Each is indexed with a batch of positions and knows the label of every position.
+"""Training sets. A set is indexed with a batch of positions, and knows the label of each position.
 
-A record set has one of two layouts: InsightFace's, whose record 0 says which keys are images, and CVLFace's, where
-every key is an image. A folder set (data/folder_set.py) has one folder per identity.
+A record set has one of two layouts. In InsightFace's, record 0 states which keys are images; in CVLFace's, every key is
+an image. A folder set (data/folder_set.py) has one folder per identity.
 """
 
 import hashlib
@@ -20,15 +20,15 @@ from data.images import SIZE, decode_aligned, decode_into
 from data.recordio import IndexedRecordReader
 from utils.errors import InputError
 
-MAX_CLASSES = 2**24  # labels are stored as float32, which holds every whole number up to here
+MAX_CLASSES = 2**24  # labels are stored as float32, which represents all integers up to this one exactly
 
 
 class DataError(InputError):
-    """A training set that cannot be used, or that differs from what the config says."""
+    """A training set that cannot be used, or that contradicts the config."""
 
 
 class FaceDataset(torch.utils.data.Dataset):
-    """The base of all training sets: `source` (its path), `num_classes`, len(), and dataset[positions] -> images."""
+    """The base class of training sets: `source` (its path), `num_classes`, len(), and dataset[positions] -> images."""
 
     source: str
     num_classes: int
@@ -42,7 +42,7 @@ class FaceDataset(torch.utils.data.Dataset):
         raise NotImplementedError
 
     def layout(self) -> bytes:
-        """Bytes that identify which images the set holds, and their order, without reading the images."""
+        """Bytes that identify the images of the set and their order. The images themselves are not read."""
         raise NotImplementedError
 
     def read_labels(self, positions: np.ndarray) -> np.ndarray:
@@ -62,7 +62,7 @@ class FaceDataset(torch.utils.data.Dataset):
         return labels
 
     def fingerprint(self) -> str:
-        """SHA-256 of the layout and of up to 1,024 evenly spaced images. Fast for a set of any size."""
+        """SHA-256, in hexadecimal digits, of the layout and of up to 1,024 evenly spaced images. Fast for any set."""
         digest = hashlib.sha256(self.layout())
         for position in np.linspace(0, len(self) - 1, min(len(self), 1024)).astype(int):
             digest.update(self.read(int(position))[0])
@@ -76,7 +76,7 @@ class FaceDataset(torch.utils.data.Dataset):
 
 
 class RecordDataset(FaceDataset):
-    """The images of train.rec in a folder, in the order of their keys."""
+    """The images of train.rec in a folder, in the order of their keys. Raises DataError or RecordError."""
 
     def __init__(self, folder: str | os.PathLike) -> None:
         folder = Path(folder)
@@ -88,11 +88,13 @@ class RecordDataset(FaceDataset):
         if header.flag == 2:
             keys, self.num_classes = self._insightface_layout(keys, header.label)
             if stated is not None and stated != self.num_classes:
-                raise DataError(f"{folder / 'property'}: says {stated} identities, record 0 says {self.num_classes}")
+                raise DataError(
+                    f"{folder / 'property'}: says {stated} identities, but record 0 says {self.num_classes}"
+                )
         else:
             self.num_classes = stated if stated is not None else self._count_classes(keys)
         if len(keys) == 0:
-            raise DataError(f"{self.source}: holds no image record")
+            raise DataError(f"{self.source}: contains no images")
         self._keys = torch.from_numpy(keys.copy()).share_memory_()
 
     def __len__(self) -> int:
@@ -125,7 +127,7 @@ class RecordDataset(FaceDataset):
         return self._read_encoded(positions)[0]
 
     def _read_encoded(self, positions: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Labels, int64 [N], and the encoded images as views of the file, which are not read here."""
+        """Labels, int64 [N], and the encoded images: views of the file, whose bytes are not read yet."""
         labels, encoded = self.reader.read_batch(self.keys[positions])
         wrong = ~((labels >= 0) & (labels < self.num_classes) & (labels == np.floor(labels)))
         for position in positions[wrong]:
@@ -133,21 +135,24 @@ class RecordDataset(FaceDataset):
         return labels.astype(np.int64), encoded
 
     def _insightface_layout(self, keys: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, int]:
-        """From record 0's label [N + 1, N + 1 + identities]: the keys of the images, 1..N, and the identities."""
+        """The keys of the images, 1..N, and the number of identities.
+
+        label: the labels of record 0, which are N + 1 and N + 1 + the number of identities.
+        """
         if not np.isfinite(label).all():
-            raise DataError(f"{self.source}: record 0 says {label}, no range of keys; fetch it again")
+            raise DataError(f"{self.source}: record 0 says {label}, which is not a range of keys; fetch it again")
         end, last = (int(value) for value in label)
         images = keys[(keys >= 1) & (keys < end)]
         if len(images) != end - 1:
             raise DataError(
-                f"{self.reader.idx_path}: lists {len(images)} images, record 0 says {end - 1}; fetch it again"
+                f"{self.reader.idx_path}: lists {len(images)} images, but record 0 says {end - 1}; fetch it again"
             )
         if last - end < 1:
             raise DataError(f"{self.source}: record 0 says {last - end} identities; fetch it again")
         return images, last - end
 
     def _count_classes(self, keys: np.ndarray) -> int:
-        """One more than the largest label, for a set that does not state its number of identities."""
+        """The largest label plus 1, for a set that does not state its number of identities."""
         headers = (self.reader.read(int(key))[0] for key in tqdm(keys, "counting identities (no property file)"))
         largest = float(np.max([header.label if header.flag == 0 else header.label[0] for header in headers]))
         if not 0 <= largest < MAX_CLASSES:
@@ -166,7 +171,7 @@ def read_property(path: Path) -> int | None:
         num_ids, height, width = (int(number) for number in path.read_text().strip().split(","))
     except ValueError:
         raise DataError(
-            f"{path}: must hold num_ids,height,width; fix it, or remove it to have the labels counted"
+            f"{path}: must contain num_ids,height,width; fix it, or remove it to have the identities counted"
         ) from None
     if (height, width) != (SIZE, SIZE):
         raise DataError(f"{path}: images of {width}x{height} pixels; the networks take {SIZE}x{SIZE}")
@@ -179,7 +184,10 @@ def open_records(cfg: EasyDict) -> RecordDataset:
 
 
 def build_dataset(cfg: EasyDict) -> FaceDataset:
-    """The training set that the config names. Checks cfg.num_classes and cfg.num_image against it, or sets them."""
+    """The training set that the config names. Sets cfg.num_classes and cfg.num_image.
+
+    Raises DataError if these were already set to other numbers.
+    """
     dataset = resolve_name(names.FILE_FORMATS[cfg.db_file_format])(cfg)
     for key, actual in (("num_classes", dataset.num_classes), ("num_image", len(dataset))):
         if cfg[key] is not None and cfg[key] != actual:

@@ -13,9 +13,9 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 class FolderDataset(FaceDataset):
-    """A folder of identity folders of aligned images. Labels follow the folders' sorted names.
+    """Aligned images in one folder per identity. Label i belongs to folder i in the order of names.
 
-    sample: at most this many images per identity, the first by name; 0 takes all. Raises DataError.
+    sample: use only this many images of each identity, the first by name; 0: use all. Raises DataError.
     """
 
     def __init__(self, folder: str | os.PathLike, sample: int = 0) -> None:
@@ -27,14 +27,15 @@ class FolderDataset(FaceDataset):
         for label, identity in enumerate(identities):
             files = sorted(name for name in os.listdir(Path(folder, identity)) if name.lower().endswith(IMAGE_SUFFIXES))
             if not files:
-                raise DataError(f"{Path(folder, identity)}: holds no image ({', '.join(IMAGE_SUFFIXES)}); remove it")
+                raise DataError(f"{folder}/{identity}: contains no images ({', '.join(IMAGE_SUFFIXES)}); remove it")
             files = files[: sample or None]
             paths += [os.path.join(identity, name) for name in files]
             labels += [label] * len(files)
         if not paths:
-            raise DataError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}) in its folders")
+            raise DataError(f"{folder}: contains no folders with images ({', '.join(IMAGE_SUFFIXES)})")
         self.num_classes = len(identities)
-        # One flat array of bytes: forked workers read it without changing, and so without copying, its memory pages.
+        # One flat array: forked workers share its memory. Reading a list of strings would copy it, because Python
+        # writes the reference count of each string.
         self._paths = np.array([os.fsencode(path) for path in paths])
         self.labels = np.array(labels, dtype=np.int64)
 
@@ -55,7 +56,7 @@ class FolderDataset(FaceDataset):
         return self.labels[positions]
 
     def encoded(self) -> Iterator[bytes]:
-        """The bytes of the files in order. Each is decoded first, to check that it is an aligned image."""
+        """The bytes of the files, in order. Each file is decoded first, to check that it is an aligned image."""
         for position in range(len(self)):
             self.read_image(position)
             yield self.read(position)[0]
@@ -65,5 +66,5 @@ class FolderDataset(FaceDataset):
 
 
 def open_folder(cfg: EasyDict) -> FolderDataset:
-    """The identity folders in cfg.data_path, at most cfg.sample images of each."""
+    """The folder set in cfg.data_path, with at most cfg.sample images of each identity."""
     return FolderDataset(cfg.data_path, cfg.sample)

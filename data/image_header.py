@@ -17,7 +17,7 @@ def stated_size(data: memoryview) -> tuple[int, int]:
 
 
 def _jpeg_size(data: memoryview) -> tuple[int, int]:
-    start = 2  # of the next segment: 0xFF, its type, its length in 2 bytes
+    start = 2  # where the next segment starts: 0xFF, its type, its length in 2 bytes
     while start + 9 <= len(data):
         segment = data[start + 1]
         if data[start] != 0xFF or segment == 0xFF:  # bytes between segments are skipped
@@ -42,9 +42,9 @@ def _webp_size(data: memoryview) -> tuple[int, int]:
     if chunk == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":  # lossy
         width, height = struct.unpack_from("<HH", data, 26)
         return width & 0x3FFF, height & 0x3FFF
-    if chunk == b"VP8L" and data[20] == 0x2F:  # lossless: 14 bits each, less one
+    if chunk == b"VP8L" and data[20] == 0x2F:  # lossless: width - 1 and height - 1 in 14 bits each
         bits = int.from_bytes(data[21:25], "little")
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if chunk == b"VP8X":  # extended: 24 bits each, less one
+    if chunk == b"VP8X":  # extended: width - 1 and height - 1 in 24 bits each
         return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
     return 0, 0

@@ -13,12 +13,12 @@ from utils.errors import InputError
 
 SIZE = 112  # pixels per side of an aligned face
 MAX_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])  # per image; data/__init__.py sets it
-# What happens between an image and the network's input, in words. Files of embeddings state it.
+# How an image becomes network input, in words. The description of each file of embeddings contains it.
 PREPROCESSING = {"size": SIZE, "colours": "RGB", "scale": "(x - 127.5) / 127.5", "views": ["image", "mirror image"]}
 
 
 class ImageError(InputError):
-    """An image that cannot be decoded or does not have the size that the networks take; the message names it."""
+    """An image that cannot be decoded, or whose size the networks do not take. The message names it."""
 
 
 def decode_rgb(encoded: bytes | memoryview | np.ndarray, name: str) -> np.ndarray:
@@ -31,7 +31,7 @@ def decode_rgb(encoded: bytes | memoryview | np.ndarray, name: str) -> np.ndarra
     image = _decode(data)
     if image is None:
         raise ImageError(
-            f"{name}: {data.size} bytes that decode to no image of at most {MAX_PIXELS} pixels; replace or remove it"
+            f"{name}: its {data.size} bytes are not an image of at most {MAX_PIXELS} pixels; replace or remove it"
         )
     return image
 
@@ -57,7 +57,7 @@ def decode_into(images: np.ndarray, encoded: Sequence[np.ndarray], name: Callabl
 
 
 def _decode(data: np.ndarray) -> np.ndarray | None:
-    """uint8 [H, W, 3] RGB, or None where OpenCV cannot decode the bytes."""
+    """uint8 [H, W, 3] RGB, or None if OpenCV cannot decode the bytes."""
     try:
         return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if data.size else None
     except cv2.error:

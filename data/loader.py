@@ -1,7 +1,7 @@
-"""Training batches for one rank: which images, read by workers, then flipped, normalised and augmented on the device.
+"""Training batches of one rank: workers read the images; the device flips, normalises and augments them.
 
-The order of the images follows from (seed, epoch, position) alone. It depends neither on the number of workers nor on
-how many ranks share the global batch.
+The order of the images depends only on the seed and the epoch, not on the number of workers or on the number of ranks
+that share the global batch.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.augment import Augmentation
-from data.batch_memory import SharedSlots, copied_ahead
+from data.batch_memory import SharedSlots, copy_ahead
 from data.dataset import FaceDataset
 from data.images import to_input
 from data.teacher_cache import EmbeddingFile
@@ -25,10 +25,10 @@ from utils.errors import InputError
 
 
 class BatchPlan(NamedTuple):
-    """Which images make a batch, and what happens to each.
+    """Which images make up a batch, and how each is changed.
 
     positions: int64 [B]; flips: bool [B], which images are mirrored; draws: float32 [B, draws] in [0, 1), the random
-    numbers of the augmentations.
+    numbers for the augmentations.
     """
 
     positions: np.ndarray
@@ -37,9 +37,9 @@ class BatchPlan(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """This rank's part of a batch, on the device: what a training step takes.
+    """This rank's part of a batch, on the device: the input of a training step.
 
-    images: float32 [B, 3, 112, 112] in [-1, 1], what the student sees; clean: the same without augmentation;
+    images: float32 [B, 3, 112, 112] in [-1, 1], what the student sees; clean: the same images without augmentation;
     labels: int64 [B]; teacher: float16 [B, D], the teacher's embeddings of `clean` from a file, or None.
     """
 
@@ -52,8 +52,9 @@ class Batch(NamedTuple):
 class GlobalOrder(Sampler[BatchPlan]):
     """The batch plans of one rank.
 
-    An epoch is a permutation of the set, cut into global batches of ranks * batch_size; rank r takes the r-th slice of
-    each. `draws` is the number of random numbers per image. Without `flip` no image is mirrored.
+    An epoch is a permutation of the set, cut into global batches of ranks * batch_size images. Rank r takes slice r of
+    each. An incomplete last batch is dropped. draws: how many random numbers each image gets; flip: whether to mirror
+    each image with probability 0.5.
     """
 
     def __init__(self, num_images: int, batch_size: int, seed: int, draws: int = 0, flip: bool = True) -> None:
@@ -61,7 +62,7 @@ class GlobalOrder(Sampler[BatchPlan]):
         self.epoch, self.first = 0, 0
 
     def start_at(self, epoch: int, first_batch: int) -> None:
-        """Let the next iteration run through `epoch`, from its global batch number `first_batch` on."""
+        """Let the next iteration run through `epoch`, starting with its global batch `first_batch` (from 0)."""
         self.epoch, self.first = epoch, first_batch
 
     def __len__(self) -> int:
@@ -77,17 +78,21 @@ class GlobalOrder(Sampler[BatchPlan]):
             yield BatchPlan(order[batch], flips[batch], self._draws_from(start))
 
     def _draws_from(self, start: int) -> np.ndarray:
-        """The random numbers of the batch that starts at this place of the epoch: a separate stream, skipped to it."""
+        """The random numbers of a batch, float32 [B, draws]. start: how many images of the epoch come before it.
+
+        They come from a separate stream, in which each image of the epoch has a fixed place.
+        """
         stream = np.random.PCG64((self.seed, self.epoch, 1)).advance(start * self.draws)
         numbers = np.random.Generator(stream).random((self.batch_size, self.draws))
-        return np.minimum(numbers.astype(np.float32), np.nextafter(np.float32(1), np.float32(0)))
+        largest = np.nextafter(np.float32(1), np.float32(0))  # rounding to float32 could give 1
+        return np.minimum(numbers.astype(np.float32), largest)
 
 
 class TrainingLoader:
     """An iterable over the batches of one epoch of `order`, read and decoded by `num_workers` processes.
 
-    On a GPU the next batch is copied while the current one is used. embeddings: the teacher's embeddings of `dataset`,
-    to come with each batch. augment: changes the student's images on the device.
+    On a GPU, the next batch is copied while the current one is used. embeddings: the file of the teacher's embeddings
+    of `dataset`, if batches should contain them. augment: changes the student's images on the device.
     """
 
     def __init__(
@@ -116,11 +121,11 @@ class TrainingLoader:
     def __iter__(self) -> Iterator[Batch]:
         parts = map(self._received, raise_errors(self._loader))
         if self._stream:
-            parts = copied_ahead(parts, self._stream)
+            parts = copy_ahead(parts, self._stream)
         return starmap(partial(to_batch, device=self._device, augment=self._augment), parts)
 
     def _received(self, message: tuple) -> list[Tensor | None]:
-        """Images, labels, flips, draws and teacher's embeddings, as the worker read them."""
+        """What a worker sent, as tensors: images, labels, flips, draws and the teacher's embeddings."""
         images, *arrays = message
         images = self._slots.images(images) if isinstance(images, int) else images
         return [images, *(None if array is None else torch.from_numpy(array) for array in arrays)]
@@ -146,9 +151,10 @@ def to_batch(
 
 
 class _BatchReader(Dataset):
-    """Reads whole batches in the workers. An InputError comes back as a value, so that it can be raised as itself.
+    """Reads one batch per item, in the workers. An InputError is returned, so that the main process can raise it.
 
-    What comes with the images are arrays, because every tensor would cost a file descriptor.
+    All other values are returned as NumPy arrays, because each tensor would need a file descriptor. `images` is a slot
+    number, or a tensor if no slot was free.
     """
 
     def __init__(self, dataset: FaceDataset, embeddings: EmbeddingFile | None, memory: Tensor) -> None:

@@ -19,7 +19,7 @@ ARCFACE_POINTS = np.array(
     [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
 )
 PREFIXES = ("ijbb", "ijbc")
-LISTS = {  # the files in meta/: the fields of a line, and how errors describe them
+LISTS = {  # the files in meta/: the fields of a line, and their description in error messages
     "face_tid_mid": (
         [("file", "S"), ("template", np.int64), ("medium", np.int64)],
         "a file name, its template and its medium as integers",
@@ -33,28 +33,29 @@ LISTS = {  # the files in meta/: the fields of a line, and how errors describe t
         "two templates and a label as integers",
     ),
 }
-# Square pixels: eyes 10 pixels apart give about 770, five equal points give rounding errors of 1e-11.
+# In square pixels. A face whose eyes are 10 pixels apart has about 770; five equal points have 1e-11 by rounding.
 _MIN_COVARIANCE = 1e-6
 MAX_NAME = 255  # bytes of a file name on common file systems
-_CHUNK = 4096  # lines that are read at once in the search for one that cannot be read
-# NumPy raises a warning for a fraction where an integer is expected: older versions truncate it.
+_CHUNK = 4096  # lines that are read at a time in the search for the first line that cannot be read
+# NumPy gives a DeprecationWarning for a fraction in place of an integer.
 _UNREADABLE = (ValueError, DeprecationWarning)
 
 
 class NistSetError(InputError):
-    """An IJB folder that is incomplete, broken or inconsistent; the message names the file, the line and what to do."""
+    """An IJB folder that is incomplete, broken or inconsistent. The message names file and line and says what to do."""
 
 
 def is_nist(path: str | os.PathLike) -> bool:
-    """Whether a folder has this layout rather than that of data/arrow_set.py."""
+    """Whether a folder has this layout, and not the one of data/arrow_set.py."""
     return any(Path(path, folder).is_dir() for folder in ("meta", "loose_crop"))
 
 
 class NistSet(torch.utils.data.Dataset):
-    """N photos in the order of face_tid_mid; set[positions] gives aligned faces, uint8 [n, 112, 112, 3] RGB.
+    """N photos in the order of face_tid_mid. `images[positions]` returns n aligned faces, uint8 [n, 112, 112, 3] RGB.
 
-    metadata: faceness_scores float64 [N] (scores of the detector), templates and medias int64 [N]; label (1 genuine, 0
-    impostor), p1 and p2 (template ids) int32 [P]. A photo is read only when it is used. Raises NistSetError.
+    metadata: for each photo faceness_scores (of the detector), float64 [N], and templates and medias, int64 [N]; for
+    each pair of templates p1 and p2 (template ids) and label (1 genuine, 0 impostor), int32 [P]. A photo is read only
+    when it is used. Raises NistSetError.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -92,13 +93,13 @@ class NistSet(torch.utils.data.Dataset):
 
 
 def similarity_to_arcface(points: np.ndarray) -> np.ndarray:
-    """The rotation, scale and shift that bring five points nearest to those of ArcFace.
+    """The similarity transforms (rotation, scale, shift) that map five points as closely as possible to ARCFACE_POINTS.
 
     points: float64 [N, 5, 2]. Returns matrices, float64 [N, 2, 3]; NaN for points that are all equal or not finite.
 
     This is the least-squares solution of Umeyama, "Least-squares estimation of transformation parameters between two
-    point patterns", 1991, for the plane. With a point (x, y) written as x + iy, such a map is z -> a z + b, and the
-    normal equations give a = sum(conj(z') w') / sum(|z'|^2), where z' and w' are deviations from the means.
+    point patterns", 1991, for the plane. If a point (x, y) is written as x + iy, a similarity is z -> a z + b. The
+    normal equations then give a = sum(conj(z') w') / sum(|z'|^2), where z' and w' are deviations from the means.
     """
     with np.errstate(all="ignore"):
         z, w = points @ [1, 1j], ARCFACE_POINTS @ [1, 1j]
@@ -111,7 +112,7 @@ def similarity_to_arcface(points: np.ndarray) -> np.ndarray:
 
 
 def _find_lists(path: str) -> list[Path]:
-    """The paths of the LISTS, in their order: those of IJB-B or those of IJB-C."""
+    """The paths of the three LISTS, in this order, of IJB-B or of IJB-C. Raises NistSetError."""
     files = {prefix: [Path(path, "meta", f"{prefix}_{name}.txt") for name in LISTS] for prefix in PREFIXES}
     present = [prefix for prefix in PREFIXES if any(file.exists() for file in files[prefix])]
     if len(present) != 1:
@@ -123,12 +124,12 @@ def _find_lists(path: str) -> list[Path]:
     if not Path(path, "loose_crop").is_dir():
         missing.append(str(Path(path, "loose_crop")))
     if missing:
-        raise NistSetError(f"{path}: incomplete, without {' and '.join(missing)}; fetch the whole folder")
+        raise NistSetError(f"{path}: incomplete, {' and '.join(missing)} missing; fetch the whole folder")
     return files[present[0]]
 
 
 def _read(path: Path, fields: list[tuple], expected: str) -> np.ndarray:
-    """The lines of a list as a structured array [lines]; file names become bytes of the length of the longest one."""
+    """The lines of a list as a structured array [lines]. File names become bytes, as long as the longest name."""
     if fields[0] == ("file", "S"):
         fields = [("file", f"S{_longest_name(path, expected)}"), *fields[1:]]
     dtype = np.dtype(fields)
@@ -142,7 +143,10 @@ def _read(path: Path, fields: list[tuple], expected: str) -> np.ndarray:
 
 
 def _longest_name(path: Path, expected: str) -> int:
-    """Bytes of the longest file name. All names take as much space in the table, so longer ones are refused."""
+    """The length of the longest file name, in bytes. Raises NistSetError for a name of more than MAX_NAME bytes.
+
+    Each name takes this much memory, so a single long name could fill it.
+    """
     longest = 1
     with open(path, encoding="latin1") as file:
         for number, line in enumerate(file, 1):
@@ -155,7 +159,7 @@ def _longest_name(path: Path, expected: str) -> int:
 
 
 def _load(lines: Path | list[str], dtype: np.dtype) -> np.ndarray:
-    """Read lines with NumPy, which for 15.7 million lines is faster than pandas and takes half the memory.
+    """Read lines with NumPy. For 15.7 million lines it is faster than pandas and takes half the memory.
 
     Raises one of _UNREADABLE.
     """
@@ -167,7 +171,7 @@ def _load(lines: Path | list[str], dtype: np.dtype) -> np.ndarray:
 
 
 def _first_unreadable(path: Path, dtype: np.dtype) -> tuple[int, str]:
-    """Number (from 1) and text of the line at which `_load` failed: NumPy does not count empty lines."""
+    """Number (from 1) and text of the line at which `_load` failed. NumPy's own number does not count empty lines."""
 
     def fails(lines: list[str]) -> bool:
         try:
@@ -185,7 +189,7 @@ def _first_unreadable(path: Path, dtype: np.dtype) -> tuple[int, str]:
 
 
 def _require(path: Path, is_valid: np.ndarray, expected: str) -> None:
-    """Raise NistSetError for the first line where is_valid, bool [lines that are not empty], is False."""
+    """Raise NistSetError for the first line that is not valid. is_valid: bool [lines that are not empty]."""
     if not is_valid.all():
         with open(path, encoding="latin1") as file:
             filled = (entry for entry in enumerate(file, 1) if entry[1].strip())
@@ -194,13 +198,17 @@ def _require(path: Path, is_valid: np.ndarray, expected: str) -> None:
 
 
 def _bad_line(path: Path, number: int, line: str, expected: str) -> NistSetError:
+    """The error for a line of a list, counted from 1."""
     text = line.strip()
     text = text if len(text) <= 120 else text[:120] + "..."
     return NistSetError(f"{path}: line {number} is {text!r} (expected {expected}); fetch the lists in meta again")
 
 
 def _match(path: Path, files: np.ndarray, other_path: Path, others: np.ndarray) -> np.ndarray:
-    """For each of files [N] its row in `others`, int64 [N]. Both lists must name the same files, in any order."""
+    """For each name in `files` [N], its row in `others` [N]: int64 [N].
+
+    Both lists must name the same files, in any order. Raises NistSetError.
+    """
     for list_path, names in ((path, files), (other_path, others)):
         _require(list_path, np.strings.find(names, b"/") < 0, "a file name without a folder")
         is_first = np.zeros(len(names), dtype=bool)

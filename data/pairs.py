@@ -1,25 +1,28 @@
-"""Whether a network separates identities: pairs sampled by label, their cosines, and a test of the difference."""
+"""Check that a network separates identities: pairs sampled by label, their cosines, a test of the difference.
+
+`same` stands for genuine pairs (one identity), `different` for impostor pairs (two identities).
+"""
 
 from typing import NamedTuple
 
 import numpy as np
 
-MIN_STANDARD_ERRORS = 3  # for a difference of means to count as significant
+MIN_STANDARD_ERRORS = 3  # a larger difference of means counts as significant
 
 
 class Pairs(NamedTuple):
-    """Positions of two images each. same: int64 [P, 2], of one identity; different: int64 [Q, 2], of two identities."""
+    """Genuine and impostor pairs, as positions of images. same: int64 [P, 2]; different: int64 [Q, 2]."""
 
     same: np.ndarray
     different: np.ndarray
 
     def positions(self) -> np.ndarray:
-        """All positions in the pairs, ascending, without repetition."""
+        """All positions in the pairs, in ascending order, each once."""
         return np.unique(np.concatenate(self))
 
 
 class Cosines(NamedTuple):
-    """Cosines of pairs. same: float64 [P], of one identity; different: float64 [Q], of two identities."""
+    """Cosines of genuine and impostor pairs. same: float64 [P]; different: float64 [Q]."""
 
     same: np.ndarray
     different: np.ndarray
@@ -30,35 +33,35 @@ class Cosines(NamedTuple):
 
 
 def sample_pairs(positions: np.ndarray, labels: np.ndarray, count: int, rng: np.random.Generator) -> Pairs:
-    """Sample up to `count` pairs of one identity, from as many identities as possible, and pairs of two identities.
+    """Sample up to `count` genuine pairs, from as many identities as possible, and at most as many impostor pairs.
 
-    positions: [N], of the images to choose from; labels: [N]. No image is in two pairs of one identity. The pairs of
-    two identities combine the first image of one such pair with the second image of another, so that no further image
-    has to be embedded; without pairs of one identity there are none.
+    positions: [N], of the images to choose from; labels: [N]. No image is in two genuine pairs. An impostor pair has
+    the first image of one genuine pair and the second image of another, so that no other images have to be embedded.
     """
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]  # identity by identity, shuffled within each
     ordered = labels[order]
     starts = np.searchsorted(ordered, ordered)  # for each image, where its identity begins
+    # Images 0 and 1 of an identity are a genuine pair, images 2 and 3 another. `first`: where each pair begins.
     first = np.flatnonzero(((np.arange(len(order)) - starts)[:-1] % 2 == 0) & (ordered[1:] == ordered[:-1]))
-    # The first pair of every identity comes before any second pair.
+    # Take the first pair of every identity before any second pair.
     first = np.sort(first[np.lexsort((rng.random(len(first)), first - starts[first]))][:count])
     same = np.stack([order[first], order[first + 1]], 1)
-    shift = max(np.unique(ordered[first], return_counts=True)[1], default=0)  # skips the pairs of the same identity
+    shift = max(np.unique(ordered[first], return_counts=True)[1], default=0)  # at least the pairs of any identity
     different = np.stack([same[:, 0], np.roll(same[:, 1], -shift)], 1)
     different = different[labels[different[:, 0]] != labels[different[:, 1]]]
     return Pairs(positions[same], positions[different])
 
 
 def pair_cosines(pairs: Pairs, positions: np.ndarray, unit: np.ndarray) -> Cosines:
-    """The cosines of pairs. unit: unit embeddings [N, D] of the images at `positions` [N], which are ascending."""
+    """The cosines of pairs. unit: unit embeddings [N, D] of the images at `positions` [N], in ascending order."""
     return Cosines(*(_dots(unit[np.searchsorted(positions, images)]) for images in pairs))
 
 
 def significantly_higher(same: np.ndarray, different: np.ndarray) -> bool:
-    """Whether the mean of `same` [P] exceeds that of `different` [Q] by MIN_STANDARD_ERRORS of the difference.
+    """Whether the mean of `same` [P] exceeds that of `different` [Q] by more than MIN_STANDARD_ERRORS standard errors.
 
-    The deviation of a single value counts as 0. False if either array is empty or not finite.
+    The variance of an array with one value counts as 0. Returns False if an array is empty or not finite.
     """
     if not (len(same) and len(different)):
         return False

@@ -1,4 +1,4 @@
-"""A picture of a batch, to look at before a long run: are the images faces, upright, in the right colours?"""
+"""A picture of a batch, to check before a long run: do the images show faces, upright and in the right colours?"""
 
 import os
 
@@ -13,7 +13,7 @@ COLUMNS, ROWS = 8, 8
 
 
 def save_preview(path: str | os.PathLike, images: Tensor, labels: Tensor) -> None:
-    """Write a PNG with the first 64 images of a batch, [B, 3, H, W] in [-1, 1], each with its label under it."""
+    """Write a PNG with the first 64 images of a batch, [B, 3, H, W] in [-1, 1], and the label [B] under each."""
     pixels = (127.5 * images[: ROWS * COLUMNS].permute(0, 2, 3, 1) + 127.5).round().byte().cpu().numpy()
     tiles = []
     for image, label in zip(pixels, labels.tolist(), strict=False):

@@ -1,9 +1,11 @@
 """MXNet record files: a reader with random access, and a writer of the same format.
 
-A record is uint32 magic, uint32 (top 3 bits: part flag, low 29 bits: length), body, zero padding to 4 bytes. A body
-that contains the magic at a 4-byte boundary is split there into parts, whose flags are 1 for the first, 2 for those in
-the middle, 3 for the last; 0 means that the record is not split. The body is a header `IfQQ` (flag, label, id, id2),
-then, if flag > 0, as many float32 labels as flag says, which replace the label, then the bytes of the image.
+A record has these parts: uint32 magic; uint32 with a part flag (top 3 bits) and a length (low 29 bits); the body; zeros
+up to a multiple of 4 bytes. A body that contains the magic at a 4-byte boundary is split there into several parts. The
+part flag is 1 for the first, 2 for those in the middle and 3 for the last; it is 0 if the record is not split.
+
+The body has a header `IfQQ` (flag, label, id, id2), then `flag` labels in float32, which replace the label in the
+header if there are any, then the bytes of the image.
 """
 
 import mmap
@@ -26,14 +28,14 @@ _MAGIC_BYTES = struct.pack("<I", MAGIC)
 _HEAD = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
 _LENGTH_MASK = (1 << 29) - 1
-# How a record that is not split begins; `first_label` is valid where flag > 0.
+# The start of a record that is not split. `first_label` is a label only if flag > 0.
 _START = np.dtype(
     [("magic", "<u4"), ("word", "<u4"), ("flag", "<u4"), ("label", "<f4"), ("ids", "<u8", 2), ("first_label", "<f4")]
 )
 
 
 class RecordError(InputError):
-    """A record file, its index or a record violates the format; the message names it."""
+    """A record file, its index or a record does not follow the format. The message names it."""
 
 
 class Header(NamedTuple):
@@ -48,7 +50,7 @@ class Header(NamedTuple):
 class RecordFile:
     """Random access to the records of a .rec file by their offsets.
 
-    Each process maps the file into memory by itself, so a reader can be used after fork and sent to spawned processes.
+    Each process maps the file into its own memory, so a reader can be used after a fork and sent to spawned processes.
     """
 
     def __init__(self, rec_path: str | os.PathLike) -> None:
@@ -94,7 +96,7 @@ class RecordFile:
             start = offset + _HEAD.size
             if magic != MAGIC:
                 raise RecordError(
-                    f"{self.rec_path}: no record at byte {offset}, where the index has key {key}; fetch both again"
+                    f"{self.rec_path}: no record at byte {offset}, but the index has key {key} there; fetch both again"
                 )
             if start + length > self._size:
                 raise RecordError(f"{self.rec_path}: record {key} is cut off at the end of the file; fetch it again")
@@ -110,6 +112,7 @@ class RecordFile:
                 return memoryview(_MAGIC_BYTES.join(parts)), offset
 
     def _mapped(self) -> mmap.mmap:
+        """The file, mapped into the memory of this process."""
         if self._map is None or self._map_pid != os.getpid():
             with open(self.rec_path, "rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -155,11 +158,11 @@ class IndexedRecordReader(RecordFile):
         return len(self._keys)
 
     def layout(self) -> bytes:
-        """Keys, offsets and the size of the record file: identifies the set without reading its records."""
+        """Bytes that identify the set without reading its records: keys, offsets and the size of the record file."""
         return self._keys.numpy().tobytes() + self._offsets.numpy().tobytes() + str(self._size).encode()
 
     def read(self, key: int) -> tuple[Header, memoryview]:
-        """(header, image bytes) of the record `key`. The bytes are a view of the file, unless the record is split."""
+        """(header, image bytes) of the record `key`, as in `read_at`. Raises RecordError."""
         keys = self._keys.numpy()
         position = int(np.searchsorted(keys, key))
         if position == len(keys) or keys[position] != key:
@@ -168,9 +171,10 @@ class IndexedRecordReader(RecordFile):
         return header, data
 
     def read_batch(self, keys: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """First labels, float32 [N], and image bytes of the records `keys` [N]; the bytes are views as in `read`.
+        """First labels, float32 [N], and image bytes of the records `keys` [N]. The bytes are views, as in `read`.
 
-        The starts of all records are read at once. Records that are split or broken go through `read`.
+        The starts of all records are read with one array operation. Records that are split or broken are left to
+        `read`. Raises RecordError.
         """
         data = np.frombuffer(self._mapped(), dtype=np.uint8)
         positions = np.searchsorted(self.keys, keys).clip(max=len(self) - 1)
@@ -178,24 +182,25 @@ class IndexedRecordReader(RecordFile):
         starts = data.take(offsets[:, None] + np.arange(_START.itemsize), mode="clip").view(_START)[:, 0]
         begin = offsets + _HEAD.size + _HEADER.size + 4 * starts["flag"].astype(np.int64)
         end = offsets + _HEAD.size + (starts["word"] & _LENGTH_MASK)
-        is_whole = (self.keys[positions] == keys) & (starts["magic"] == MAGIC) & (starts["word"] >> 29 == 0)
-        is_whole &= (begin <= end) & (end <= self._size) & (offsets + _START.itemsize <= self._size)
+        is_simple = (self.keys[positions] == keys) & (starts["magic"] == MAGIC) & (starts["word"] >> 29 == 0)
+        is_simple &= (begin <= end) & (end <= self._size) & (offsets + _START.itemsize <= self._size)
         labels = np.where(starts["flag"] == 0, starts["label"], starts["first_label"])
         images = [data[first:last] for first, last in zip(begin.tolist(), end.tolist(), strict=True)]
-        for row in np.flatnonzero(~is_whole):
+        for row in np.flatnonzero(~is_simple):
             header, image = self.read(int(keys[row]))
             labels[row], images[row] = np.ravel(header.label)[0], np.frombuffer(image, dtype=np.uint8)
         return labels, images
 
 
 def _existing(path: str | os.PathLike) -> str:
+    """The path as a string. Raises RecordError if there is no such file."""
     if not os.path.isfile(path):
         raise RecordError(f"{path}: no such file; a record set needs a .rec file and its .idx file in the same folder")
     return str(path)
 
 
 def read_index(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """(keys, offsets), int64 [N], from an .idx file with one line key<TAB>offset per record. Raises RecordError."""
+    """(keys, offsets), int64 [N] each, from an .idx file with a line key<TAB>offset per record. Raises RecordError."""
     with open(path, "rb") as file:
         text = file.read().strip()
     try:
@@ -210,7 +215,7 @@ def read_index(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 class RecordWriter:
-    """Writes `stem`.rec and `stem`.idx. Both files appear, complete, when the `with` block ends without an error."""
+    """Writes `stem`.rec and `stem`.idx. Both files appear, complete, only if the `with` block ends without an error."""
 
     def __init__(self, stem: str | os.PathLike) -> None:
         self._stem = Path(stem)
@@ -226,9 +231,12 @@ class RecordWriter:
             file.__exit__(*error)
 
     def write(self, key: int, label: float | list[float] | np.ndarray, image: bytes, id: int | None = None) -> None:
-        """Append a record with one label (flag 0) or a list of them (flag: their number). `id` defaults to the key."""
+        """Append a record with one label (flag 0) or a list of labels (flag: their number). `id` defaults to the key.
+
+        Raises RecordError for a key that was written before, or a record that is too long for the format.
+        """
         if key in self._keys:
-            raise RecordError(f"{self._stem}: key {key} was written before; keys must differ")
+            raise RecordError(f"{self._stem}: key {key} was written before; each key may occur only once")
         self._keys.add(key)
         id = key if id is None else id
         if np.ndim(label):
@@ -261,8 +269,8 @@ def write_record_set(output: Path, encoded: Iterable[bytes], labels: np.ndarray,
     """Write a training set in InsightFace's layout: train.rec, train.idx and property in the folder `output`.
 
     encoded: N encoded images. labels: integers [N], ascending, from 0 to num_classes - 1. The images are records 1 to
-    N, and one record per identity follows, which gives the range of its images. Record 0 gives the range of the
-    records of identities.
+    N. After them comes one record per identity, which states the key range of its images. Record 0 states the key range
+    of the records of identities.
     """
     make_writable_folder(output)
     end = len(labels) + 1

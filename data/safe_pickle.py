@@ -1,9 +1,9 @@
-"""Pickles from other people, read without executing anything in them.
+"""Read pickles from unknown sources without executing anything in them.
 
-A pickle names functions and classes and asks the reader to call them. Here only names from an allow-list are accepted,
-and each stands for code of ours that accepts what NumPy writes for an array, and nothing else. That matters because
-NumPy trusts a pickled dtype: one that declares pointers to be plain numbers would let a file choose addresses in
-memory, and a shape without data would claim memory that the file has no bytes for.
+A pickle names functions and classes, and asks the reader to call them. This module accepts only a few names, and
+replaces each by a stand-in: a function or class that accepts what NumPy writes for an array, and nothing else. NumPy's
+own functions would not be safe, because they trust the file. A dtype that declares pointers to be plain numbers would
+let the file choose addresses in memory. A shape without data would take much more memory than the file has bytes.
 """
 
 import io
@@ -17,11 +17,11 @@ import numpy as np
 
 
 class ForbiddenError(pickle.UnpicklingError):
-    """The pickle asks for something that data does not need; the message says for what."""
+    """The pickle asks for something that plain data does not need. The message names it."""
 
 
 class SafeDtype:
-    """Stands for numpy.dtype. `dtype` is the real one, of numbers, texts or objects."""
+    """Stands for numpy.dtype. `dtype` is the real dtype: of numbers, texts or objects."""
 
     pattern = re.compile(r"[|<>=]?([biufcSU]\d+|O8?)")
 
@@ -37,19 +37,22 @@ class SafeDtype:
 
 
 class IntegerDtype(SafeDtype):
-    """The same for integers and bool only."""
+    """Stands for numpy.dtype too, but accepts only integers and bool."""
 
     pattern = re.compile(r"[|<>=]?[biu][1248]")
 
 
 class SafeArray(np.ndarray):
-    """Stands for numpy.ndarray: empty until the pickle gives it shape, dtype and data, once and of matching sizes."""
+    """Stands for numpy.ndarray. It is empty until the pickle sets its shape, dtype and data.
+
+    The pickle may do so only once, and the sizes of shape and data must match.
+    """
 
     def __new__(cls, *args: Any) -> "SafeArray":
         raise ForbiddenError("an array without its data")
 
     def __setstate__(self, state: tuple) -> None:
-        if self.size:  # views of its memory may exist by now
+        if self.size:  # it was set before, and views of its memory may exist
             raise ForbiddenError("an array that is changed after it was made")
         version, shape, dtype, is_fortran, data = state
         _require_size(shape, dtype.dtype, data)
@@ -57,9 +60,9 @@ class SafeArray(np.ndarray):
 
 
 def _require_size(shape: tuple, dtype: np.dtype, data: bytes | list) -> None:
-    """Raise UnpicklingError where `data` has not the size that the shape states.
+    """Raise UnpicklingError if the size of `data` is not the one that shape and dtype state.
 
-    NumPy would refuse it too, but with MemoryError where the shape is too large for it.
+    NumPy would refuse this too, but with a MemoryError if the stated size is very large.
     """
     size = dtype.itemsize if isinstance(data, bytes) else 1  # objects are in a list
     if len(shape) > 64 or math.prod(shape) * size != len(data):
@@ -67,13 +70,14 @@ def _require_size(shape: tuple, dtype: np.dtype, data: bytes | list) -> None:
 
 
 def _reconstruct(array_class: type, shape: tuple, code: bytes) -> SafeArray:
-    """How pickles start an array; its state follows."""
+    """Stands for the function with which pickles create an array. The state of the array follows in the pickle."""
     if array_class is not SafeArray or shape != (0,):
         raise ForbiddenError("an array without its data")
     return np.ndarray.__new__(SafeArray, shape, np.int8)
 
 
 def _scalar(dtype: SafeDtype, data: bytes) -> np.generic:
+    """Stands for the function with which pickles create a NumPy scalar."""
     if dtype.dtype.hasobject:
         raise ForbiddenError("a scalar of an object")
     if len(data) != dtype.dtype.itemsize:
@@ -82,7 +86,10 @@ def _scalar(dtype: SafeDtype, data: bytes) -> np.generic:
 
 
 def numpy_stand_ins(dtype: type[SafeDtype]) -> dict[str, Any]:
-    """What pickled arrays and scalars name, under the module names of NumPy 1 and NumPy 2: full name -> stand-in."""
+    """Full name -> stand-in, for all names in pickled arrays and scalars, as NumPy 1 and NumPy 2 write them.
+
+    dtype: the stand-in for numpy.dtype.
+    """
     stand_ins: dict[str, Any] = {"numpy.ndarray": SafeArray, "numpy.dtype": dtype}
     for package in ("numpy.core", "numpy._core"):
         stand_ins[f"{package}.multiarray._reconstruct"] = _reconstruct
@@ -93,20 +100,20 @@ def numpy_stand_ins(dtype: type[SafeDtype]) -> dict[str, Any]:
 def load_lists_of_arrays(data: bytes) -> Any:
     """Unpickle lists and tuples of bytes, numbers and NumPy arrays of integers or bool. Arrays are SafeArray.
 
-    Raises ForbiddenError where the pickle asks for anything else, and nearly any exception where it is broken.
+    Raises ForbiddenError if the pickle asks for anything else. A broken pickle may raise almost any exception.
     """
     return _Unpickler(io.BytesIO(data), encoding="bytes").load()
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes in protocol 2."""
+    """Stands for _codecs.encode, with which Python 3 writes bytes in protocol 2."""
     if encoding not in ("latin1", b"latin1"):
         raise ForbiddenError(f"the codec {encoding!r}")
     return text.encode("latin1")
 
 
 def _frombuffer(data: bytes, dtype: SafeDtype, shape: tuple, order: str, axes: tuple | None = None) -> np.ndarray:
-    """How NumPy writes an array in protocol 5: its memory and the order of its axes."""
+    """Stands for the function with which NumPy creates an array in protocol 5, from its memory and order of axes."""
     if not isinstance(data, bytes):  # a view of memory that the pickle can still change
         raise ForbiddenError(f"a view of a {type(data).__name__}")
     array = np.frombuffer(data, dtype.dtype)
@@ -115,8 +122,8 @@ def _frombuffer(data: bytes, dtype: SafeDtype, shape: tuple, order: str, axes: t
     return array.reshape(shape, order=order)
 
 
-# Opcodes that data files never use. Dicts and sets take 200 bytes of memory for one byte of the file, items can be set
-# in arrays, and the others make objects in further ways.
+# Opcodes that data files never use. Dicts and sets take 200 bytes of memory per byte of the file, SETITEM could change
+# an array, and the others are further ways to create objects.
 _FORBIDDEN_OPCODES = (
     pickle.EMPTY_DICT, pickle.DICT, pickle.SETITEM, pickle.SETITEMS, pickle.EMPTY_SET, pickle.ADDITEMS,
     pickle.FROZENSET, pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4,
@@ -124,10 +131,10 @@ _FORBIDDEN_OPCODES = (
 
 
 class _Unpickler(pickle._Unpickler):
-    """An unpickler that knows the names above only.
+    """An unpickler that accepts only the names in `allowed`.
 
-    It derives from the private pickle._Unpickler, the one written in Python: the public pickle.Unpickler does not let
-    a subclass refuse opcodes or decide which objects may be given a state.
+    It derives from the private pickle._Unpickler, which is written in Python. A subclass of the public pickle.Unpickler
+    could not refuse opcodes, or decide which objects may get a state.
     """
 
     allowed: Mapping[str, Any] = {
@@ -138,7 +145,7 @@ class _Unpickler(pickle._Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        # The name is looked up with its module: "a.b" in "c" is not "b" in "c.a".
+        # A name with a dot is refused: "b.c" in module "a" must not be taken for "c" in module "a.b".
         stand_in = self.allowed.get(f"{module}.{name}") if "." not in name else None
         if stand_in is None:
             raise ForbiddenError(f"{module}.{name}")
@@ -156,6 +163,6 @@ class _Unpickler(pickle._Unpickler):
     dispatch = pickle._Unpickler.dispatch | {
         **dict.fromkeys((opcode[0] for opcode in _FORBIDDEN_OPCODES), refuse_opcode),
         pickle.BUILD[0]: load_build,
-        # The original allocates the length that the file states before it looks for the bytes.
+        # The original method allocates as many bytes as the file states, before it knows whether the file has them.
         pickle.BYTEARRAY8[0]: pickle._Unpickler.load_binbytes8,
     }

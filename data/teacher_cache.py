@@ -1,4 +1,4 @@
-"""Teacher embeddings of a whole training set in one file: float16 [images, 2, D], of each image and its mirror image.
+"""Read teacher embeddings of a training set from a file: float16 [images, 2, D], for each image and its mirror image.
 
 `<name>.npy` is mapped into memory; `<name>.json` describes its content. data/teacher_cache_writer.py writes both.
 """
@@ -14,16 +14,17 @@ from torch import Tensor
 
 from utils.errors import InputError
 
-# The origin of the embeddings, in sections. A file is used only if all sections but "about" are as expected.
+# How the embeddings were made: section -> name -> value. A file is used only if all sections except "about" are as
+# expected.
 Description = dict[str, dict[str, Any]]
 
 
 class EmbeddingError(InputError):
-    """A file of embeddings that is broken or has another origin; the message names the file and the difference."""
+    """A file of embeddings that is broken, or was made with other settings. The message names file and difference."""
 
 
 class EmbeddingFile:
-    """A complete file. What `wanted` states must be the same in its description. Raises EmbeddingError."""
+    """A complete file of embeddings. Raises EmbeddingError if its description differs from `wanted`."""
 
     def __init__(self, path: str | os.PathLike, wanted: Description) -> None:
         self.path = Path(path)
@@ -32,7 +33,7 @@ class EmbeddingFile:
         stored, shape = self._open(), shape_of(self.description)
         if stored.dtype != np.float16 or stored.shape != shape:
             raise EmbeddingError(
-                f"{self.path}: holds {stored.dtype} {list(stored.shape)}, but its description says float16 "
+                f"{self.path}: contains {stored.dtype} {list(stored.shape)}, but its description says float16 "
                 f"{list(shape)}; remove both files to make them again"
             )
         self._stored: np.ndarray | None = None
@@ -47,8 +48,8 @@ class EmbeddingFile:
         )
 
     def rows(self, positions: np.ndarray, flips: np.ndarray) -> Tensor:
-        """Embeddings, float16 [B, D], of the images at `positions` [B], or of their mirror images where `flips` [B]."""
-        if self._stored is None:  # once per process
+        """Embeddings, float16 [B, D], of the images at `positions` [B]; of the mirror image if flips [B] is True."""
+        if self._stored is None:  # the first call in this process
             self._stored = self._open()
         return torch.from_numpy(self._stored[positions, flips.astype(np.intp)])
 
@@ -65,7 +66,7 @@ class EmbeddingFile:
 
 
 def require_same(path: Path, actual: Description, wanted: Description) -> None:
-    """Raise EmbeddingError, with the differences, where `actual` differs from `wanted`. "about" is not compared."""
+    """Raise EmbeddingError if a value in `wanted` is another one in `actual`. The section "about" is not compared."""
     differences = [
         f"{section}.{name} is {actual.get(section, {}).get(name)!r}, not {value!r}"
         for section, values in wanted.items()
@@ -75,8 +76,8 @@ def require_same(path: Path, actual: Description, wanted: Description) -> None:
     ]
     if differences:
         raise EmbeddingError(
-            f"{path}: made from something else: {'; '.join(differences)}. Set teacher_embeddings to another file, "
-            "or remove this one to make it again"
+            f"{path}: made with other settings: {'; '.join(differences)}. Set teacher_embeddings to another file, or "
+            "remove this file to make it again"
         )
 
 
@@ -94,7 +95,8 @@ def read_description(path: Path) -> Description:
             raise TypeError("a section is not a dict")
     except FileNotFoundError:
         raise EmbeddingError(
-            f"{description_path(path)}: missing, but needed to know what {path} holds; remove both to make them again"
+            f"{description_path(path)}: missing, so it is unknown what {path} contains; remove {path.name} to make "
+            "both again"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise EmbeddingError(

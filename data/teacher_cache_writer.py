@@ -1,7 +1,7 @@
-"""Writes a file of teacher embeddings (data/teacher_cache.py) from all ranks, and resumes after an interruption.
+"""Write a file of teacher embeddings (data/teacher_cache.py) from all ranks, and resume after an interruption.
 
-Until it is complete, `<name>.npy` is called `<name>.npy.part`, and `<name>.npy.done` has one byte per image: 1 once
-the embeddings of the image are on the disk.
+Until it is complete, `<name>.npy` is called `<name>.npy.part`. Beside it, `<name>.npy.done` has one byte per image,
+which is 1 once the embeddings of the image are on the disk.
 """
 
 import fcntl
@@ -23,10 +23,11 @@ from utils.files import atomic_write
 
 
 class EmbeddingWriter:
-    """Writes the file that `description` describes; all ranks write to it. An interrupted file is continued.
+    """Writes the file that `description` describes. All ranks write to it. An interrupted file is continued.
 
-    remaining: int64, ascending: the positions of images that have no embeddings yet. When the `with` block ends without
-    an error, the file gets its final name. Embeddings written before an error or a kill are kept.
+    remaining: int64, the positions of the images that have no embeddings yet, in ascending order. If the `with` block
+    ends without an error, the file gets its final name. Embeddings written before an error or a kill are kept. Raises
+    EmbeddingError.
     """
 
     def __init__(self, path: str | os.PathLike, description: Description) -> None:
@@ -43,17 +44,17 @@ class EmbeddingWriter:
         self._marked_at = time.monotonic()
 
     def write(self, positions: np.ndarray, values: Tensor) -> None:
-        """Write the embeddings [n, 2, D] of the images at `positions` [n], which are ascending.
+        """Write the embeddings [n, 2, D] of the images at `positions` [n], in ascending order.
 
-        About once per second, all that was written is flushed to the disk and then marked as done. Raises
-        EmbeddingError for values that float16 cannot hold.
+        About once per second, the embeddings are flushed to the disk and then marked as done. Raises EmbeddingError for
+        values that float16 cannot represent.
         """
         values = values.float().cpu()
         stored, length = values.half(), values.norm(dim=2)  # the relative rounding error of float16 is 2^-11
-        is_kept = ((stored.float() - values).norm(dim=2) <= 1e-3 * length) & (length > 0)  # [n, 2]
-        if not is_kept.all():
+        is_exact = ((stored.float() - values).norm(dim=2) <= 1e-3 * length) & (length > 0)  # [n, 2]
+        if not is_exact.all():
             raise EmbeddingError(
-                f"{self.path}: the teacher's embedding of image {positions[int((~is_kept).nonzero()[0, 0])]} is not "
+                f"{self.path}: the teacher's embedding of image {positions[int((~is_exact).nonzero()[0, 0])]} is not "
                 "finite, or zero, or too large or too small for float16; are the weights those of a trained teacher?"
             )
         for run in _runs(positions):
@@ -64,6 +65,7 @@ class EmbeddingWriter:
             self._mark()
 
     def _mark(self) -> None:
+        """Flush the embeddings to the disk, then mark their images as done."""
         embeddings, marks = self._files
         _flush_to_disk(embeddings)
         for positions in self._unmarked:
@@ -81,13 +83,13 @@ class EmbeddingWriter:
         self._lock = open(self._part, "r+b")  # noqa: SIM115 - closed in __exit__
         try:
             self._claim()
-            self._lay_out(description)
+            self._create_or_continue(description)
         except BaseException:
             self._lock.close()
             raise
 
     def _claim(self) -> None:
-        """Lock the unfinished file until this process ends; loader workers do not inherit the lock."""
+        """Lock the unfinished file until this process ends. Worker processes do not inherit the lock."""
         busy = EmbeddingError(f"{self.path}: another process is writing it, or has just finished; start again")
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,9 +104,13 @@ class EmbeddingWriter:
         ):
             raise busy
 
-    def _lay_out(self, description: Description) -> None:
-        """Keep the files of an interrupted run if they are complete and have this description; else create new ones."""
-        if description_path(self.path).is_file():  # read_description raises for another file: it is not overwritten
+    def _create_or_continue(self, description: Description) -> None:
+        """Keep the files of an interrupted run if their sizes are right; else create new files.
+
+        Raises EmbeddingError if the interrupted run had another description, or if the disk has too little space.
+        """
+        # read_description raises an error for a .json file of another kind, so that it is not overwritten.
+        if description_path(self.path).is_file():
             earlier = read_description(self.path)
             shape = shape_of(earlier)
             if _size(self._done) == shape[0] and _size(self._part) == _file_size(shape):
@@ -149,6 +155,7 @@ class EmbeddingWriter:
 
 
 def _size(path: Path) -> int:
+    """Size of a file in bytes; -1 if it does not exist."""
     return path.stat().st_size if path.is_file() else -1
 
 
@@ -168,7 +175,7 @@ def _file_size(shape: tuple[int, int, int]) -> int:
 
 
 def _runs(positions: np.ndarray) -> list[slice]:
-    """Slices of ascending `positions` that contain consecutive integers."""
+    """Cut ascending `positions` into slices of consecutive integers."""
     cuts = (np.flatnonzero(np.diff(positions) != 1) + 1).tolist()
     return [slice(start, stop) for start, stop in zip([0, *cuts], [*cuts, len(positions)], strict=True)]
 

@@ -1,4 +1,4 @@
-"""Worker processes that read and decode whole batches, and how they start, fail and end."""
+"""Worker processes that read and decode batches: how they start, fail and end."""
 
 import atexit
 import multiprocessing
@@ -20,8 +20,8 @@ def decoded_batches(
 ) -> Iterator[tuple[Sequence[int], Tensor]]:
     """Yield each of `batches` with its images, uint8 [n, 112, 112, 3], decoded by `num_workers` processes.
 
-    images: a dataset that is indexed with positions, images[positions] -> uint8 [n, 112, 112, 3]. An InputError of a
-    worker is raised here as itself.
+    images: a dataset with images[positions] -> uint8 [n, 112, 112, 3]. batches: lists of positions. An InputError in a
+    worker is raised here unchanged.
     """
     loader = DataLoader(
         _WithPositions(images),
@@ -36,7 +36,7 @@ def decoded_batches(
 
 
 class _WithPositions(Dataset):
-    """(positions, images[positions]); an InputError comes back as a value, so that it can be raised as itself."""
+    """Returns (positions, images[positions]), or an InputError, so that the main process can raise it."""
 
     def __init__(self, images: Dataset) -> None:
         self.images = images
@@ -49,7 +49,7 @@ class _WithPositions(Dataset):
 
 
 def raise_errors(items: Iterable) -> Iterator:
-    """Yield the items; raise the InputError that a worker sent in place of one."""
+    """Yield the items. If a worker sent an InputError instead of an item, raise it."""
     iterator = iter(items)  # starts the workers
     watch_workers(multiprocessing.active_children())
     for item in iterator:
@@ -59,12 +59,12 @@ def raise_errors(items: Iterable) -> Iterator:
 
 
 def keep_batch(batch: object) -> object:
-    """The `collate_fn` of datasets that make whole batches: nothing to collate."""
+    """The `collate_fn` for datasets whose items are batches already: return the batch unchanged."""
     return batch
 
 
 def init_worker(worker: int) -> None:
-    """Set up a worker process: no OpenCV threads of its own, and signals are left to the main process."""
+    """Set up a worker process: OpenCV starts no threads, and only the main process reacts to signals."""
     cv2.setNumThreads(0)
     sys.excepthook = _show_unless_main_process_ended
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -74,15 +74,15 @@ def init_worker(worker: int) -> None:
 def _show_unless_main_process_ended(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Show an error, unless it says that the main process ended while it was fetching a tensor from this worker."""
+    """Print an error, unless it only shows that the main process ended while it fetched a tensor from this worker."""
     if not issubclass(kind, EOFError | ConnectionError):
         sys.__excepthook__(kind, error, trace)
 
 
 @atexit.register
 def _kill_workers() -> None:
-    """Kill the workers that are left. They ignore the SIGTERM by which multiprocessing would end them."""
+    """Kill the remaining workers. They ignore SIGTERM, with which multiprocessing would end them."""
     if workers := multiprocessing.active_children():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report their end as a failure
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # otherwise torch reports their end as a failure
         for worker in workers:
             worker.kill()

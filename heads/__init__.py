@@ -1,6 +1,6 @@
-"""Heads: from embeddings to the loss. build_head(cfg) with a teacher, build_standalone_head(cfg) without one.
+"""Heads: from embeddings to the loss. With a teacher, use build_head(cfg); without one, build_standalone_head(cfg).
 
-This file and the builders that its tables name read the config. Everything that they build takes values.
+Only this file and the functions that build a margin or a penalty read the config. What they build takes values.
 """
 
 from pkgutil import resolve_name
@@ -51,7 +51,7 @@ def _build_softmax(cfg: EasyDict) -> MarginSoftmax:
 
 
 def initial_centers(cfg: EasyDict) -> Tensor:
-    """Random centers [num_classes, embedding_size]: normal, standard deviation 0.01, from cfg.seed."""
+    """Random centers [num_classes, embedding_size]: normal with standard deviation 0.01, seeded with cfg.seed."""
     generator = torch.Generator().manual_seed(cfg.seed)
     return 0.01 * torch.randn(cfg.num_classes, cfg.embedding_size, generator=generator)
 
@@ -62,7 +62,7 @@ def teacher_centers(cfg: EasyDict) -> Tensor:
     state = read_state_dict(path)
     expected = [cfg.embedding_size, cfg.num_classes]
     if "kernel" not in state or list(state["kernel"].shape) != expected:
-        found = f"kernel {list(state['kernel'].shape)}" if "kernel" in state else f"no kernel but {', '.join(state)}"
+        found = f"kernel {list(state['kernel'].shape)}" if "kernel" in state else f"no kernel, only {', '.join(state)}"
         raise WeightsError(
             f"{path}: has {found} (expected kernel {expected}, that is [embedding_size, num_classes]); "
             "take the header of the teacher that was trained on this record set"

@@ -10,7 +10,7 @@ FLOOR = 1e-6
 
 
 def confidence(w_y: Tensor, f_t: Tensor) -> Tensor:
-    """conf_t = clamp(cos(w_y, f_t), 1e-6, 1). The samples' centers [B, D], teacher embeddings [B, D] -> [B]."""
+    """conf_t = clamp(cos(w_y, f_t), 1e-6, 1). Centers of the samples' classes, teacher embeddings [B, D] -> [B]."""
     return F.cosine_similarity(w_y, f_t, eps=1e-12).clamp(FLOOR, 1)
 
 
@@ -20,7 +20,7 @@ def similarity(f_s: Tensor, f_t: Tensor) -> Tensor:
 
 
 def update_weight(conf_t: Tensor, cos_st: Tensor, adaptive: bool) -> Tensor:
-    """alpha = clamp(cos_st * conf_t, 1e-6, 1), the share of the old center that stays. [B] -> [B].
+    """alpha = clamp(cos_st * conf_t, 1e-6, 1), the weight of the old center in the average. [B] -> [B].
 
     With `adaptive` False (the config's adaptive_alpha), alpha = clamp(cos_st, 1e-6, 1).
     """
@@ -28,10 +28,10 @@ def update_weight(conf_t: Tensor, cos_st: Tensor, adaptive: bool) -> Tensor:
 
 
 def class_means(values: Tensor, labels: Tensor) -> Tensor:
-    """For each row of `values` [B, n], the mean of the rows that have its label. labels [B] -> [B, n].
+    """For each row of `values` [B, n], the mean of all rows with the same label. labels [B] -> [B, n].
 
-    Rows with the same label get bit-equal means. The sums are one small matrix product, [B, B] by [B, n], because it is
-    deterministic on GPUs, where scatter-adds are not, and because the host never waits for the device.
+    Rows with the same label get bit-equal means. All sums are one small matrix product, [B, B] by [B, n]. On GPUs it is
+    deterministic, unlike scatter-add, and the host does not wait for the device.
     """
     same = labels[:, None] == labels[None, :]  # [B, B]
     weights = same.to(values.dtype)
@@ -44,11 +44,12 @@ def class_means(values: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def move_centers(centers: Tensor, f_t: Tensor, labels: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
-    """In place, for each class c of the global batch: w_c <- mean(alpha_i) w_c + mean((1 - alpha_i) hat f_t,i).
+    """Move the centers in place: w_c <- mean(alpha_i) w_c + mean((1 - alpha_i) hat f_t,i) for each class c.
 
-    centers [C, D]; f_t [B, D] raw, labels [B] and alpha [B] are this rank's part of the batch. Every rank gathers the
-    global batch and does the same arithmetic on it in the same order, so the centers are bit-equal on all ranks. A
-    global batch with a number that is not finite moves no center.
+    The means are over the samples i of class c in the global batch; a class without samples does not move. centers
+    [C, D]; f_t [B, D] raw, labels [B] and alpha [B] are this rank's part of the batch. Every rank gathers the global
+    batch and does the same arithmetic in the same order, so the centers are bit-equal on all ranks. No center moves if
+    a number in the global batch is not finite.
 
     Returns the labels [global B] and the old centers [global B, D] of these labels.
     """

@@ -1,4 +1,4 @@
-"""Cross-entropy over very many classes whose centers are constants, without the logits of the whole batch.
+"""Cross-entropy over very many classes with constant centers. The logits [B, C] are never in memory at once.
 
 For a sample of class y with unit embedding f, the logit of another class c is l_c = s * clamp(cos_c, -bound, bound),
 and that of class y is l_y = s * target. With p_c = exp(l_c) / sum_j exp(l_j),
@@ -41,7 +41,7 @@ class _BlockCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         with torch.autocast(unit_f_s.device.type, enabled=False):
             dtype, size = product_type(unit_centers), CLASSES_PER_BLOCK[unit_f_s.device.type]
-            scaled = (s * unit_f_s).to(dtype)  # [B, D]; the product then gives logits, with no pass to scale them
+            scaled = (s * unit_f_s).to(dtype)  # [B, D]; scaled here, so that the logits need no pass to scale them
             maximum = s * target  # M [B]; the sums begin with the sample's own class
             total, weighted = torch.ones_like(target), torch.zeros_like(unit_f_s)  # T [B], W [B, D]
             for start in range(0, len(unit_centers), size):
@@ -54,7 +54,7 @@ class _BlockCrossEntropy(torch.autograd.Function):
                 exponentials = logits.sub_(new_maximum[:, None]).exp_()  # [B, size]
                 total = total * rescale + exponentials.sum(1)
                 if ctx.needs_input_grad[0]:
-                    # Zero where the clamp passes no gradient. One pass, which no public function does in less than two.
+                    # Zero where the clamp passes no gradient. This takes one pass; public functions would take two.
                     exponentials = torch.ops.aten.hardtanh_backward(exponentials, unclamped, -s * bound, s * bound)
                     weighted = weighted * rescale[:, None] + (exponentials.to(dtype) @ block).to(unit_f_s.dtype)
                 maximum = new_maximum
@@ -70,14 +70,14 @@ class _BlockCrossEntropy(torch.autograd.Function):
 
 
 def _exclude_own_class(logits: Tensor, columns: Tensor) -> None:
-    """In place, set each row's logit of its own class to -inf. Columns [B] outside of this block have no effect."""
+    """Set each row's logit of its own class to -inf, in place. Columns [B] outside this block have no effect."""
     inside = (columns >= 0) & (columns < logits.shape[1])
     columns = columns.clamp(0, logits.shape[1] - 1)[:, None]
     logits.scatter_(1, columns, logits.gather(1, columns).masked_fill(inside[:, None], -torch.inf))
 
 
 def product_type(unit_centers: Tensor) -> torch.dtype:
-    """Data type of the matrix products: that of the centers, or float32 where the CPU has no fast kernel for it."""
+    """Data type of the matrix products: that of the centers, or float32 if the CPU has no fast kernel for that."""
     narrow = unit_centers.dtype.itemsize < 4
     if narrow and unit_centers.device.type == "cpu" and not _has_fast_products(unit_centers.dtype):
         return torch.float32
@@ -85,5 +85,5 @@ def product_type(unit_centers: Tensor) -> torch.dtype:
 
 
 def _has_fast_products(dtype: torch.dtype) -> bool:
-    """Whether this CPU multiplies matrices of `dtype` fast: bfloat16 with AVX-512, where oneDNN has kernels for it."""
+    """Whether oneDNN has fast matrix products for `dtype` on this CPU. It has them for bfloat16 with AVX-512."""
     return dtype == torch.bfloat16 and torch.backends.cpu.get_cpu_capability() == "AVX512"

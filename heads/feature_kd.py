@@ -1,4 +1,4 @@
-"""Feature distillation losses, baselines to compare the method with: raw embeddings f_s, f_t [B, D] -> a scalar."""
+"""Losses of feature distillation, as baselines for the method: raw embeddings f_s, f_t [B, D] -> a scalar."""
 
 import torch.nn.functional as F
 from torch import Tensor

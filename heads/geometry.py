@@ -1,7 +1,7 @@
 """The geometry-aware term: geo = w * ramp * P enlarges AdaFace's margin by a penalty P per sample.
 
-GEOMETRY in config/names.py names the functions of the config at the end of this file. Each returns P as a function of
-conf_t [B] and cos_st [B].
+A penalty P is a function of conf_t [B] and cos_st [B]. The last two functions of this file, which GEOMETRY in
+config/names.py names, build one from the config.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def static_penalty(conf_t: Tensor, cos_st: Tensor, k: float, mask: float, baseli
 
 
 def ramp(epoch: float, warmup_epoch: float) -> float:
-    """min(1, epoch / warmup_epoch) of the fractional epoch; 1 without a warm-up."""
+    """min(1, epoch / warmup_epoch), where `epoch` is fractional; 1 if there is no warm-up."""
     return 1.0 if warmup_epoch <= 0 else min(1.0, epoch / warmup_epoch)
 
 

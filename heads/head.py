@@ -1,6 +1,6 @@
 """The heads: centers, margin, geometry-aware term and cross-entropy, composed as in docs/method.md.
 
-Symbols: f_s and f_t are the student's and the teacher's embeddings, w_c the center of class c, y an image's class.
+Symbols: f_s and f_t are the embeddings of student and teacher, w_c the center of class c, y the class of an image.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class HeadOutput(NamedTuple):
 
 
 class MarginSoftmax(nn.Module):
-    """Cross-entropy of s * cosines, with a margin on the target's cosine. Knows no teacher and moves no centers."""
+    """Cross-entropy of s * cosines, with a margin on the target's cosine. It has no teacher and moves no centers."""
 
     def __init__(self, margin: Margin, s: float) -> None:
         super().__init__()
@@ -35,15 +35,15 @@ class MarginSoftmax(nn.Module):
     def forward(self, f_s: Tensor, centers: Tensor, labels: Tensor, geo: Tensor) -> tuple[Tensor, Tensor]:
         """The mean cross-entropy and the margin [B], with gradients for f_s and the centers.
 
-        f_s [B, D] raw, centers [C, D] raw, labels [B], geo [B]. Holds the logits of the whole batch, [B, C].
+        f_s [B, D] raw, centers [C, D] raw, labels [B], geo [B]. Needs memory for the logits [B, C].
         """
         logits, margin = self.logits(f_s, centers, labels, geo)
         return F.cross_entropy(logits, labels), margin
 
     def logits(self, f_s: Tensor, centers: Tensor, labels: Tensor, geo: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits [B, C] and the margin [B]; arguments as of `forward`.
+        """The logits [B, C] and the margin [B]. The arguments are those of `forward`.
 
-        The product over all classes runs in autocast's data type, all else in that of the centers.
+        The product with all centers is in the data type of autocast, everything else in that of the centers.
         """
         bound = self.margin.bound
         unit_f_s, unit_centers = F.normalize(f_s, eps=1e-12), F.normalize(centers, eps=1e-12)
@@ -54,7 +54,7 @@ class MarginSoftmax(nn.Module):
     def by_blocks(
         self, f_s: Tensor, centers: Tensor, unit_centers: Tensor, labels: Tensor, geo: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """As `forward`, but by blocks of classes and without a gradient for the centers.
+        """Like `forward`, but by blocks of classes and without a gradient for the centers.
 
         unit_centers [C, D]: the centers at unit length, in the data type of the matrix products.
         """
@@ -96,10 +96,10 @@ class Head(nn.Module):
         self.epoch = epoch
 
     def begin_step(self) -> None:
-        """Start to record what forward passes change, so that `end_step` can undo it."""
+        """Start to record the changes of forward passes, so that `end_step` can undo them."""
 
     def end_step(self, undo: Tensor) -> None:
-        """Where `undo`, a bool [] on the device, is true, undo all changes since `begin_step`. The host never waits."""
+        """Undo the changes of centers since `begin_step` if `undo` (bool [], on the device). The host never waits."""
 
     def header(self) -> dict[str, Tensor]:
         """The public layout of header.pth: `kernel` [D, C], and the margin's statistics if it has any."""
@@ -112,11 +112,11 @@ class Head(nn.Module):
 
 
 class AdaDistillHead(Head):
-    """Centers that follow the teacher (or stay fixed), under a margin softmax.
+    """A margin softmax whose centers follow the teacher's embeddings, or stay fixed.
 
-    centers: raw centers [C, D]; `moving`: whether training moves them; `adaptive_alpha`: see `update_weight`;
-    geometry: the geometry-aware term, or None; feature_kd: function of f_s and f_t whose value is added to the loss,
-    times feature_kd_weight. In eval mode the loss is the same, but centers and norm statistics stay as they are.
+    centers: raw centers [C, D]; moving: whether training moves them; adaptive_alpha: see `update_weight`; geometry: the
+    geometry-aware term, or None; feature_kd: a function of f_s and f_t, whose value times feature_kd_weight is added to
+    the loss. Eval mode computes the same loss, but changes neither centers nor norm statistics.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class AdaDistillHead(Head):
         self.feature_kd, self.feature_kd_weight = feature_kd, feature_kd_weight
         self.register_buffer("centers", centers)
         self.unit_centers = UnitCenters()
-        self._moves: list[tuple[Tensor, Tensor]] | None = None  # since begin_step: labels and their old centers
+        self._moves: list[tuple[Tensor, Tensor]] | None = None  # labels and their old centers
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> HeadOutput:
         """The loss and statistics of this rank's part of the batch.
@@ -144,7 +144,7 @@ class AdaDistillHead(Head):
         """
         f_s, f_t = student.to(self.centers.dtype), teacher.detach().to(self.centers.dtype)
         with torch.no_grad():
-            conf_t = confidence(self.centers[labels], f_t)  # [B], as all that follow
+            conf_t = confidence(self.centers[labels], f_t)  # [B], like cos_st, alpha, penalty and geo
             cos_st = similarity(f_s, f_t)
             alpha = update_weight(conf_t, cos_st, self.adaptive_alpha)
             if self.training and self.moving:
@@ -162,7 +162,7 @@ class AdaDistillHead(Head):
         return HeadOutput(loss, {"loss": loss.detach(), **_means(stats), **_norms(f_s)})
 
     def _move_centers(self, f_t: Tensor, labels: Tensor, alpha: Tensor) -> None:
-        self.unit_centers.get(self.centers)  # all rows, if they are not there: then only those that move are updated
+        self.unit_centers.get(self.centers)  # computes all rows if needed; after that, only moved rows are updated
         moved, old = move_centers(self.centers, f_t, labels, alpha)
         self.unit_centers.update_rows(self.centers, moved)
         if self._moves is not None:
@@ -180,7 +180,7 @@ class AdaDistillHead(Head):
 
 
 class TrainedCentersHead(Head):
-    """Class centers as trained weights, without a teacher: the baseline, and the way to train a teacher."""
+    """A margin softmax whose centers are trained weights, without a teacher: the baseline, and to train a teacher."""
 
     def __init__(self, softmax: MarginSoftmax, centers: Tensor) -> None:
         super().__init__(softmax)

@@ -1,4 +1,4 @@
-"""Margins: how the target's cosine changes. They know neither the centers nor the teacher.
+"""Margins: functions that change the cosine of the target class. They do not depend on the centers or the teacher.
 
 A margin is a module that is called as margin(cos_y, norm, norms, geo) -> (target, margin), with
 
@@ -6,8 +6,8 @@ A margin is a module that is called as margin(cos_y, norm, norms, geo) -> (targe
 - norm [B]: lengths of this rank's raw student embeddings, without gradient;
 - norms [global B]: the same of all ranks;
 - geo [B]: the geometry-aware term, without gradient;
-- target [B]: the target's cosine with the margin in it;
-- margin [B]: the size of the margin (radians or cosine), for the log.
+- target [B]: the target's cosine after the margin is applied;
+- margin [B]: the size of the margin, for the log: an angle in radians for ArcFace, else a difference of cosines.
 
 To add a margin, write a subclass of Margin in a new file and name it in MARGINS in config/names.py.
 """
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 class Margin(nn.Module):
     """Base class of margins."""
 
-    default_m = 0.0  # where the config has m = None
+    default_m = 0.0  # used if the config has m = None
     bound = 1.0  # all cosines, not only the target's, are clamped to [-bound, bound]
     takes_geometry = False  # whether `geo` has an effect
 
@@ -76,8 +76,8 @@ class AdaFace(Margin):
     target = cos(clamp(theta - m z, eps, pi - eps)) - (m + m z), theta = arccos(cos_y)
 
     mu and sigma are running averages of the mean and the unbiased standard deviation of the norms of a global batch:
-    new = t_alpha * batch + (1 - t_alpha) * old. They are the buffers `batch_mean` and `batch_std`, named as in
-    published header files. Training mode updates them before it uses them.
+    new = t_alpha * batch + (1 - t_alpha) * old. They are the buffers `batch_mean` and `batch_std`; published header
+    files have these names. In training mode, they are updated before they are used.
     """
 
     eps = 1e-3
@@ -107,7 +107,7 @@ class AdaFace(Margin):
     def update_statistics(self, norms: Tensor) -> None:
         """Move mu and sigma towards the statistics of the norms [global B].
 
-        sigma stays where the global batch has one sample, and both stay where a norm is not finite.
+        sigma does not change if the global batch has only one sample; neither changes if a norm is not finite.
         """
         finite, norms = norms.isfinite().all(), norms.clamp(1e-3, 100)
         mu, sigma = self.batch_mean, self.batch_std

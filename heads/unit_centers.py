@@ -1,4 +1,4 @@
-"""The class centers at unit length, kept between steps, so that a step normalises only the rows that it moved."""
+"""The class centers at unit length. They are kept between steps, so that a step normalises only the rows it moved."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ ROWS_PER_BLOCK = 65536  # centers normalised at a time, so that no second float3
 
 
 class UnitCenters:
-    """The centers at unit length, in the data type of the matrix products.
+    """The centers at unit length, in the data type of the matrix products. They are not saved.
 
-    They are kept between steps and not saved. A step updates only the rows that it moved. After any other change
-    (another tensor, another data type, an in-place edit), `get` computes all rows again.
+    `update_rows` normalises only the rows that a step moved. After any other change of the centers (another tensor,
+    another data type, an in-place edit), `get` computes all rows again.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class UnitCenters:
         self._guard: Any = None  # autograd node that has saved the centers
 
     def get(self, centers: Tensor) -> Tensor:
-        """The unit centers [C, D] of `centers` [C, D]; their data type is autocast's where autocast is on."""
+        """The unit centers [C, D] of `centers` [C, D]. If autocast is on, they have its data type."""
         device = centers.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else centers.dtype
         if not self._up_to_date(centers, dtype):
@@ -34,7 +34,7 @@ class UnitCenters:
         return self._unit
 
     def update_rows(self, centers: Tensor, labels: Tensor) -> None:
-        """Follow a change of the rows `labels` of `centers`, the only change since the last call."""
+        """Normalise the rows `labels` of `centers` again, after a change of no other rows since the last call."""
         self._unit[labels] = F.normalize(centers[labels], eps=1e-12).to(self._unit.dtype)
         self._guard = _InPlaceGuard.of(centers)
 
@@ -43,16 +43,16 @@ class UnitCenters:
             return False
         try:
             (saved,) = self._guard.saved_tensors
-        except RuntimeError:  # autograd's answer where a saved tensor was changed in place
+        except RuntimeError:  # raised by autograd if the saved tensor was changed in place
             return False
         return saved is centers
 
     def __reduce__(self) -> tuple[type, tuple]:
-        return UnitCenters, ()  # copies and pickles of a head start without them
+        return UnitCenters, ()  # copies and pickles of a head start without unit centers
 
 
 class _InPlaceGuard(torch.autograd.Function):
-    """Saves a tensor as if for a backward pass: reading `saved_tensors` then fails if it was changed in place since."""
+    """Saves a tensor as for a backward pass. Reading `saved_tensors` then fails if the tensor was changed in place."""
 
     @staticmethod
     def of(tensor: Tensor) -> Any:

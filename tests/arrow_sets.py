@@ -1,4 +1,4 @@
-"""Small sets in CVLFace's Arrow layout, written for tests. Skips the tests that import it without `datasets`."""
+"""Small sets in CVLFace's Arrow layout, for tests. Tests that import it are skipped if `datasets` is not installed."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def png(image: np.ndarray) -> bytes:
 
 
 def write_set(folder: Path, index=None, images=None, metadata=None, image_type=None) -> Path:
-    """A template set with a row for each index, in this order (shuffled by default); image i is `face(i)`."""
+    """Write a template set with one row per index, in this order (shuffled by default). Image i is `face(i)`."""
     index = list(np.random.default_rng(0).permutation(COUNT)) if index is None else index
     images = [png(face(number)) for number in index] if images is None else images
     features = datasets.Features(image=image_type or datasets.Image(), index=datasets.Value("int64"))
@@ -33,7 +33,7 @@ def write_set(folder: Path, index=None, images=None, metadata=None, image_type=N
 
 
 def write_pairs(folder: Path, index: list[int], is_same: list, images: list[bytes] | None = None) -> Path:
-    """A verification set with a row for each index, in this order; image i is `face(i)`."""
+    """Write a verification set with one row per index, in this order. Image i is `face(i)`."""
     images = [png(face(number)) for number in index] if images is None else images
     rows = {"image": [{"bytes": image, "path": None} for image in images], "index": index, "is_same": is_same}
     datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).save_to_disk(str(folder))

@@ -27,7 +27,7 @@ ENHANCERS = {"brightness": ImageEnhance.Brightness, "contrast": ImageEnhance.Con
 
 
 def numbers(batch: int = 1, **values: float | np.ndarray) -> torch.Tensor:
-    """Draws [batch, DRAWS] that choose every image and are 0.5 elsewhere, but for the `values` of some columns."""
+    """Draws [batch, DRAWS] that choose every image for every change. values: columns by name; all others are 0.5."""
     draws = torch.full((batch, DRAWS), 0.5)
     for name, value in {**dict.fromkeys(KINDS, 0.0), **values}.items():
         draws[:, MEANING.index(name)] = torch.as_tensor(value, dtype=torch.float32)
@@ -35,7 +35,7 @@ def numbers(batch: int = 1, **values: float | np.ndarray) -> torch.Tensor:
 
 
 def random_numbers(batch: int, seed: int, **values: float | np.ndarray) -> torch.Tensor:
-    """Uniform draws [batch, DRAWS], but for the `values` of some columns."""
+    """Draws [batch, DRAWS]. values: columns by name; all others are uniform random numbers."""
     draws = torch.rand(batch, DRAWS, generator=torch.Generator().manual_seed(seed))
     for name, value in values.items():
         draws[:, MEANING.index(name)] = torch.as_tensor(value, dtype=torch.float32)
@@ -52,17 +52,20 @@ def as_input(images: np.ndarray) -> torch.Tensor:
 
 
 def as_bytes(x: torch.Tensor) -> np.ndarray:
-    """In units of a byte, not rounded: float64 [B, H, W, 3] from 0 to 255."""
+    """Images in units of a byte, not rounded: float64 [B, H, W, 3] from 0 to 255."""
     return 127.5 * x.double().permute(0, 2, 3, 1).numpy() + 127.5
 
 
 def center_of(index: int, count: int) -> float:
-    """A uniform number in the middle of those that select `index` out of `count`."""
+    """The middle of the interval of uniform numbers that select `index` out of `count`."""
     return (index + 0.5) / count
 
 
 def rectangles(draws: torch.Tensor) -> np.ndarray:
-    """top, left, height, width [N, 4] of what is kept; asserts that it is a rectangle and all else is black."""
+    """top, left, height, width [N, 4] of the pixels that a crop keeps.
+
+    Asserts that they form a rectangle and that all other pixels are black.
+    """
     x = torch.zeros(1, 1, 112, 112).expand(len(draws), -1, -1, -1)
     kept = augmentation(crop=1.0)(x, draws)[:, 0]
     assert ((kept == 0) | (kept == -1)).all()
@@ -75,6 +78,7 @@ def rectangles(draws: torch.Tensor) -> np.ndarray:
 
 
 def by_pillow(image: np.ndarray, factors: dict[str, float]) -> np.ndarray:
+    """The image after Pillow's enhancers, in the order of `factors`: float64 [H, W, 3]."""
     picture = Image.fromarray(image)
     for name, factor in factors.items():
         picture = ENHANCERS[name](picture).enhance(factor)

@@ -20,12 +20,12 @@ class FakeHub(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.commits: dict[str, dict[str, dict[str, bytes]]] = {}  # repository, commit, file
         self.branches: dict[tuple[str, str], str] = {}
-        self.later: dict[tuple[str, str], str] = {}  # new commits of branches after a description was downloaded
+        self.later: dict[tuple[str, str], str] = {}  # the commits of branches after a description was downloaded
         self.asked: list[str] = []  # "METHOD file"
         self.authorizations: set[str | None] = set()
         self.refusal: tuple[int, dict[str, str]] | None = None  # status and headers of all answers
         self.cut = 0  # number of downloads of weights that break off halfway
-        self.announced = 0  # bytes that are added to the size of the weights in the headers
+        self.announced = 0  # number of bytes by which the headers overstate the size of the weights
         self.xet = False  # whether the weights are in Hugging Face's Xet storage
         Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""Golden networks (key names, weights, embeddings), and how tests compare a network with them."""
+"""Golden networks (key names, weights, embeddings), and functions that compare a network with them."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def golden_keys(name: str) -> dict[str, list[int]]:
 
 
 def recipe(key: str, shape: list[int]) -> torch.Tensor:
-    """The numbers that tests/golden/README.md defines for a tensor of this name and shape."""
+    """The values that tests/golden/README.md defines for a tensor with this name and shape."""
     rng, last = np.random.default_rng(zlib.crc32(key.encode())), key.split(".")[-1]
     if last == "num_batches_tracked":
         return torch.zeros((), dtype=torch.int64)

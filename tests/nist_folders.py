@@ -14,7 +14,7 @@ def write_folder(
     root: Path, photos, points, scores=None, templates=None, medias=None, pairs=((1, 1, 1), (1, 2, 0)), order=None,
     prefix="ijbc",
 ) -> Path:  # fmt: skip
-    """Photo i is `{i + 1}.jpg`; `order`: of the lines of name_5pts_score."""
+    """Write encoded photos as 1.jpg, 2.jpg, ... and the lists. order: the photo of each line of name_5pts_score."""
     count = len(photos)
     scores = np.linspace(0.1, 0.9, count) if scores is None else scores
     templates = np.arange(count) // 2 + 1 if templates is None else templates
@@ -46,11 +46,12 @@ def photo(number: int, width: int = 200, height: int = 180) -> np.ndarray:
 
 
 def write_small_folder(root: Path, **changes) -> Path:
-    """COUNT photos: photo i is `photo(i)`, with the face shifted by (i, 2 i)."""
+    """Write COUNT photos. Photo i is `photo(i)`; its face is shifted by (i, 2 i)."""
     return write_folder(
         root, [png(photo(i)) for i in range(COUNT)], [ARCFACE + (i, 2 * i) for i in range(COUNT)], **changes
     )  # fmt: skip
 
 
 def aligned(i: int) -> np.ndarray:
+    """The aligned face of photo i of `write_small_folder`."""
     return photo(i)[2 * i : 2 * i + 112, i : i + 112]

@@ -1,11 +1,11 @@
-"""Record files for tests, with payloads that contain the magic word at and off the 4-byte boundaries."""
+"""Record files for tests. Their payloads contain the magic word at 4-byte boundaries and elsewhere."""
 
 import struct
 
 from data.recordio import MAGIC, IndexedRecordReader, RecordWriter
 
 WORD = struct.pack("<I", MAGIC)
-# The fixed header has 24 bytes, so a payload of a record with one label in it starts at a 4-byte boundary.
+# The header has 24 bytes, so the payload of a record starts at a 4-byte boundary.
 PAYLOADS = [
     b"",
     b"plain",

@@ -47,6 +47,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def slow_alphas(centers, student, teacher, labels, adaptive=True) -> list[float]:
+    """alpha of each sample: clamp(cos_st * conf_t, 1e-6, 1), or clamp(cos_st, 1e-6, 1)."""
     alphas = []
     for f_s, f_t, y in zip(student, teacher, labels, strict=True):
         conf_t = min(max(cosine(centers[y], f_t), 1e-6), 1.0)
@@ -62,13 +63,13 @@ def slow_centers(centers, student, teacher, labels, adaptive=True) -> np.ndarray
     for c in range(len(centers)):
         rows = [i for i, y in enumerate(labels) if y == c]
         if rows:
-            stays = sum(alphas[i] for i in rows) / len(rows)
-            moved[c] = stays * centers[c] + sum((1 - alphas[i]) * unit(teacher[i]) for i in rows) / len(rows)
+            mean_alpha = sum(alphas[i] for i in rows) / len(rows)
+            moved[c] = mean_alpha * centers[c] + sum((1 - alphas[i]) * unit(teacher[i]) for i in rows) / len(rows)
     return moved
 
 
 def slow_loss(student, centers, labels, target_of, s=64.0) -> float:
-    """The mean cross-entropy, sample by sample; `target_of` puts the margin on the target's cosine."""
+    """The mean cross-entropy, sample by sample. target_of: applies the margin to the target's cosine."""
     losses = []
     for f_s, y in zip(student, labels, strict=True):
         cosines = [cosine(f_s, w) for w in centers]

@@ -1,4 +1,4 @@
-"""What the tests of teachers share: settings, files that run code when they are unpickled, and checks."""
+"""Helpers for the tests of teachers: settings, objects that run code when they are unpickled, and checks."""
 
 import os
 from pathlib import Path
@@ -23,7 +23,7 @@ class Malicious:
 
 
 def plain_settings(path: str | os.PathLike, **changes) -> EasyDict:
-    """A MobileFaceNet teacher of 32 dimensions, from this file."""
+    """Settings for a MobileFaceNet teacher with embeddings of 32 dimensions, whose weights are in the file `path`."""
     return settings(**{"teacher": "mobilefacenet", "embedding_size": 32, "pretrained_teacher_path": path, **changes})
 
 

@@ -1,4 +1,4 @@
-"""metadata.pt of template sets: nothing in it is executed, wrong types are refused, arrays of any NumPy are read."""
+"""metadata.pt of template sets: no code is executed, wrong types are refused, arrays of NumPy 1 and 2 are read."""
 
 import os
 import zipfile

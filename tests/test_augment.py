@@ -29,7 +29,7 @@ FACTORS = (0.5, 0.7, 1.0, 1.2, 1.499)
 
 
 def rescaled(images: np.ndarray, down: str, up: str) -> np.ndarray:
-    """Rescale image i to size i, for all sizes, in units of a byte."""
+    """Rescale image i to the i-th size and back, for all sizes. The result is in units of a byte."""
     draws = numbers(
         len(SIZES),
         side=np.array([center_of(number, len(SIZES)) for number in range(len(SIZES))]),
@@ -41,15 +41,15 @@ def rescaled(images: np.ndarray, down: str, up: str) -> np.ndarray:
 
 @pytest.mark.parametrize(("down", "up"), list(itertools.product(DOWN, UP)))
 def test_rescaling_equals_opencvs_at_every_size(images, down, up):
-    """Compared with its float32 arithmetic to 0.01 of 255, and with its uint8 arithmetic to its rounding error.
+    """Compare with OpenCV in float32, to 0.01 of 255, and in uint8, to its rounding error.
 
-    The small image is off by 0.5, which no resampling but the cubic one makes larger: its weights (A = -0.75) sum up to
-    at most 1.375 in absolute value, squared 1.9, so 0.95; the large image adds 0.5. The weights of its integer
-    arithmetic have 11 bits: up to 0.25 each way. Ties aside, that makes at most 2 of 255.
+    Apart from ties, the rounding error is at most 2 of 255. Rounding the small image gives an error of up to 0.5. Cubic
+    resampling enlarges it most: the absolute values of its weights (A = -0.75) sum up to at most 1.375 per direction,
+    so 1.9 for two directions, which makes 0.95. Rounding the large image adds 0.5. OpenCV's integer weights have 11
+    bits, which adds up to 0.25 for each of the two resamplings.
     """
     batch = images[np.arange(len(SIZES)) % len(images)]
-    ours = rescaled(batch, down, up)
-    for image, result, size in zip(batch, ours, SIZES, strict=True):
+    for image, result, size in zip(batch, rescaled(batch, down, up), SIZES, strict=True):
         small = cv2.resize(image, (size, size), interpolation=INTERPOLATIONS[down])
         in_bytes = cv2.resize(small, (112, 112), interpolation=INTERPOLATIONS[up])
         assert abs(result - in_bytes).max() < 2, size
@@ -79,7 +79,7 @@ def changed(x: torch.Tensor, factors: dict[str, float]) -> torch.Tensor:
 
 
 def in_float64(image: np.ndarray, factors: dict[str, float]) -> np.ndarray:
-    """By definition, for [H, W, 3] from 0 to 255: blend with black, with the mean gray, with the gray of each pixel."""
+    """The definitions, for [H, W, 3] from 0 to 255: blend with black, the mean gray, or the gray of each pixel."""
     for name, factor in factors.items():
         gray = image @ np.array([0.299, 0.587, 0.114])
         without = {"brightness": 0.0, "contrast": gray.mean(), "saturation": gray[..., None]}[name]
@@ -98,10 +98,11 @@ def test_each_photometric_change_equals_pillows(images, name, factor):
 
 @pytest.mark.parametrize("values", list(itertools.product((0.5, 0.8, 1.499), repeat=3)))
 def test_all_photometric_changes_equal_pillows_in_sequence(images, values):
-    """Equal to Pillow within its three roundings, and to the definitions without rounding within 0.001 of 255."""
+    """Compare with Pillow, to the error of its three roundings, and with the definitions, to 0.001 of 255."""
     factors = dict(zip(ENHANCERS, values, strict=True))
     tolerance = 1e-3
-    for factor, gray in zip(values, (0.0, 1.0, 1.0), strict=True):  # what was off before, also by its gray, and 1 anew
+    for factor, gray in zip(values, (0.0, 1.0, 1.0), strict=True):
+        # The earlier error, scaled; the error of the gray value; and 1 because Pillow truncates the result.
         tolerance = factor * tolerance + gray * abs(1 - factor) * (tolerance + 0.5) + 1
     for image, result in zip(images, as_bytes(changed(as_input(images), factors)), strict=True):
         difference = abs(result - by_pillow(image, factors))
@@ -110,7 +111,7 @@ def test_all_photometric_changes_equal_pillows_in_sequence(images, values):
 
 
 @pytest.mark.parametrize("values", [(1.4, 0.6, 1.3), (0.6, 1.45, 0.5), (1.45, 1.45, 1.45)])
-def test_the_order_of_photometric_changes_matters_only_where_values_are_clamped(images, values):
+def test_the_order_of_photometric_changes_matters_only_if_values_are_clamped(images, values):
     factors = dict(zip(ENHANCERS, values, strict=True))
     faces = images[:7]
     pale = 90 + faces // 8  # far from black and white
@@ -125,7 +126,7 @@ def test_the_order_of_photometric_changes_matters_only_where_values_are_clamped(
 
 @pytest.fixture(scope="module")
 def crops() -> tuple[torch.Tensor, np.ndarray]:
-    """8,000 random draws, and the rectangles that they give."""
+    """8,000 random draws, and the rectangles of their crops."""
     draws = random_numbers(8000, seed=1, crop=0.0)
     return draws, np.concatenate([rectangles(part) for part in draws.split(200)])
 
@@ -133,7 +134,7 @@ def crops() -> tuple[torch.Tensor, np.ndarray]:
 def torchvision_sides(area: np.ndarray, ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Height and width, before rounding, that RandomResizedCrop.get_params tries for scale (0.2, 1), ratio (3/4, 4/3).
 
-    area, ratio: uniform in [0, 1). torchvision rounds, and tries anew where one is above 112.
+    area, ratio: uniform in [0, 1). torchvision rounds the sides, and draws again if one is above 112.
     """
     target_area = 112 * 112 * (0.2 + area * (1 - 0.2))
     aspect_ratio = np.exp(math.log(3 / 4) + ratio * (math.log(4 / 3) - math.log(3 / 4)))
@@ -157,7 +158,7 @@ def test_a_crop_has_torchvisions_size_limited_to_the_image(crops):
         exact = exact.clip(max=112)
         assert abs(side - exact).max() < 0.5 + 1e-4  # rounded; 1e-4: float32 decides near a half
     height, width = found.T[2:].astype(float)
-    # Half a pixel more or less a side.
+    # Rounding changes each side by up to half a pixel.
     assert ((height + 0.5) * (width + 0.5) >= 0.2 * 112**2).all() and (height * width <= 112**2).all()
     for one, other in ((height, width), (width, height)):
         assert ((one - 0.5) / (other + 0.5) <= 4 / 3).all()
@@ -171,23 +172,22 @@ def test_crops_have_the_distribution_of_torchvisions(crops):
     fits = (np.round(torchvision_sides(area, ratio)) <= 112).all(0)
     assert 0.8 < fits.mean() < 0.95
     rng = np.random.default_rng(3)
-    theirs = []
-    while len(theirs) < 8000:
+    expected = []
+    while len(expected) < 8000:
         sides = [round(float(side)) for side in torchvision_sides(rng.random(), rng.random())]
         if max(sides) <= 112:
-            theirs.append([*(rng.integers(0, 112 - side + 1) for side in sides), *sides])
-    theirs = np.array(theirs)
-    for ours, other in ((found[fits], theirs), (found[fits] @ np.eye(4)[:, 2:], theirs[:, 2:])):
-        for column in range(ours.shape[1]):
-            assert kstest(ours[:, column], other[:, column]).pvalue > 1e-3
+            expected.append([*(rng.integers(0, 112 - side + 1) for side in sides), *sides])
+    found, expected = found[fits], np.array(expected)
+    for column in range(4):
+        assert kstest(found[:, column], expected[:, column]).pvalue > 1e-3
     for combine in (lambda r: r[:, 2] * r[:, 3], lambda r: r[:, 2] / r[:, 3], lambda r: r[:, 0] + r[:, 2]):
-        assert kstest(combine(found[fits]), combine(theirs)).pvalue > 1e-3
+        assert kstest(combine(found), combine(expected)).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("name", ["top", "left"])
 def test_all_positions_of_a_crop_are_equally_likely(name):
-    steps = 63 * 8  # a square of 0.2 of the area is 50 pixels wide, so there are 63 places
-    draws = numbers(steps, area=0.0, **{name: (np.arange(steps) + 0.5) / steps})
+    count = 63 * 8  # a square with 0.2 of the area is 50 pixels wide, so it has 63 positions
+    draws = numbers(count, area=0.0, **{name: (np.arange(count) + 0.5) / count})
     found = rectangles(draws)
     assert (found[:, 2:] == 50).all()
-    assert found[:, ["top", "left"].index(name)].tolist() == [place for place in range(63) for _ in range(8)]
+    assert found[:, ["top", "left"].index(name)].tolist() == [position for position in range(63) for _ in range(8)]

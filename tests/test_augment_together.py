@@ -79,7 +79,7 @@ def test_images_that_are_not_chosen_stay_bit_equal(images, chosen):
 
 
 @pytest.mark.parametrize("chosen", [*ONE_EACH, {"crop": 0.7, "low_res": 0.7, "photometric": 0.7}])
-def test_an_image_is_changed_in_the_same_way_whatever_the_batch(images, chosen):
+def test_an_image_is_changed_in_the_same_way_in_any_batch(images, chosen):
     """Bit-equal, except for the order of sums in resampling (rows and columns) and in the mean gray (whole image)."""
     x, draws = as_input(images), random_numbers(8, 7)
     change = augmentation(**chosen)
@@ -125,7 +125,7 @@ def test_the_smallest_and_largest_draws_are_the_ends_of_each_range(images):
 
 
 @pytest.mark.parametrize("chosen", [*ONE_EACH, {"crop": 0.7, "low_res": 0.7, "photometric": 0.7}])
-def test_the_result_is_float32_in_range_whatever_the_memory_layout(chosen):
+def test_the_result_is_float32_in_range_for_any_memory_layout(chosen):
     generator = torch.Generator().manual_seed(8)
     x = torch.rand(16, 3, 112, 112, generator=generator) * 2 - 1
     x[8:] = x[8:].sign()  # overshoots most
@@ -146,13 +146,12 @@ def test_the_result_is_float32_in_range_whatever_the_memory_layout(chosen):
 
 def test_augmentations_of_real_faces_equal_opencv_and_pillow(face_data):
     """Crops, then rescalings, then photometric changes of LFW faces, compared with OpenCV and Pillow."""
-    faces = RecordDataset(face_data / "lfw")[np.arange(0, 64, 4)].images.numpy()
+    faces = RecordDataset(face_data / "lfw")[np.arange(0, 64, 4)].numpy()
     draws = random_numbers(len(faces), 10)
     result = as_bytes(augmentation(1.0, 1.0, 1.0)(as_input(faces), draws))
-    places = rectangles(draws)
-    for image, out, place, draw in zip(faces, result, places, draws.double().numpy(), strict=True):
+    for image, out, rectangle, draw in zip(faces, result, rectangles(draws), draws.double().numpy(), strict=True):
         values = dict(zip(MEANING, draw, strict=False))
-        top, left, height, width = place
+        top, left, height, width = rectangle
         crop = np.zeros_like(image)
         crop[top : top + height, left : left + width] = image[top : top + height, left : left + width]
         size = SIZES[int(values["side"] * len(SIZES))]
@@ -160,5 +159,6 @@ def test_augmentations_of_real_faces_equal_opencv_and_pillow(face_data):
         small = cv2.resize(crop, (size, size), interpolation=INTERPOLATIONS[down])
         large = cv2.resize(small, (112, 112), interpolation=INTERPOLATIONS[up])
         expected = by_pillow(large, {name: 0.5 + values[name] for name in ENHANCERS})
-        # The 2 of rescaling times 1.5 for each change, and Pillow's own roundings: nearly always far less.
+        # The error of rescaling is up to 2; each photometric change multiplies it by up to 1.5 and adds Pillow's
+        # rounding. Nearly all errors are far smaller.
         assert abs(out - expected).mean() < 2 and np.quantile(abs(out - expected), 0.999) < 6

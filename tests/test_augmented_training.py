@@ -15,7 +15,7 @@ from config import ConfigError, load_config
 from data.augment import DRAWS, build_augmentation
 
 HALF = [f"{kind}_augmentation_prob=0.5" for kind in KINDS]
-QUICK = ["val_eval_every_n_epoch=0", "sync_bn=True"]  # on one rank as without it
+QUICK = ["val_eval_every_n_epoch=0", "sync_bn=True"]  # sync_bn makes no difference on one rank
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_the_teacher_sees_the_augmented_or_the_clean_image(augmented_run, plain_
 
 
 def test_first_batch_png_shows_what_the_student_sees(augmented_run, plain_runs):
-    """It is the plain run's first batch (same order and flips), augmented with the first random numbers."""
+    """It is the first batch of the run without augmentations (same order and flips), augmented."""
     settings, output = augmented_run
     cfg = load_config(overrides=[*settings, "num_classes=6"])
     stream = np.random.Generator(np.random.PCG64((cfg.seed, 0, 1)))

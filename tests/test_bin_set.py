@@ -1,4 +1,4 @@
-"""Verification sets: all forms of the public sets are read, and errors name what is wrong with a broken one."""
+"""Verification sets: all forms of the public sets are read, and an error says what is wrong with a broken set."""
 
 import pickle
 import struct
@@ -119,7 +119,7 @@ def test_an_error_names_a_set_that_was_cut_short(tmp_path, part):
 
 
 @pytest.mark.parametrize("data", [b"<html>not found</html>", b"\x00" * 50, b"PK\x03\x04zip"])
-def test_an_error_names_a_file_that_is_no_pickle(tmp_path, data):
+def test_an_error_names_a_file_that_is_not_a_pickle(tmp_path, data):
     with pytest.raises(BinError, match=r"set\.bin: broken or cut short"):
         read_bin(write(tmp_path / "set.bin", data))
 
@@ -142,7 +142,7 @@ def test_an_error_names_a_file_that_is_no_pickle(tmp_path, data):
     ],
     ids=range(12),
 )
-def test_an_error_names_a_pickle_that_is_no_verification_set(tmp_path, content):
+def test_an_error_names_a_pickle_that_is_not_a_verification_set(tmp_path, content):
     with pytest.raises(BinError, match=r"set\.bin: "):
         read_bin(write(tmp_path / "set.bin", pickle.dumps(content, 4)))
 
@@ -158,7 +158,7 @@ def test_an_image_that_cannot_be_decoded_raises_an_error_only_when_it_is_used(tm
     write_bin(tmp_path / "set.bin", [*ENCODED[:3], b"no image"], IS_SAME)
     verification_set = read_bin(tmp_path / "set.bin")
     assert len(verification_set[range(3)]) == 3
-    with pytest.raises(ValueError, match=r"set\.bin: image 3: .*decode"):
+    with pytest.raises(ValueError, match=r"set\.bin: image 3: its 8 bytes are not an image"):
         verification_set[[2, 3]]
 
 

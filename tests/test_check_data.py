@@ -88,7 +88,7 @@ def test_an_index_that_does_not_fit_its_file_is_reported(tmp_path):
     ]  # fmt: skip
     assert problems["key that the index lists twice"] == {"count": 1, "examples": ["record 1"]}
     assert problems["record that cannot be read"]["examples"] == [
-        f"record 2: no record at byte {at[2] + 4}, where the index has key 2; fetch both again"
+        f"record 2: no record at byte {at[2] + 4}, but the index has key 2 there; fetch both again"
     ]
     assert problems["record that begins inside the one before"]["examples"] == [f"record 4 at byte {at[3]}"]
     unlisted = problems["record that the index does not list"]

@@ -1,4 +1,4 @@
-"""How a config is read: the order of its layers, the values of texts, paths, and writing it down."""
+"""How a config is read and written: the order of its layers, values on the command line, and paths."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from config import BASE, ROOT, dump_config, load_config, names
 from config.rules import RULES, known_rules
 
 
-def test_the_entry_of_the_dataset_replaces_defaults_and_the_preset_and_the_overrides_replace_both(tmp_path):
+def test_the_dataset_entry_overrides_the_defaults_and_preset_and_command_line_override_both(tmp_path):
     preset = write_file(tmp_path / "preset.py", "preset = dict(dataset='CASIA_WebFace', num_epoch=7, batch_size=11)\n")
     base, cfg = load_config(), load_config(preset)
     assert base.num_epoch == 26 and base.lr_milestones == [8, 14, 20, 25] and base.batch_size == 384
@@ -35,15 +35,15 @@ def test_a_preset_is_applied_on_top_of_its_base(tmp_path):
     assert cfg.batch_size == 8 and cfg.num_epoch == 2
 
 
-def test_a_whole_config_of_your_own_replaces_config_py(tmp_path):
+def test_a_complete_config_replaces_config_py(tmp_path):
     text = BASE.read_text().replace("config.num_epoch = 26", "config.num_epoch = 5")
-    whole = write_file(tmp_path / "whole.py", text.replace('"custom": {}', '"mine": dict(rec="mine", lr=0.3)'))
-    assert load_config(whole).num_epoch == 5
-    cfg = load_config(whole, ["dataset=mine"])
+    complete = write_file(tmp_path / "complete.py", text.replace('"custom": {}', '"mine": dict(rec="mine", lr=0.3)'))
+    assert load_config(complete).num_epoch == 5
+    cfg = load_config(complete, ["dataset=mine"])
     assert cfg.rec == str(ROOT / "mine") and cfg.lr == 0.3 and cfg.num_classes is None
 
 
-def test_texts_on_the_command_line_become_values():
+def test_strings_on_the_command_line_become_values():
     cfg = load_config(
         overrides=["sync_bn=true", "m=none", "lr_milestones=[2,3]", "val_targets=lfw,cfp_fp", "lr=1", "output=out/a=b"]
     )

@@ -13,7 +13,7 @@ from eval import arguments
 
 
 def read_comments() -> dict[str, dict[str, str]]:
-    """Section -> key -> comment, as config.py states them. A section begins with a line `# --- name ---`."""
+    """Section -> key -> comment, from config.py. A section begins with a line `# --- name ---`."""
     sections: dict[str, dict[str, str]] = {}
     with tokenize.open(BASE) as file:
         for token in tokenize.generate_tokens(file.readline):
@@ -51,10 +51,10 @@ def test_a_preset_is_short_and_states_only_what_differs(path, monkeypatch):
     monkeypatch.setenv("FACE_DATA", "/faces")
     assert len(path.read_text().splitlines()) <= 8
     variables = runpy.run_path(str(path))
-    below = load_config(path.parent / variables["base"]) if "base" in variables else load_config()
+    base = load_config(path.parent / variables["base"]) if "base" in variables else load_config()
     cfg = load_config(path)
     assert set(cfg) == set(RULES)
-    assert not [key for key in variables["preset"] if cfg[key] == below[key]]
+    assert not [key for key in variables["preset"] if cfg[key] == base[key]]
 
 
 def test_the_presets_of_the_published_tables_exist():

@@ -53,7 +53,7 @@ def test_a_value_that_is_not_allowed_is_refused_with_the_key_and_what_is_allowed
 
 
 @pytest.mark.parametrize("text", ["{[]: 1}", "{[]}", "(", "1+", "[1,", "(" * 300, "\\"])
-def test_a_text_that_is_not_a_value_is_refused_with_the_key(text):
+def test_a_string_that_is_not_a_value_is_refused_with_the_key(text):
     assert refusal(f"batch_size={text}").startswith("batch_size")
     assert refusal(f"lr_milestones={text}").startswith("lr_milestones")
 
@@ -70,7 +70,7 @@ def test_an_unknown_dataset_is_refused_with_the_most_similar_and_all_entries():
 
 
 @pytest.mark.parametrize("dataset", [None, 5])
-def test_a_dataset_that_is_not_a_text_is_refused_with_the_key(dataset, tmp_path):
+def test_a_dataset_that_is_not_a_string_is_refused_with_the_key(dataset, tmp_path):
     with pytest.raises(ConfigError, match="dataset = "):
         load_config(write_file(tmp_path / "preset.py", f"preset = dict(dataset={dataset})"))
 
@@ -100,18 +100,18 @@ def test_presets_that_are_based_on_each_other_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["momentum", "dataset"])
-def test_a_whole_config_that_lacks_a_key_is_refused_with_the_key(key, tmp_path):
+def test_a_complete_config_that_lacks_a_key_is_refused_with_the_key(key, tmp_path):
     text = "\n".join(line for line in BASE.read_text().splitlines() if not line.startswith(f"config.{key} "))
     with pytest.raises(ConfigError, match=f"lacks {key};"):
-        load_config(write_file(tmp_path / "whole.py", text))
+        load_config(write_file(tmp_path / "complete.py", text))
 
 
 @pytest.mark.parametrize("override", ["eval_ijb=False", "eval_tinyface=True"])
-def test_a_key_of_an_earlier_version_is_refused_with_the_new_way(override, tmp_path):
+def test_a_removed_key_is_refused_with_its_replacement(override, tmp_path):
     key, _, value = override.partition("=")
     assert refusal(override).startswith(f"{key}: no longer a key") and "_targets=[]" in refusal(override)
-    whole = BASE.read_text().replace("# --- output", f"config.{key} = {value}\n# --- output")
-    for text in (f"preset = dict({override})", whole):
+    complete = BASE.read_text().replace("# --- output", f"config.{key} = {value}\n# --- output")
+    for text in (f"preset = dict({override})", complete):
         with pytest.raises(ConfigError, match=f"{key}: no longer a key"):
             load_config(write_file(tmp_path / "old.py", text))
 
@@ -124,7 +124,7 @@ def test_an_unset_environment_variable_in_a_path_is_named(monkeypatch):
 
 CACHED = "teacher_embeddings=teacher.npy"
 CONTRADICTIONS = [
-    # what is refused; the keys that the message names; what else makes it a config that works
+    # overrides that are refused; keys that the message names; further overrides that make the config valid
     (["db_file_format=folder"], ["db_file_format", "data_path"], ["data_path=faces"]),
     (["sample=3"], ["sample", "db_file_format"], ["db_file_format=folder", "data_path=faces"]),
     (["teacher=iresnet50"], ["teacher", "pretrained_teacher_path"], ["pretrained_teacher_path=teacher.pth"]),

@@ -15,8 +15,8 @@ from benchmarks.plain import make_plain
 from heads import MARGINS, build_head, build_standalone_head, cross_entropy
 
 
-def step(head: torch.nn.Module, seed: int, dtype: torch.dtype, autocast: torch.dtype | None = None):
-    """Loss and gradient of a step, in float64."""
+def loss_and_gradient(head: torch.nn.Module, seed: int, dtype: torch.dtype, autocast: torch.dtype | None = None):
+    """The loss of a batch, and its gradient for the student's embeddings in float64."""
     student, teacher, labels = batch(seed)
     student = student.to(dtype).requires_grad_()
     with torch.autocast("cpu", autocast, enabled=autocast is not None):
@@ -32,8 +32,8 @@ def test_loss_and_gradient_equal_the_plain_head(loss, block, monkeypatch):
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
         head, reference = trained_head(f"loss={loss}").to(dtype), make_plain(trained_head(f"loss={loss}").to(dtype))
         for seed in range(2):
-            found, gradient = step(head, seed, dtype)
-            wanted, reference_gradient = step(reference, seed, dtype)
+            found, gradient = loss_and_gradient(head, seed, dtype)
+            wanted, reference_gradient = loss_and_gradient(reference, seed, dtype)
             assert found == pytest.approx(wanted, rel=tolerance)
             assert (gradient - reference_gradient).norm() < tolerance * reference_gradient.norm()
             rows = (gradient - reference_gradient).norm(dim=1) / reference_gradient.norm(dim=1).clamp_min(1e-3)
@@ -43,16 +43,16 @@ def test_loss_and_gradient_equal_the_plain_head(loss, block, monkeypatch):
 @pytest.mark.parametrize("capability", ["AVX2", "AVX512"])  # without and with fast products in bfloat16
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("loss", MARGINS)
-def test_bfloat16_and_float16_are_about_as_exact_as_the_plain_head_in_them(loss, dtype, capability, monkeypatch):
+def test_in_bfloat16_and_float16_it_is_about_as_exact_as_the_plain_head(loss, dtype, capability, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setitem(cross_entropy.CLASSES_PER_BLOCK, "cpu", 100)
     exact = make_plain(trained_head(f"loss={loss}").double())
     narrow, reference = trained_head(f"loss={loss}"), make_plain(trained_head(f"loss={loss}"))
     for seed in range(2):
-        wanted, wanted_gradient = step(exact, seed, torch.float64)
+        wanted, wanted_gradient = loss_and_gradient(exact, seed, torch.float64)
         errors = []
         for head in (narrow, reference):
-            loss_found, gradient = step(head, seed, torch.float32, dtype)
+            loss_found, gradient = loss_and_gradient(head, seed, torch.float32, dtype)
             errors.append((abs(loss_found - wanted), (gradient - wanted_gradient).norm().item()))
         assert errors[0][0] < 1.5 * errors[1][0] + 1e-3 * wanted
         assert errors[0][1] < 1.5 * errors[1][1] + 1e-3 * wanted_gradient.norm()
@@ -71,7 +71,7 @@ def test_a_row_with_logits_far_below_those_of_the_others_stays_exact(monkeypatch
 
 @pytest.mark.parametrize("bound", [0.3, 1.0])
 def test_the_gradient_is_that_of_the_loss(bound, monkeypatch):
-    """Against finite differences, with some cosines beyond the bound."""
+    """Compared with finite differences. Some cosines are beyond the bound."""
     monkeypatch.setitem(cross_entropy.CLASSES_PER_BLOCK, "cpu", 4)
     generator = torch.Generator().manual_seed(0)
     unit, centers = (F.normalize(torch.randn(n, 5, generator=generator, dtype=torch.float64)) for n in (6, 11))
@@ -113,16 +113,16 @@ print((peak_bytes() - before) / 2**20)
 """
 
 
-def test_a_step_needs_the_memory_of_a_few_blocks():
-    """Logits [256, 400,000] in float32 would take 390 MiB, and a plain head holds several of them."""
+def test_forward_and_backward_pass_need_the_memory_of_a_few_blocks():
+    """Logits [256, 400,000] in float32 would take 390 MiB, and a plain head keeps several such tensors."""
     done = subprocess.run([sys.executable, "-c", PEAK], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 195
 
 
 @pytest.mark.parametrize("loss", MARGINS)
-def test_no_step_waits_for_a_number_from_the_device(loss):
-    """Fake tensors hold no numbers, so reading one raises an error."""
+def test_forward_and_backward_pass_never_wait_for_the_device(loss):
+    """Fake tensors have no values, so reading a value raises an error."""
     with FakeTensorMode():
         head = build_head(settings(f"loss={loss}"))
         for _ in range(2):
@@ -136,7 +136,7 @@ def test_no_step_waits_for_a_number_from_the_device(loss):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_step_on_a_gpu_never_synchronises_and_gives_the_loss_of_the_cpu(dtype):
+def test_a_gpu_never_synchronises_and_computes_the_loss_of_the_cpu(dtype):
     student, teacher, labels = batch(0)
     wanted = trained_head()(student, teacher, labels).loss.item()
     head = trained_head().cuda()

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes: a file appears complete or not at all."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def test_an_error_while_writing_leaves_no_file(tmp_path, error):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+def test_a_file_is_replaced_completely_or_not_at_all(tmp_path):
     path = tmp_path / "file.bin"
     path.write_bytes(b"a long old content")
     with pytest.raises(ValueError, match="stop"), atomic_write(path) as file:

@@ -115,7 +115,7 @@ def test_a_new_term_is_one_function_of_the_config_and_one_line_in_a_table(monkey
 
 
 def test_no_gradient_flows_through_the_term():
-    """With a center and norm statistics that are fixed, the gradient is that for a constant margin."""
+    """With fixed centers and norm statistics, the gradient equals that for a constant geometry-aware term."""
     student, teacher, labels = batch()
     head = float64_head().eval()
     first, second = (student.clone().requires_grad_() for _ in range(2))

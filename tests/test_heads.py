@@ -1,4 +1,4 @@
-"""Heads as a whole: golden numbers, compute types, feature distillation, statistics, header files, undo of a step."""
+"""Complete heads: golden numbers, data types, feature distillation, statistics, header files, undoing a step."""
 
 import copy
 import math
@@ -75,11 +75,11 @@ def test_eval_mode_changes_neither_centers_nor_statistics(loss):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("loss", MARGINS)
-def test_each_compute_type_gives_finite_gradients_and_about_the_loss_of_float64(loss, dtype):
+def test_in_each_data_type_gradients_are_finite_and_losses_close_to_those_in_float64(loss, dtype):
     exact, head = float64_head(f"loss={loss}"), float64_head(f"loss={loss}").float()
     for seed in (0, 1):
         student, teacher, labels = batch(seed)
-        # In the type that networks give. The reference gets the same rounded numbers.
+        # Embeddings in the data type in which networks return them. The reference gets the same rounded numbers.
         low, low_teacher = student.to(dtype).requires_grad_(), teacher.to(dtype)
         reference = low.detach().double().requires_grad_()
         expected = exact(reference, low_teacher.double(), labels).loss

@@ -1,4 +1,4 @@
-"""Which rank is to blame for an error: three ranks' heartbeats in one process, with a store of their own."""
+"""Which rank caused an error: the heartbeats of three ranks in one process, with a store of their own."""
 
 import threading
 from collections.abc import Iterator
@@ -35,13 +35,16 @@ def ranks(monkeypatch, ended) -> Iterator[list[Heartbeat]]:
 
 
 def find(*failing: Heartbeat, in_collective: bool) -> list[str | None]:
-    """What each of these ranks finds, all at the same time. Not in the main thread, whose signals would change."""
+    """Call find_lost_ranks on these ranks at the same time, and return the results.
+
+    The calls are not in the main thread, because there they would change how the tests react to signals.
+    """
     with ThreadPoolExecutor() as pool:
         return list(pool.map(lambda each: each.find_lost_ranks(in_collective), failing))
 
 
 @pytest.mark.parametrize("in_collective", [True, False])
-def test_a_rank_without_signs_of_life_is_named(ranks, in_collective):
+def test_a_rank_without_heartbeats_is_named(ranks, in_collective):
     ranks[1].stop()
     for found in find(ranks[0], ranks[2], in_collective=in_collective):
         assert found.startswith("rank 1 (process ") and "died, or was stopped: last seen at step 7" in found
@@ -61,13 +64,13 @@ def test_an_error_of_this_rank_alone_blames_no_other_rank(ranks, ended):
     assert not ended.is_set()
 
 
-def test_a_rank_that_ends_by_its_own_error_is_named_by_the_others(ranks):
+def test_a_rank_that_ends_with_its_own_error_is_named_by_the_others(ranks):
     assert find(ranks[0], in_collective=False) == [None]
     for found in find(ranks[1], ranks[2], in_collective=True):
-        assert found.startswith("rank 0 (process ") and "ended by an error of its own: last seen at step 7" in found
+        assert found.startswith("rank 0 (process ") and "ended with an error of its own: last seen at step 7" in found
 
 
-def test_the_same_error_on_all_ranks_blames_none(ranks, ended):
+def test_the_same_error_on_all_ranks_blames_no_rank(ranks, ended):
     assert find(*ranks, in_collective=False) == [None] * 3
     assert not ended.is_set()
 

@@ -1,4 +1,4 @@
-"""Teachers from the Hugging Face hub: two files and no code, the cache, pinned commits, a message for each failure."""
+"""Teachers from the Hugging Face hub: only two files, no code; cache; pinned commits; a message for each failure."""
 
 import os
 import re
@@ -101,10 +101,10 @@ def test_each_teacher_has_its_published_repository_and_an_origin_with_the_commit
     hub.publish(PUBLISHED[teacher], described(teacher.removeprefix("cvlface_")))
     release = find(teacher=teacher, teacher_repo_id="")
     assert (release.network, release.bgr) == (teacher, False)
-    assert release.origin == release.identity()["origin"] == f"{PUBLISHED[teacher]}@{FIRST}"
+    assert release.origin == release.describe()["origin"] == f"{PUBLISHED[teacher]}@{FIRST}"
 
 
-def test_another_repository_gives_the_network_that_its_model_yaml_names(hub, ir18_bytes, scratch):
+def test_the_model_yaml_of_another_repository_names_the_network(hub, ir18_bytes, scratch):
     hub.publish("someone/other", described("ir18", "BGR"), ir18_bytes)
     cfg = release_settings(teacher="cvlface_ir101", teacher_repo_id="someone/other", teacher_cache=scratch)
     images, embeddings = golden_case("cvlface_ir18")

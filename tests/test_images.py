@@ -50,8 +50,8 @@ def test_images_are_decoded_to_rgb():
 
 
 @pytest.mark.parametrize("encoded", [b"", b"no image", b"\xff\xd8\xff\xe0"])
-def test_an_error_names_the_bytes_that_are_no_image(encoded):
-    with pytest.raises(ImageError, match=rf"set\.rec: record 5: {len(encoded)} bytes that decode to no image"):
+def test_an_error_names_bytes_that_are_not_an_image(encoded):
+    with pytest.raises(ImageError, match=rf"set\.rec: record 5: its {len(encoded)} bytes are not an image"):
         decode_rgb(encoded, "set.rec: record 5")
 
 

@@ -1,4 +1,4 @@
-"""Batches for training: their order, which does not depend on who reads them, and what the loader makes of them."""
+"""Training batches: their order, which does not depend on ranks or workers, and their content."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 class Numbers(FaceDataset):
-    """Images whose pixels are their position, but 255 in the left column; those in `broken` cannot be read."""
+    """Images whose pixels equal their position, but 255 in the left column. Images in `broken` cannot be read."""
 
     source = "numbers"
 
@@ -38,7 +38,7 @@ def bytes_of(images):
 
 
 def assert_as_planned(batch, plan):
-    """The images of the plan, mirrored as it says, with their labels."""
+    """Assert that the batch has the images of the plan, mirrored if the plan says so, and their labels."""
     pixels = bytes_of(batch.clean).cpu()
     assert pixels[:, 0, 5, 5].tolist() == plan.positions.tolist()
     assert (pixels[:, 0, 5, -1] == 255).tolist() == plan.flips.tolist()
@@ -59,8 +59,8 @@ def equal(one, other):
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_the_global_batch_does_not_depend_on_the_number_of_ranks(monkeypatch, ranks):
-    whole = epoch_of(GlobalOrder(101, 12, seed=3, draws=3), epoch=2)
-    assert len(whole) == 8 and whole[0].draws.shape == (12, 3)
+    expected = epoch_of(GlobalOrder(101, 12, seed=3, draws=3), epoch=2)
+    assert len(expected) == 8 and expected[0].draws.shape == (12, 3)
     shares = []
     for rank in range(ranks):
         monkeypatch.setattr(loader, "rank", lambda rank=rank: rank)
@@ -71,7 +71,7 @@ def test_the_global_batch_does_not_depend_on_the_number_of_ranks(monkeypatch, ra
     joined = [
         tuple(np.concatenate([share[number][part] for share in shares]) for part in (0, 1, 2)) for number in range(8)
     ]
-    assert equal(joined, whole)
+    assert equal(joined, expected)
 
 
 def test_every_position_occurs_at_most_once_per_epoch():
@@ -117,10 +117,10 @@ def test_the_random_numbers_of_images_are_uniform_and_independent():
 @pytest.mark.parametrize("first", [0, 1, 4, 5])
 def test_an_epoch_that_starts_at_a_later_batch_continues_in_the_same_order(first):
     order = GlobalOrder(53, 10, seed=9, draws=5)
-    whole = epoch_of(order, 3)
+    complete = epoch_of(order, 3)
     rest = epoch_of(GlobalOrder(53, 10, seed=9, draws=5), 3, first)
     assert len(rest) == 5 - first
-    assert equal(rest, whole[first:])
+    assert equal(rest, complete[first:])
 
 
 def test_the_batches_do_not_depend_on_the_number_of_workers():
@@ -147,7 +147,7 @@ def test_the_batches_do_not_depend_on_the_number_of_workers():
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_input_error_of_a_worker_is_raised_as_itself(num_workers):
+def test_an_input_error_in_a_worker_is_raised_unchanged(num_workers):
     order = GlobalOrder(40, 10, seed=0)
     broken = int(epoch_of(order, 0)[2][0][5])
     order.start_at(0, 0)
@@ -160,14 +160,14 @@ def test_an_input_error_of_a_worker_is_raised_as_itself(num_workers):
 
 @pytest.fixture
 def received(monkeypatch):
-    """The uint8 images of each batch, as the loader hands them to `to_input`."""
+    """The uint8 images of each batch, as the loader passes them to `to_input`."""
     images = []
     monkeypatch.setattr(loader, "to_input", lambda x, flips, device: images.append(x) or to_input(x, flips, device))
     return images
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_the_images_of_a_batch_do_not_change_while_they_are_held(received, num_workers):
+def test_the_images_of_a_batch_do_not_change_while_they_are_in_use(received, num_workers):
     order = GlobalOrder(160, 8, seed=4)
     for _ in TrainingLoader(Numbers(160), order, num_workers, CPU):
         received[-1] = received[-1][:, 5, 5, 1].numpy()  # a view of a view
@@ -175,12 +175,12 @@ def test_the_images_of_a_batch_do_not_change_while_they_are_held(received, num_w
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_the_memory_of_batches_is_used_again(received, num_workers):
+def test_the_memory_of_batches_is_reused(received, num_workers):
     order = GlobalOrder(160, 8, seed=4)
     source = TrainingLoader(Numbers(160), order, num_workers, CPU)
     for epoch in range(3):
         order.start_at(epoch, 0)
-        for number, _ in enumerate(source):  # stopped early, with batches on their way from the workers
+        for number, _ in enumerate(source):  # stops early, while the workers still send batches
             received.clear()
             if number == 3:
                 break

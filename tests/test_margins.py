@@ -1,4 +1,4 @@
-"""Margins: the published formulas, and finite numbers where embeddings and cosines are extreme."""
+"""Margins: the published formulas, and finite numbers for extreme embeddings and cosines."""
 
 import math
 
@@ -50,7 +50,7 @@ def test_a_batch_of_one_sample_updates_the_mean_of_the_norms_but_not_the_deviati
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("loss", MARGINS)
-def test_gradients_are_finite_where_a_cosine_is_one_or_minus_one(loss, sign, dtype):
+def test_gradients_are_finite_if_a_cosine_is_one_or_minus_one(loss, sign, dtype):
     head = float64_head(f"loss={loss}").to(dtype).eval()  # in eval mode the centers do not move
     # Centers along the axes, so that the cosines are 1 or -1 without a rounding error.
     head.set_centers(torch.eye(SIZE, dtype=dtype)[torch.arange(CLASSES) % SIZE] * 4)
@@ -88,7 +88,7 @@ def test_very_short_and_very_long_embeddings_give_finite_numbers(loss, length):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("loss", MARGINS)
 def test_equal_embeddings_and_centers_of_zero_give_finite_numbers(loss, dtype):
-    """A collapsed network gives the same embedding for all images, whether they are of one class or of several."""
+    """A collapsed network returns the same embedding for all images, of one class or of several."""
     head = build_head(settings(f"loss={loss}"))
     head.set_centers(torch.zeros_like(head.centers))
     student, teacher, labels = batch()
@@ -102,7 +102,7 @@ def test_equal_embeddings_and_centers_of_zero_give_finite_numbers(loss, dtype):
 
 
 def slow_target(loss: str, cos_y: float, norm: float, geo: float, m: float) -> float:
-    """The target's cosine by the published formula; AdaFace with its initial statistics."""
+    """The target's cosine by the published formula. For AdaFace, with its initial statistics."""
     if loss == "AdaFace":
         z = min(max(0.333 * (min(max(norm, 1e-3), 100) - 20) / (100 + 1e-3) + geo, -1), 1)
         return math.cos(min(max(math.acos(cos_y) - m * z, 1e-3), math.pi - 1e-3)) - (m + m * z)

@@ -52,7 +52,7 @@ def test_the_width_factor_scales_the_parameters_but_not_the_key_names():
     networks = {width: build_backbone(settings(width=width)).eval() for width in (0.25, 0.5, 1.0, 1.5, 2.0)}
     counts = [sum(weight.numel() for weight in network.parameters()) for network in networks.values()]
     assert counts == sorted(set(counts))
-    assert 3 < counts[-1] / counts[2] < 4  # convolutions grow with the square of the width, all else with the width
+    assert 3 < counts[-1] / counts[2] < 4  # convolutions grow with the square of the width, other layers with the width
     for network in networks.values():
         assert set(network.state_dict()) == set(networks[1.0].state_dict())
         assert embed(network, torch.zeros(1, 3, 112, 112)).shape == (1, 512)

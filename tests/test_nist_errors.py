@@ -13,7 +13,7 @@ from utils.errors import InputError
 
 
 def in_line(name: str, number: int, change: Callable[[list[str]], list[str]]) -> Callable[[Path], None]:
-    """Damage: change the words of a line, counted from 1."""
+    """A function that damages a folder: it changes the words of line `number` (from 1) of a list."""
 
     def damage(folder: Path) -> None:
         path = folder / "meta" / f"ijbc_{name}.txt"
@@ -25,6 +25,8 @@ def in_line(name: str, number: int, change: Callable[[list[str]], list[str]]) ->
 
 
 def cut(name: str, end: int) -> Callable[[Path], None]:
+    """A function that damages a folder: it keeps only the first `end` bytes of a list."""
+
     def damage(folder: Path) -> None:
         path = folder / "meta" / f"ijbc_{name}.txt"
         path.write_bytes(path.read_bytes()[:end])
@@ -43,10 +45,10 @@ DAMAGES = [
         other_prefix,
         r"set: meta has the lists of ijbb and ijbc; it must have those of one set: PREFIX_face_tid_mid.txt, ",
     ),
-    (lambda folder: shutil.rmtree(folder / "loose_crop"), r"incomplete, without .*/loose_crop; fetch the whole"),
+    (lambda folder: shutil.rmtree(folder / "loose_crop"), r"incomplete, .*/loose_crop missing; fetch the whole"),
     (
         lambda folder: [(folder / "meta" / f"ijbc_{name}.txt").unlink() for name in (POINTS, PAIRS)],
-        r"without \S+/ijbc_name_5pts_score.txt and \S+/ijbc_template_pair_label.txt; fetch the whole folder",
+        r"incomplete, \S+/ijbc_name_5pts_score.txt and \S+/ijbc_template_pair_label.txt missing; fetch the whole",
     ),
     (cut(FACES, 0), r"ijbc_face_tid_mid.txt: empty .each line must have a file name, its template and its medium"),
     (
@@ -120,6 +122,6 @@ def test_an_error_names_a_photo_that_cannot_be_used(tmp_path):
     images = NistSet(folder)
     with pytest.raises(InputError, match=r"loose_crop/3.jpg: listed in meta, but cannot be read .*fetch it again"):
         images[[0, 2]]
-    with pytest.raises(InputError, match=r"loose_crop/5.jpg: 8 bytes that decode to no image"):
+    with pytest.raises(InputError, match=r"loose_crop/5.jpg: its 8 bytes are not an image"):
         images[[4]]
     assert np.array_equal(images[[0]][0].numpy(), aligned(0))

@@ -1,4 +1,4 @@
-"""IJB folders as NIST and InsightFace distribute them: how faces are aligned, and which line belongs to which photo."""
+"""IJB folders as NIST and InsightFace distribute them: how faces are aligned, and how lines are matched to photos."""
 
 import shutil
 
@@ -14,7 +14,7 @@ from data.workers import keep_batch
 
 
 def umeyama(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Equations 40 to 43 of Umeyama 1991, literally: [2, 3] for point sets [n, 2], one point per row."""
+    """Equations 40 to 43 of Umeyama 1991, written out. Point sets [n, 2] -> the transform [2, 3]."""
     mean_x, mean_y = source.sum(0) / len(source), target.sum(0) / len(target)
     variance = ((source - mean_x) ** 2).sum() / len(source)
     covariance = np.zeros((2, 2))
@@ -50,36 +50,36 @@ def test_no_nearby_similarity_brings_the_points_closer():
 
     best = np.array([matrix[0, 0], matrix[1, 0], matrix[0, 2], matrix[1, 2]])
     for parameter in range(4):
-        for step in (-1e-3, 1e-3):
-            assert distance(*(best + step * np.eye(4)[parameter])) > distance(*best)
+        for change in (-1e-3, 1e-3):
+            assert distance(*(best + change * np.eye(4)[parameter])) > distance(*best)
 
 
 def test_a_face_is_cropped_as_its_points_say(tmp_path):
-    whole, large = photo(0), photo(1, 300, 300)
-    canvases = {
-        "shifted": (whole, ARCFACE + (40, 30), whole[30:142, 40:152]),
+    small, large = photo(0), photo(1, 300, 300)
+    cases = {  # name: photo, points, expected face
+        "shifted": (small, ARCFACE + (40, 30), small[30:142, 40:152]),
         # A quarter turn clockwise moves (x, y) of 112 columns to (111 - y, x).
-        "turned": (np.rot90(whole[:112, :112], -1), np.stack([111 - ARCFACE[:, 1], ARCFACE[:, 0]], 1),
-                   whole[:112, :112]),
+        "turned": (np.rot90(small[:112, :112], -1), np.stack([111 - ARCFACE[:, 1], ARCFACE[:, 0]], 1),
+                   small[:112, :112]),
         "of double size": (large, 2 * ARCFACE + (10, 20), large[20:244:2, 10:234:2]),
     }  # fmt: skip
     folder = write_folder(
-        tmp_path / "set", [png(image) for image, _, _ in canvases.values()], [p for _, p, _ in canvases.values()]
+        tmp_path / "set", [png(image) for image, _, _ in cases.values()], [points for _, points, _ in cases.values()]
     )
-    images = NistSet(folder)[range(len(canvases))]
+    images = NistSet(folder)[range(len(cases))]
     assert images.dtype == torch.uint8 and images.shape == (3, 112, 112, 3)
-    for name, image, (_, _, expected) in zip(canvases, images.numpy(), canvases.values(), strict=True):
+    for name, image, (_, _, expected) in zip(cases, images.numpy(), cases.values(), strict=True):
         assert np.array_equal(image, expected), name
 
 
-def test_half_way_between_pixels_is_their_mean_and_outside_is_black(tmp_path):
-    whole = photo(0)
-    folder = write_folder(tmp_path / "set", [png(whole)] * 2, [ARCFACE + (40.5, 30), ARCFACE + (-20, 100)])
+def test_between_two_pixels_is_their_mean_and_outside_the_photo_is_black(tmp_path):
+    image = photo(0)
+    folder = write_folder(tmp_path / "set", [png(image)] * 2, [ARCFACE + (40.5, 30), ARCFACE + (-20, 100)])
     between, outside = NistSet(folder)[[0, 1]].numpy()
-    mean = (whole[30:142, 40:152].astype(float) + whole[30:142, 41:153]) / 2
+    mean = (image[30:142, 40:152].astype(float) + image[30:142, 41:153]) / 2
     assert abs(between - mean).max() <= 0.51
     assert (outside[:, :20] == 0).all() and (outside[80:] == 0).all()
-    assert np.array_equal(outside[:80, 20:], whole[100:180, :92])
+    assert np.array_equal(outside[:80, 20:], image[100:180, :92])
 
 
 @pytest.mark.parametrize("prefix", ["ijbb", "ijbc"])

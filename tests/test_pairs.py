@@ -1,4 +1,4 @@
-"""Pairs that are sampled by label, and the test of the difference of their cosines."""
+"""Genuine and impostor pairs sampled by label, and the test of the difference of their cosines."""
 
 import numpy as np
 

@@ -1,7 +1,7 @@
-"""Several ranks on gloo: their state is bit-equal on all ranks, and equal to that of one process with the whole batch.
+"""Several ranks with gloo: their state is bit-equal on all ranks, and equals that of one process with the whole batch.
 
-Four processes are started once. For 2, 3 and 4 ranks, the first 2, 3 and 4 of them form a group, and each takes its
-share of the batch.
+Four processes are started once. The first 2, 3 and 4 of them form groups of 2, 3 and 4 ranks, one after the other. Each
+rank takes its share of the batch.
 """
 
 import multiprocessing
@@ -40,7 +40,7 @@ def settings() -> EasyDict:
 
 
 def head_steps(cfg: EasyDict, part: slice) -> list[dict[str, torch.Tensor]]:
-    """Two steps of the head on a part of the global batch: its state and results after each."""
+    """Run two steps of the head on a part of the global batch. Returns its state and results after each step."""
     head, steps = build_head(cfg), []
     head.set_epoch(0.7)
     for step in (0, 1):
@@ -103,7 +103,7 @@ def collectives() -> dict:
 
 
 def work(number: int, folder: str, values: dict) -> None:
-    """One of the processes: computes its share in each of its groups and writes the results to `folder`."""
+    """Run process `number`: compute its share in each of its groups, and write the results to `folder`."""
     torch.set_num_threads(1)
     for world in WORLDS:
         if number >= world:
@@ -121,9 +121,9 @@ def work(number: int, folder: str, values: dict) -> None:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict[int, list[dict]]:
-    """By number of ranks: the results of each rank."""
+    """Number of ranks -> the results of each rank."""
     folder = tmp_path_factory.mktemp("ranks")
-    # New processes that share one import of torch, which takes most of the time.
+    # The new processes share one import of torch, because importing it takes most of the time.
     multiprocessing.set_forkserver_preload(["torch.distributed.nn.functional"])
     mp.start_processes(work, (str(folder), dict(settings())), max(WORLDS), start_method="forkserver")
     return {world: [torch.load(folder / f"{world}_{number}.pt") for number in range(world)] for world in WORLDS}

@@ -60,7 +60,7 @@ def test_the_writer_writes_the_same_bytes_as_mxnet(tmp_path):
             writer.write(int(key), header.label, bytes(payload), id=header.id)
     assert (tmp_path / "again.idx").read_bytes() == (GOLDEN / "multipart.idx").read_bytes()
     written = bytearray((tmp_path / "again.rec").read_bytes())
-    for _, offset in lines:  # the golden records have id2 7, ours 0; it is at byte 8 + 16
+    for _, offset in lines:  # the golden records have id2 = 7, the written ones 0; it is at byte 8 + 16 of a record
         struct.pack_into("<Q", written, int(offset) + 8 + 16, 7)
     assert written == (GOLDEN / "multipart.rec").read_bytes()
 
@@ -114,7 +114,7 @@ def test_random_payloads_full_of_the_magic_are_read_unchanged(tmp_path):
     assert [bytes(reader.read(key)[1]) for key in range(300)] == payloads
 
 
-def test_the_magic_is_at_4_byte_boundaries_only_where_parts_begin(tmp_path):
+def test_at_4_byte_boundaries_the_magic_occurs_only_at_the_start_of_parts(tmp_path):
     write_payloads(tmp_path / "train", PAYLOADS)
     data = (tmp_path / "train.rec").read_bytes()
     assert len(data) % 4 == 0

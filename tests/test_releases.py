@@ -58,7 +58,7 @@ def test_a_release_in_a_folder_gives_the_golden_embeddings(name, scratch):
 
 
 @pytest.mark.parametrize("teacher", ["cvlface_ir18", "cvlface_ir50"])
-def test_model_yaml_tells_the_network_and_its_colours(teacher, folder):
+def test_model_yaml_names_the_network_and_its_colours(teacher, folder):
     images, embeddings = golden_case("cvlface_ir18")
     assert_same(embed(build_teacher(release_settings(folder, teacher=teacher)).double(), images), embeddings)
     describe(folder, "ir18", "BGR")
@@ -67,7 +67,7 @@ def test_model_yaml_tells_the_network_and_its_colours(teacher, folder):
     assert abs(embed(reversed_teacher, images) - embeddings).max() > 0.01 * abs(embeddings).max()
 
 
-def test_float16_weights_make_a_float32_teacher(ir18, scratch):
+def test_a_teacher_with_float16_weights_is_loaded_in_float32(ir18, scratch):
     halves = {key: value.half() if value.is_floating_point() else value for key, value in ir18.items()}
     save_file(halves, scratch / WEIGHTS)
     teacher = build_teacher(release_settings(describe(scratch, "ir18")))
@@ -91,7 +91,7 @@ def test_a_checkpoint_of_adaface_is_loaded_as_the_named_network_in_bgr_without_i
 
 
 def test_classes_of_lightning_in_a_checkpoint_of_adaface_are_ignored(ir18, scratch, monkeypatch):
-    """PyTorch Lightning, with which AdaFace was trained, stores classes of its callbacks beside the weights."""
+    """AdaFace was trained with PyTorch Lightning, which stores classes of its callbacks besides the weights."""
     module = ModuleType("pytorch_lightning.callbacks.model_checkpoint")
     module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": module.__name__})
     for name in ("pytorch_lightning", "pytorch_lightning.callbacks"):
@@ -110,7 +110,7 @@ def test_classes_of_lightning_in_a_checkpoint_of_adaface_are_ignored(ir18, scrat
     assert not (scratch / "was_run").exists()
 
 
-def test_a_key_without_the_prefix_is_not_taken_for_one_with_it(ir18, scratch):
+def test_a_key_without_the_prefix_is_not_confused_with_the_key_with_it(ir18, scratch):
     state = {"model." + key.removeprefix("model.net."): value for key, value in ir18.items()}
     torch.save({"state_dict": {**state, "input_layer.2.weight": torch.ones(64)}}, scratch / "adaface.ckpt")
     with pytest.raises(WeightsError, match=r"1 keys unexpected \(input_layer\.2\.weight, without model\."):
@@ -133,7 +133,7 @@ BATCHNORM = "model.net.output_layer.0.weight"  # [512]
     [
         (lambda state: state.pop(BATCHNORM), r"1 keys missing \(output_layer\.0\.weight\)"),
         (lambda state: state.update({"model.net.one.more": torch.zeros(2)}), r"1 keys unexpected \(one\.more\)"),
-        (lambda state: state.update({BATCHNORM: torch.ones(7)}), r"output_layer\.0\.weight is \[7\] where .* \[512\]"),
+        (lambda state: state.update({BATCHNORM: torch.ones(7)}), r"output_layer\.0\.weight is \[7\], but .* \[512\]"),
     ],
 )
 def test_a_release_whose_weights_do_not_fit_is_refused_with_the_key(change, message, ir18, scratch):
@@ -174,7 +174,7 @@ def test_a_folder_without_one_of_the_two_files_is_refused_with_its_name(tmp_path
         build_teacher(release_settings(describe(tmp_path, "ir18")))
 
 
-def test_a_safetensors_file_is_refused_and_its_folder_asked_for(folder):
+def test_a_safetensors_file_is_refused_with_a_request_for_its_folder(folder):
     with pytest.raises(WeightsError, match=r"expected its folder, with model\.safetensors and .*model\.yaml"):
         build_teacher(release_settings(folder / WEIGHTS))
 

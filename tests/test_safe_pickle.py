@@ -1,4 +1,4 @@
-"""Pickles from other people: nothing in one is executed, whatever it names."""
+"""Pickles from unknown sources: nothing in them is executed."""
 
 import io
 import os
@@ -28,7 +28,7 @@ class Call:
 
 
 def call_by_name(module, name, argument):
-    """Protocol 2 by hand: a call of any name, importable here or not."""
+    """A pickle in protocol 2 that calls a function by its name. The name need not exist here."""
     text = argument.encode()
     return f"\x80\x02c{module}\n{name}\n".encode("latin1") + b"X" + struct.pack("<I", len(text)) + text + b"\x85R."
 
@@ -95,7 +95,7 @@ def test_another_codec_is_refused(tmp_path):
 
 
 class WithState:
-    """Pickles as a call, and a state for its result."""
+    """Pickles as a call, and a state that is set on its result."""
 
     def __init__(self, *reduced):
         self.reduced = reduced

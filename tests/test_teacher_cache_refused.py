@@ -63,13 +63,13 @@ def test_a_file_of_another_preprocessing_is_refused_with_the_difference(small_ru
 
 def test_broken_files_are_refused_with_their_name(copy):
     wanted = json.loads(copy.with_suffix(".json").read_text())
-    whole = copy.read_bytes()
-    for content in (whole[:-10], whole[:50], b"", b"text"):
+    complete = copy.read_bytes()
+    for content in (complete[:-10], complete[:50], b"", b"text"):
         copy.write_bytes(content)
         with pytest.raises(EmbeddingError, match=r"copy\.npy: broken or cut short"):
             EmbeddingFile(copy, wanted)
     np.save(copy, np.zeros((48, 2, 16), np.float32))
-    with pytest.raises(EmbeddingError, match=r"copy\.npy: holds float32"):
+    with pytest.raises(EmbeddingError, match=r"copy\.npy: contains float32"):
         EmbeddingFile(copy, wanted)
     for content in ("", "[]", "{}", '{"embeddings": {"shape": "large"}}'):
         copy.with_suffix(".json").write_text(content)

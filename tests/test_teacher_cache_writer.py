@@ -1,4 +1,4 @@
-"""Making the file of the teacher's embeddings: whole after any kill, and refused if it cannot be right."""
+"""Writing the file of the teacher's embeddings: it is complete after any interruption, and never wrong."""
 
 import os
 import shutil
@@ -50,13 +50,17 @@ def slow_run(tmp_path_factory) -> list[str]:
 
 
 def interrupt(settings: list[str], path: Path, number: int, ranks: int) -> tuple[int, str]:
-    """Start making the file, and send a signal to all processes once a part is marked. Returns exit code and stderr."""
+    """Start to write the file, and send a signal to all processes once some images are marked as done.
+
+    Returns the exit code and stderr.
+    """
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
     command = [sys.executable, *launcher, str(ROOT / CACHE), *settings, f"teacher_embeddings={path}"]
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where the tests run in the background
+    accept_sigint = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a test run in the background ignores it
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heard
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=accept_sigint,
+    )  # fmt: skip
     marks = path.with_name(path.name + ".done")
     deadline = time.monotonic() + 120
     while not (marks.is_file() and np.fromfile(marks, np.uint8).sum() >= 10):
@@ -82,7 +86,7 @@ def test_an_interrupted_file_is_continued_without_embedding_an_image_twice(slow_
     assert 10 <= done.sum() < 200
     stored = np.load(part, mmap_mode="r+")
     assert np.isfinite(stored[done]).all() and (stored[done] != 0).any(2).all()
-    stored[done] = 7  # to be seen again if nobody embeds these images once more
+    stored[done] = 7  # these values remain if the images are not embedded again
     stored.flush()
     again = run_script(CACHE, *slow_run, f"teacher_embeddings={path}", "val_batch_size=16")
     assert again.returncode == 0, again.stderr
@@ -97,7 +101,7 @@ def test_a_partial_file_of_another_teacher_is_not_continued(slow_run, tmp_path):
     state = torch.load(value(slow_run, "pretrained_teacher_path"), weights_only=True)
     torch.save({key: 2 * tensor for key, tensor in state.items()}, tmp_path / "other.pth")
     other = [*slow_run, f"pretrained_teacher_path={tmp_path / 'other.pth'}", f"teacher_embeddings={path}"]
-    refused(CACHE, *other, words=r"teacher\.npy\.part: made from something else: teacher\.sha256 is ")
+    refused(CACHE, *other, words=r"teacher\.npy\.part: made with other settings: teacher\.sha256 is ")
 
 
 def test_a_second_process_that_makes_the_same_file_is_refused(tmp_path):
@@ -115,7 +119,7 @@ def test_a_second_process_that_makes_the_same_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("left", ["done only", "part cut short", "no description"])
-def test_incomplete_leftovers_are_started_again(tmp_path, left):
+def test_an_interrupted_file_that_is_incomplete_is_started_again(tmp_path, left):
     path, part = tmp_path / "teacher.npy", tmp_path / "teacher.npy.part"
     with pytest.raises(KeyboardInterrupt), EmbeddingWriter(path, described(3, 4)) as writer:
         writer.write(np.arange(2), torch.ones(2, 2, 4))
@@ -130,7 +134,7 @@ def test_incomplete_leftovers_are_started_again(tmp_path, left):
     assert (np.load(path) == 1).all()
 
 
-def test_too_small_a_disk_is_an_error_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_an_error_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(embedding_writer.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 10**9))
     with pytest.raises(EmbeddingError, match=r"needs 11\.9 GB, but 1\.0 GB are free"):
         EmbeddingWriter(tmp_path / "teacher.npy", described(5_822_653, 512))
@@ -146,7 +150,7 @@ def test_a_file_that_lacks_images_does_not_get_its_final_name(tmp_path):
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e6, 1e-6, 0.0])
-def test_embeddings_that_float16_cannot_hold_are_refused_with_the_image(tmp_path, number):
+def test_embeddings_that_float16_cannot_represent_are_refused_with_the_image(tmp_path, number):
     values = torch.ones(4, 2, 8)
     values[2] = number
     with (

@@ -1,4 +1,4 @@
-"""Teachers from plain weights files: they are loaded whole and frozen, or refused with what to do."""
+"""Teachers from plain weights files: they are loaded completely and frozen, or refused with what to do."""
 
 import hashlib
 import re
@@ -51,14 +51,14 @@ def test_a_teacher_can_be_built_from_a_release_that_was_found_before(checkpoint)
     assert build_teacher(cfg, release)(IMAGE).shape == (1, 32)
 
 
-def test_the_identity_of_a_teacher_has_its_network_checksum_colours_and_origin(checkpoint):
-    assert find_teacher(plain_settings(checkpoint)).identity() == {
+def test_the_description_of_a_teacher_has_its_network_checksum_colours_and_origin(checkpoint):
+    assert find_teacher(plain_settings(checkpoint)).describe() == {
         "network": "mobilefacenet",
         "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
         "colours": "RGB",
         "origin": str(checkpoint),
     }
-    assert find_teacher(release_settings(checkpoint)).identity()["colours"] == "BGR"
+    assert find_teacher(release_settings(checkpoint)).describe()["colours"] == "BGR"
 
 
 def test_a_narrow_teacher_is_loaded_with_its_width_and_refused_with_another(tmp_path):
@@ -69,7 +69,7 @@ def test_a_narrow_teacher_is_loaded_with_its_width_and_refused_with_another(tmp_
         build_teacher(plain_settings(path))
 
 
-def test_a_teacher_without_a_path_is_refused_where_its_embeddings_have_to_be_computed():
+def test_a_teacher_without_a_path_is_refused_if_its_embeddings_have_to_be_computed():
     with pytest.raises(WeightsError, match="pretrained_teacher_path"):
         build_teacher(plain_settings("", teacher_embeddings="absent.npy"))
 
@@ -101,7 +101,7 @@ KEY = "conv_6_sep.conv.weight"  # [512, 128, 1, 1]
         (lambda state: state.update({"one.more": torch.zeros(2)}), r"1 keys unexpected \(one\.more\)"),
         (
             lambda state: state.update({KEY: torch.zeros(512, 64, 1, 1)}),
-            rf"{KEY} is \[512, 64, 1, 1\] where .*512, 128",
+            rf"{KEY} is \[512, 64, 1, 1\], but .*512, 128",
         ),
         (lambda state: state[KEY].view(-1)[7].fill_(torch.nan), rf"not finite \({KEY}\)"),
     ],
@@ -117,7 +117,7 @@ def test_a_file_that_does_not_fit_is_refused_with_the_key(checkpoint, change, me
 @pytest.mark.parametrize(
     "content", ["text", "empty", "truncated", "list", "nested", "no tensors", "code", "text in safetensors"]
 )
-def test_a_file_that_is_no_checkpoint_is_refused_with_its_name_and_never_executed(content, checkpoint, tmp_path):
+def test_a_file_that_is_not_a_checkpoint_is_refused_and_never_executed(content, checkpoint, tmp_path):
     path = tmp_path / ("weights.safetensors" if content == "text in safetensors" else "weights.pth")
     if content in ("text", "text in safetensors"):
         path.write_text("These are no weights.\n")

@@ -1,4 +1,4 @@
-"""The centers at unit length, which are kept between steps: they always equal what all centers would give."""
+"""The centers at unit length, which are kept between steps: they always equal the normalised centers."""
 
 import copy
 import pickle
@@ -16,7 +16,7 @@ def assert_unit_centers(head: torch.nn.Module) -> None:
     assert torch.equal(head.unit_centers.get(head.centers), expected)
 
 
-def test_updated_rows_are_bit_equal_to_rows_that_are_computed_from_all_centers():
+def test_updated_rows_are_bit_equal_to_the_rows_of_all_normalised_centers():
     head = build_head(settings("embedding_size=512"))
     for count in (1, 2, 5, 300):
         generator = torch.Generator().manual_seed(count)

@@ -37,7 +37,7 @@ def test_a_worker_that_ended_normally_was_not_killed():
     assert killed_worker() is None
 
 
-def test_an_error_beside_a_killed_worker_names_the_worker(worker):
+def test_an_error_after_a_worker_was_killed_names_the_worker(worker):
     message = rf"process {worker.pid} was killed by signal 9; .*num_workers"
     with pytest.raises(InputError, match=message), process_group("cpu"):
         worker.kill()
@@ -45,6 +45,6 @@ def test_an_error_beside_a_killed_worker_names_the_worker(worker):
         raise RuntimeError("any text")
 
 
-def test_an_error_without_a_killed_worker_is_raised_as_it_is(worker):
+def test_an_error_without_a_killed_worker_is_raised_unchanged(worker):
     with pytest.raises(RuntimeError, match="any text"), process_group("cpu"):
         raise RuntimeError("any text")

@@ -1,4 +1,4 @@
-"""A head with 1,000 spread centers, and batches that are hard for it."""
+"""A head with 1,000 centers that are spread as after training, and difficult batches for it."""
 
 import torch
 from easydict import EasyDict
@@ -14,7 +14,7 @@ def settings(*overrides: str) -> EasyDict:
 
 
 def trained_head(*overrides: str) -> torch.nn.Module:
-    """A head whose centers are spread as after training. Ten of them occur twice."""
+    """A head with random centers. Ten centers occur twice."""
     head = build_head(settings(*overrides))
     centers = torch.randn(CLASSES, SIZE, generator=torch.Generator().manual_seed(1))
     centers[500:510] = centers[:10]
@@ -24,7 +24,10 @@ def trained_head(*overrides: str) -> torch.nn.Module:
 
 
 def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Student and teacher near their centers. Labels: the first and the last class, edges of blocks, and repeats."""
+    """Embeddings of student and teacher near the centers, and labels.
+
+    The labels contain the first and the last class, classes at the edges of blocks, and repeats.
+    """
     generator = torch.Generator().manual_seed(seed)
     labels = torch.tensor([0, 0, 511, 512, 999, 63, 64, 127, 128, 3, 505, 505, 700, 701, 702, 999])
     centers = trained_head().centers[labels]

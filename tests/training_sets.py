@@ -1,4 +1,4 @@
-"""Small training sets in every layout, written by the tests."""
+"""Small training sets in every layout, for tests."""
 
 import cv2
 import numpy as np
@@ -15,7 +15,7 @@ def png(image):
 
 
 def write_cvlface_set(folder, labels, stated=None):
-    """Records of flag 0 from key 0 on, image k under key k."""
+    """Records with flag 0. Image k has key k, from 0 on. stated: the number of identities in the file `property`."""
     folder.mkdir(exist_ok=True)
     with RecordWriter(folder / "train") as writer:
         for key, label in enumerate(labels):
@@ -26,7 +26,7 @@ def write_cvlface_set(folder, labels, stated=None):
 
 
 def write_insightface_set(folder, records, num_classes):
-    """`records`: (label, encoded image) of keys 1 .. N; record 0 and a record an identity around them."""
+    """records: (label, encoded image) for the keys 1 to N. Record 0 and one record per identity are added."""
     folder.mkdir(exist_ok=True)
     end = len(records) + 1
     with RecordWriter(folder / "train") as writer:
@@ -39,7 +39,7 @@ def write_insightface_set(folder, records, num_classes):
 
 
 def write_folder_set(folder, counts):
-    """counts: identity -> number of images; image numbers run through the sorted identities."""
+    """counts: identity -> number of images. The images are numbered across the identities, in sorted order."""
     number = 0
     for identity in sorted(counts):
         (folder / identity).mkdir(parents=True)

@@ -60,7 +60,7 @@ def describe_embeddings(cfg: EasyDict, dataset: FaceDataset, weights_may_be_miss
     """
     about = {"data": dataset.source}
     try:
-        teacher = find_teacher(cfg).identity()
+        teacher = find_teacher(cfg).describe()
         about["teacher"] = teacher.pop("origin")
     except MissingWeights:
         if not weights_may_be_missing:
@@ -80,7 +80,7 @@ def _embed_dataset(cfg: EasyDict, dataset: FaceDataset, device: torch.device, de
     """Embed the images that the file still lacks. Each rank takes its share of the batches."""
     torch.backends.cudnn.benchmark = True  # the batches have one shape
     release = find_teacher(cfg)
-    if release.identity()["sha256"] != description["teacher"]["sha256"]:
+    if release.describe()["sha256"] != description["teacher"]["sha256"]:
         raise EmbeddingError(
             f"{release.weights}: not the weights that rank 0 found first; pin them by teacher_revision"
         )

@@ -1,1 +1,1 @@
-"""Ground that every room stands on, and that knows none of them: ranks, files, errors, number formats, weights."""
+"""What all other folders use: ranks, files, errors, data types, weights. It imports none of them."""

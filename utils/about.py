@@ -1,4 +1,4 @@
-"""Describes how a result was made: the command, the versions and the machine."""
+"""Describe how a result was made: the command, the versions and the machine."""
 
 import os
 import platform

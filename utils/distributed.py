@@ -29,41 +29,41 @@ class CollectiveError(RuntimeError):
 
 @contextmanager
 def _collective() -> Iterator[None]:
-    """Around calls of torch's collectives: any error in them is a CollectiveError."""
+    """Raise CollectiveError if a collective of torch in this block fails."""
     try:
         yield
-    except RuntimeError as error:  # gloo raises no type of its own
+    except RuntimeError as error:  # gloo has no error type of its own
         raise CollectiveError(str(error)) from error
 
 
 def rank() -> int:
-    """This process's rank; 0 without ranks."""
+    """The rank of this process; 0 if there is no process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of ranks; 1 without ranks."""
+    """The number of ranks; 1 if there is no process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @contextmanager
 def process_group(device: str | None = None, timeout: float = TIMEOUT) -> Iterator[torch.device]:
-    """Join the other ranks if torchrun started this process, and leave them at the end. Gives this rank's device.
+    """Join the other ranks if torchrun started this process, and leave them at the end. Yields this rank's device.
 
-    device: "cpu" or "cuda"; None takes GPUs if there are any. Ranks on GPUs use NCCL, one GPU per rank; ranks on CPUs
-    use gloo. timeout: seconds that ranks wait for each other in a collective. Raises RankLost, which names the rank
-    that died or hangs, and InputError for a killed worker process or a device that this rank cannot use.
+    device: "cpu" or "cuda"; None: GPUs if there are any. Ranks on GPUs use NCCL, one GPU per rank; ranks on CPUs use
+    gloo. timeout: seconds that ranks wait for each other in a collective. Raises RankLost if another rank died or
+    hangs, and InputError if a worker process was killed or this rank cannot use the device.
     """
     global _heartbeat, _host_group
-    place = _choose_device(device)
+    own_device = _choose_device(device)
     if "WORLD_SIZE" in os.environ:
-        _join(place.type == "cuda", timeout)
+        _join(own_device.type == "cuda", timeout)
     try:
-        yield place
+        yield own_device
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        if killed := killed_worker():  # torch raises a RuntimeError for it, wherever this process is
+        if killed := killed_worker():  # torch then raises a RuntimeError, at any point of the program
             raise InputError(killed) from error
         in_collective = isinstance(error, CollectiveError | dist.DistError)
         lost = _heartbeat.find_lost_ranks(in_collective) if _heartbeat is not None else None
@@ -96,7 +96,7 @@ def _choose_device(kind: str | None) -> torch.device:
 
 
 def _join(on_gpu: bool, timeout: float) -> None:
-    """Find the other ranks, and start this rank's signs of life."""
+    """Find the other ranks, and start the heartbeat of this rank."""
     global _heartbeat, _host_group
     limit = timedelta(seconds=timeout + NCCL_EXTRA * on_gpu)
     with _exit_after(min(timeout, JOIN_TIMEOUT)):
@@ -108,8 +108,8 @@ def _join(on_gpu: bool, timeout: float) -> None:
 def _rendezvous() -> dict[str, Any]:
     """Where the ranks find each other, as arguments of init_process_group.
 
-    torchrun keeps its store when it restarts the ranks, with the addresses of the ranks that ended. So each attempt
-    has a prefix of its own.
+    When torchrun restarts the ranks, it keeps its store, with the addresses of the ranks that ended. So each attempt
+    uses a prefix of its own.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return {}
@@ -122,7 +122,7 @@ def _rendezvous() -> dict[str, Any]:
 
 @contextmanager
 def _exit_after(seconds: float) -> Iterator[None]:
-    """End this process if the block takes longer than `seconds`: torch's calls in it cannot be interrupted."""
+    """End this process if the block takes longer than `seconds`. The calls of torch in it cannot be interrupted."""
 
     def end() -> None:
         name = f"error (rank {os.environ.get('RANK')})"
@@ -145,7 +145,7 @@ def report_activity(step: int, name: str) -> None:
 
 
 def all_gather(tensor: Tensor) -> Tensor:
-    """[n, ...] of each rank -> [ranks * n, ...], in the order of ranks, without gradient. Shapes must be equal."""
+    """[n, ...] of each rank -> [ranks * n, ...], in the order of ranks, without gradient. All shapes must be equal."""
     tensor = tensor.detach()
     if world_size() == 1:
         return tensor
@@ -215,7 +215,7 @@ def on_rank_0(function: Callable[[], Any]) -> Any:
 def on_all_ranks(function: Callable[[], Any]) -> Any:
     """Call `function` on every rank and return this rank's value. Every rank must call this.
 
-    An InputError or OSError on any rank is raised on every rank: no rank waits for one that found a broken file.
+    An InputError or OSError on any rank is raised on every rank, so that no rank waits for one that found an error.
     """
     result, error = None, None
     try:
@@ -234,7 +234,7 @@ def on_all_ranks(function: Callable[[], Any]) -> Any:
 
 @torch.no_grad()
 def broadcast_buffers(module: nn.Module) -> None:
-    """Overwrite the module's buffers with rank 0's."""
+    """Overwrite the buffers of the module with those of rank 0."""
     if world_size() > 1:
         with _collective():
             for buffer in module.buffers():
@@ -242,9 +242,9 @@ def broadcast_buffers(module: nn.Module) -> None:
 
 
 class Agreement:
-    """Tells all ranks in the same step which requests any of them has, without waiting for the device.
+    """Tells all ranks, in the same step, which requests any rank made. It does not wait for the device.
 
-    Requests are posted at the start of a step, summed in host memory during it, and read at its end.
+    Requests (for example to stop) are posted at the start of a step, summed in host memory, and read at its end.
     """
 
     def post(self, *requests: bool) -> None:
@@ -256,7 +256,7 @@ class Agreement:
                 self._work = dist.all_reduce(self._requests, group=_host_group, async_op=True)
 
     def read(self) -> list[bool]:
-        """Which requests some rank has."""
+        """For each request, whether any rank made it."""
         if self._work is not None:
             with _collective():
                 self._work.wait()

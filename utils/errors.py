@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 
 class InputError(ValueError):
-    """A file or a setting cannot be used. The message names it, what was expected and what to do."""
+    """A file or a setting cannot be used. The message names it and says what was expected and what to do."""
 
 
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Around a script's main: InputError and OSError end it with one line and exit code 2, Ctrl-C with 130."""
+    """For the main part of a script: InputError and OSError end it with one line and exit code 2, Ctrl-C with 130."""
     try:
         yield
     except (InputError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, checksums, and locks of folders."""
+"""Atomic writes, checksums and locks of folders."""
 
 import fcntl
 import hashlib
@@ -12,7 +12,11 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A binary file to write. It has a temporary name beside `path`; without an error it is flushed and renamed."""
+    """A binary file to write, which replaces `path` only when it is complete.
+
+    It has a temporary name in the same folder. If the block ends without an error, the file is flushed to the disk and
+    renamed; else it is deleted.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -27,13 +31,13 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file in UTF-8 with `atomic_write`."""
     with atomic_write(path) as file:
         file.write(text.encode())
 
 
 def checksum(parts: Iterable[bytes | memoryview]) -> str:
-    """The SHA-256 of bytes that are given in parts, in hexadecimal digits."""
+    """The SHA-256 of the joined parts, in hexadecimal digits."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -49,7 +53,7 @@ def sha256(path: str | os.PathLike) -> str:
 def lock_folder(folder: str | os.PathLike) -> BinaryIO:
     """Lock a folder for this process until the returned file is closed or the process ends.
 
-    Raises OSError if another process has the lock. On a file system without locks, does nothing.
+    Raises OSError if another process has the lock. On a file system without locks, it has no effect.
     """
     path = Path(folder, ".lock")
     file = open(path, "ab")  # noqa: SIM115 - open while the lock is held

@@ -1,4 +1,4 @@
-"""Finds the rank that died or hangs: each rank regularly writes what it is doing to a store that all ranks can read."""
+"""Find the rank that died or hangs. Each rank regularly writes what it is doing to a store that all ranks can read."""
 
 import json
 import os
@@ -14,16 +14,16 @@ import torch.distributed as dist
 
 from utils.errors import InputError
 
-INTERVAL = 1.0  # seconds between two signs of life
-SILENCE = 4 * INTERVAL  # a process that gave no sign of life for so many seconds is dead or stopped
+INTERVAL = 1.0  # seconds between two heartbeats
+SILENCE = 4 * INTERVAL  # seconds without a heartbeat, after which a process counts as dead or stopped
 
 
 class RankLost(InputError):
-    """A rank died or hangs. The message names it, its last step and what it was doing."""
+    """A rank died or hangs. The message names the rank, its last step and what it was doing."""
 
 
 class Activity(NamedTuple):
-    """What a rank is doing. `number` counts activities; every rank goes through the same ones in the same order."""
+    """What a rank is doing. `number` counts activities; all ranks have the same activities in the same order."""
 
     number: int
     step: int
@@ -32,16 +32,16 @@ class Activity(NamedTuple):
 
 
 class Heartbeat:
-    """A thread that writes this rank's signs of life to the store through which the ranks found each other.
+    """A thread that writes the heartbeats of this rank to the store through which the ranks found each other.
 
-    The thread also ends this process where another rank found that this one hangs. `timeout`: seconds after which a
+    The thread also ends this process if another rank found that this one hangs. timeout: seconds after which a
     collective fails.
     """
 
     def __init__(self, rank: int, ranks: int, timeout: float) -> None:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=60))
-        # When torchrun restarts the ranks, the store still has the entries of the attempt before.
+        # When torchrun restarts the ranks, the store still has the entries of the previous attempt.
         self._store = dist.PrefixStore(f"heartbeat{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         self._rank, self._ranks, self._timeout = rank, ranks, timeout
         self._activity = Activity(0, 0, "starting", time.monotonic())
@@ -51,7 +51,7 @@ class Heartbeat:
         self._thread.start()
 
     def report_activity(self, step: int, name: str) -> None:
-        """This rank begins an activity at `step`. Every rank must report the same activities in the same order."""
+        """Record that this rank begins an activity at `step`. All ranks must report the same ones in the same order."""
         self._activity = Activity(self._activity.number + 1, step, name, time.monotonic())
         self._activity_changed.set()
 
@@ -62,21 +62,21 @@ class Heartbeat:
         self._thread.join(timeout=10)  # a thread that uses the store while Python exits would abort the process
 
     def find_lost_ranks(self, in_collective: bool) -> str | None:
-        """After an error of this rank: which ranks caused it, or None where the error is this rank's own.
+        """After an error on this rank: which ranks caused it, in words, or None if this rank caused it itself.
 
-        in_collective: whether the error is known to come from a collective. Otherwise, other ranks count as the cause
-        only where one of them died or ended, where some but not all of them failed too, or where this rank was busy for
-        as long as a collective may take. Takes SILENCE seconds. Ranks that call this are not to blame. A rank that
-        hangs is ended.
+        in_collective: whether the error is known to come from a collective. If not, other ranks count as the cause only
+        if one of them died or ended, if some but not all of them failed too, or if this rank has been busy for the
+        timeout of a collective. Ranks that call this method never count as the cause. This takes SILENCE seconds, and
+        ends a rank that hangs.
         """
         busy = time.monotonic() - self._activity.since
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends the remaining ranks: report first
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # report before the launcher ends the remaining ranks
         try:
             ended = [r for r in range(self._ranks) if self._store.check([f"ended{r}"])]
             if ended:
                 last = self._read()
-                return "; ".join(_describe(r, last[r], "ended by an error of its own:") for r in ended)
+                return "; ".join(_describe(r, last[r], "ended with an error of its own:") for r in ended)
             self._store.set(f"failed{self._rank}", "")
             before = self._read()
             time.sleep(SILENCE)
@@ -92,18 +92,19 @@ class Heartbeat:
             slowest = min((after[r]["activity"] for r in suspects), default=0)
             hanging = [r for r in suspects if after[r]["activity"] == slowest]
             for r in hanging:
-                self._store.set(f"end{r}", "")
+                self._store.set(f"must_end{r}", "")
         except (dist.DistError, RuntimeError):
             if not in_collective:
                 return None
-            return "another rank ended, and the store through which the ranks find each other with it: see its output"
+            return "another rank ended, and with it the store through which the ranks find each other; see its output"
         return "; or ".join(_describe(r, after[r], "hangs:") for r in hanging) or "a collective failed on all ranks"
 
     def _read(self) -> list[dict]:
-        """By rank: its last sign of life, or {} if there is none."""
+        """The last heartbeat of each rank; {} for a rank without one."""
         return [json.loads(self._store.get(str(r))) if self._store.check([str(r)]) else {} for r in range(self._ranks)]
 
     def _write(self, beat: int) -> None:
+        """Write heartbeat number `beat` to the store, with the activity of this rank and its process."""
         number, step, name, since = self._activity
         activity = {"activity": number, "step": step, "name": name, "seconds": time.monotonic() - since}
         process = {"host": socket.gethostname(), "pid": os.getpid()}
@@ -117,8 +118,8 @@ class Heartbeat:
             beat += 1
             try:
                 self._write(beat)
-                if self._store.check([f"end{self._rank}"]):
-                    message = f"error (rank {self._rank}): hangs, as another rank found; see the output of that rank"
+                if self._store.check([f"must_end{self._rank}"]):
+                    message = f"error (rank {self._rank}): this rank hangs; see the output of the rank that found it"
                     print(message, file=sys.stderr, flush=True)
                     os._exit(1)
             except (dist.DistError, RuntimeError):
@@ -126,7 +127,7 @@ class Heartbeat:
 
 
 def _describe(rank: int, last: dict, fate: str) -> str:
-    """Name a rank, what happened to it, and its last sign of life."""
+    """A description of a rank, for error messages: what happened to it (`fate`), and its last heartbeat."""
     if not last:
         return f"rank {rank} did not start"
     return (

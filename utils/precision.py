@@ -7,7 +7,7 @@ _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def compute_type(name: str, device: torch.device) -> torch.dtype:
-    """The torch type called `name`; "auto" is float32 on CPUs, bfloat16 on GPUs that have it, else float16."""
+    """The torch type `name`. "auto": float32 on CPUs, bfloat16 on GPUs that support it, float16 on other GPUs."""
     if name == "auto":
         if device.type == "cpu":
             return torch.float32
@@ -16,9 +16,10 @@ def compute_type(name: str, device: torch.device) -> torch.dtype:
 
 
 def cast_products(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Convert the weights of a frozen network's matrix products to `dtype`, which autocast would do in every pass.
+    """Convert the weights of convolutions and linear layers to `dtype`, in place. Returns the network.
 
-    Normalisations stay in float32, as under autocast.
+    For frozen networks: autocast would convert the weights in every pass. Normalisations stay in float32, as with
+    autocast.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

@@ -1,4 +1,4 @@
-"""Reads weights files without executing anything in them, and loads them into a network strictly."""
+"""Read weights files without executing anything in them, and load them into a network strictly."""
 
 import os
 import pickle
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from utils.errors import InputError
 from utils.files import sha256
 
-# Checkpoints of training frameworks refer to the frameworks' classes beside the weights; AdaFace's release does.
+# Checkpoints of training frameworks, such as AdaFace's release, contain objects of these frameworks besides weights.
 _FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "argparse.Namespace")
-# Errors of the loaders whose text helps the user.
+# Errors of the loaders whose message helps the user.
 _CLEAR_ERRORS = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError)
 
 
 class _Placeholder:
-    """Takes the place of a framework's class that a file refers to: accepts any arguments and does nothing."""
+    """Replaces a class of a framework that a file refers to. It accepts any arguments and does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -44,12 +44,14 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{path}: holds {type(state).__name__} (expected a state dict: a dict of tensors by name)")
+        raise WeightsError(
+            f"{path}: contains {type(state).__name__} (expected a state dict: a dict of tensors by name)"
+        )
     size = os.path.getsize(path)
     for name, value in state.items():
         if value.layout != torch.strided or value.is_meta or value.is_quantized or value.nbytes > size:
             raise WeightsError(
-                f"{path}: {name} is no plain tensor, or larger than the file; save it as a contiguous tensor"
+                f"{path}: {name} is not a plain tensor, or larger than the file; save it as a contiguous tensor"
             )
     return state
 
@@ -63,8 +65,8 @@ def step_in_name(name: str) -> int | None:
 def read_weights_file(path: str | os.PathLike) -> Any:
     """The content of a .safetensors or torch file, on the CPU: tensors and plain values (weights_only).
 
-    Objects of training frameworks become empty placeholders. Raises WeightsError for a file that refers to any other
-    class or function, that is damaged, or that differs from the checksum beside it.
+    Objects of training frameworks become empty placeholders. Raises WeightsError if the file refers to any other class
+    or function, is broken, or differs from its checksum in the file of checksums in its folder.
     """
     path = str(path)
     if not os.path.isfile(path):
@@ -76,14 +78,14 @@ def read_weights_file(path: str | os.PathLike) -> Any:
         )
     try:
         return load_file(path) if path.endswith(".safetensors") else _load_torch_file(path)
-    except Exception as error:  # torch's errors for bytes that are no pickle have no common base
+    except Exception as error:  # torch's errors for bytes that are not a pickle have no common base class
         clear = str(error) and isinstance(error, _CLEAR_ERRORS)
         reason = str(error).splitlines()[0] if clear else "garbled"
         raise WeightsError(f"{path}: not a weights file that can be read without executing it ({reason})") from error
 
 
 def _violated_checksums(path: Path) -> Path | None:
-    """The file of checksums that a run wrote beside this file of a checkpoint, if its checksum for the file differs."""
+    """The file of checksums in the folder of this file, if its checksum for this file differs; else None."""
     step = re.match(r"\d+", path.name)
     sums = path.with_name(f"{step[0]}sha256.txt") if step else None
     if sums is None or not sums.is_file():
@@ -95,8 +97,8 @@ def _violated_checksums(path: Path) -> Path | None:
 def refuse_inflated(path: str | os.PathLike) -> None:
     """Raise UnpicklingError for a zip archive whose entries claim more bytes than the file has.
 
-    torch.save and np.savez never compress. Loaders allocate what an entry claims before they read it, so a small file
-    could fill the memory.
+    Files of torch.save and np.savez are never compressed. Loaders allocate as many bytes as an entry claims before they
+    read it, so a small file could fill the memory.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -106,6 +108,7 @@ def refuse_inflated(path: str | os.PathLike) -> None:
 
 
 def _load_torch_file(path: str) -> Any:
+    """torch.load, with placeholders for objects of training frameworks. Raises UnpicklingError."""
     refuse_inflated(path)
     try:
         return torch.load(path, "cpu", weights_only=True)
@@ -123,15 +126,15 @@ def _load_torch_file(path: str) -> Any:
 
 
 def load_strictly(network: nn.Module, state: dict[str, Tensor], source: str, hint: str) -> None:
-    """Copy `state` into `network`. Names, shapes and finite values must all agree.
+    """Copy `state` into `network`. All names and shapes must agree, and all values must be finite.
 
-    Raises WeightsError with `source`, the differences and `hint`.
+    Otherwise raises WeightsError, with `source`, the differences and `hint` in its message.
     """
     expected = network.state_dict()
     missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key not in expected]
     shapes = [
-        f"{key} is {list(state[key].shape)} where the network has {list(value.shape)}"
+        f"{key} is {list(state[key].shape)}, but the network has {list(value.shape)}"
         for key, value in expected.items()
         if key in state and state[key].shape != value.shape
     ]

@@ -1,4 +1,4 @@
-"""Worker processes of this process: which of them was killed, if an error suggests that one was."""
+"""Remember the worker processes of this process, to find out after an error whether one of them was killed."""
 
 from collections.abc import Iterable
 from multiprocessing.process import BaseProcess
@@ -7,12 +7,12 @@ _watched: list[BaseProcess] = []
 
 
 def watch_workers(processes: Iterable[BaseProcess]) -> None:
-    """Remember these workers, in place of those before."""
+    """Remember these workers instead of those of the last call."""
     _watched[:] = processes
 
 
 def killed_worker() -> str | None:
-    """A description of a worker that was killed or failed; None if there is none."""
+    """A message about a worker that was killed or failed; None if all are running or ended normally."""
     for process in _watched:
         if process.exitcode:  # None while it runs, negative after a signal
             end = f"was killed by signal {-process.exitcode}" if process.exitcode < 0 else "failed"

@@ -163,7 +163,7 @@ def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(tmp_path):
 
 def test_weights_larger_than_their_file_are_refused(tmp_path):
     torch.save({"weight": torch.zeros(1).expand(2**40)}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"w\.pth: weight is no plain tensor, or larger than the file"):
+    with pytest.raises(WeightsError, match=r"w\.pth: weight is not a plain tensor, or larger than the file"):
         read_state_dict(tmp_path / "w.pth")
 
 
