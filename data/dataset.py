@@ -4,8 +4,8 @@ A record set has one of two layouts. In InsightFace's, record 0 states which key
 an image. A folder set (data/folder_set.py) has one folder per identity.
 """
 
-import hashlib
 import os
+from itertools import chain
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -19,6 +19,7 @@ from config import names
 from data.images import SIZE, decode_aligned, decode_into
 from data.recordio import IndexedRecordReader
 from utils.errors import InputError
+from utils.files import checksum
 
 MAX_CLASSES = 2**24  # labels are stored as float32, which represents all integers up to this one exactly
 
@@ -63,10 +64,8 @@ class FaceDataset(torch.utils.data.Dataset):
 
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal digits, of the layout and of up to 1,024 evenly spaced images. Fast for any set."""
-        digest = hashlib.sha256(self.layout())
-        for position in np.linspace(0, len(self) - 1, min(len(self), 1024)).astype(int):
-            digest.update(self.read(int(position))[0])
-        return digest.hexdigest()
+        positions = np.linspace(0, len(self) - 1, min(len(self), 1024)).astype(int)
+        return checksum(chain([self.layout()], (self.read(int(position))[0] for position in positions)))
 
     def __getitem__(self, positions: np.ndarray) -> Tensor:
         """The images at `positions` [N], uint8 [N, 112, 112, 3] RGB."""

@@ -12,8 +12,9 @@ import mmap
 import os
 import struct
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -219,16 +220,18 @@ class RecordWriter:
 
     def __init__(self, stem: str | os.PathLike) -> None:
         self._stem = Path(stem)
+        self._keys: set[int] = set()
+        self._stack = ExitStack()
+        self._rec: BinaryIO | None = None
+        self._idx: BinaryIO | None = None
 
     def __enter__(self) -> "RecordWriter":
-        self._files = [atomic_write(self._stem.with_suffix(suffix)) for suffix in (".rec", ".idx")]
-        self._rec, self._idx = (file.__enter__() for file in self._files)
-        self._keys: set[int] = set()
+        self._idx = self._stack.enter_context(atomic_write(self._stem.with_suffix(".idx")))
+        self._rec = self._stack.enter_context(atomic_write(self._stem.with_suffix(".rec")))
         return self
 
-    def __exit__(self, *error: object) -> None:
-        for file in self._files:
-            file.__exit__(*error)
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     def write(self, key: int, label: float | list[float] | np.ndarray, image: bytes, id: int | None = None) -> None:
         """Append a record with one label (flag 0) or a list of labels (flag: their number). `id` defaults to the key.

@@ -11,8 +11,8 @@ import cv2
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from utils.distributed import watch_workers
 from utils.errors import InputError
-from utils.workers import watch_workers
 
 
 def decoded_batches(

@@ -28,7 +28,7 @@ def ranks(monkeypatch, ended) -> Iterator[list[Heartbeat]]:
     monkeypatch.setattr(heartbeat.os, "_exit", lambda code: ended.set())
     started = [Heartbeat(rank, 3, timeout=100.0) for rank in range(3)]
     for each in started:
-        each.report_activity(7, "forward and backward")
+        each.report_activity(7, "forward and backward", has_collectives=True)
     yield started
     for each in started:
         each.stop()
@@ -75,15 +75,22 @@ def test_the_same_error_on_all_ranks_blames_no_rank(ranks, ended):
     assert not ended.is_set()
 
 
-def test_a_rank_that_was_busy_for_the_timeout_of_a_collective_waited_for_another(ranks):
+def test_an_error_after_the_timeout_of_a_collective_of_torchs_own_blames_the_ranks_that_did_not_come(ranks):
     ranks[0]._timeout = 0.0
     (found,) = find(ranks[0], in_collective=False)
     assert "rank 1 (process " in found and "rank 2 (process " in found and "hangs" in found
 
 
-def test_ranks_that_fail_together_waited_for_the_one_that_did_not(ranks):
-    for found in find(ranks[0], ranks[2], in_collective=False):
-        assert found.startswith("rank 1 (process ") and "hangs" in found
+def test_an_error_after_long_work_without_collectives_blames_no_rank(ranks, ended):
+    ranks[0]._timeout = 0.0
+    ranks[0].report_activity(8, "evaluation")
+    assert find(ranks[0], in_collective=False) == [None]
+    assert not ended.is_set()
+
+
+def test_the_same_error_on_some_ranks_first_blames_no_rank(ranks, ended):
+    assert find(ranks[0], ranks[2], in_collective=False) == [None, None]
+    assert not ended.is_set()
 
 
 def test_a_collective_that_fails_on_all_ranks_is_reported_as_such(ranks):

@@ -5,9 +5,8 @@ import time
 
 import pytest
 
-from utils.distributed import process_group
+from utils.distributed import killed_worker, process_group, watch_workers
 from utils.errors import InputError
-from utils.workers import killed_worker, watch_workers
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ class TrainingStep:
             report_activity(done + 1, "waiting for input")
             with record_function("input"):
                 batch = next(batches)
-            report_activity(done + 1, "forward and backward")
+            report_activity(done + 1, "forward and backward", has_collectives=True)
             with nullcontext() if is_last else self.task.no_sync():
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                     output = self.task.forward(batch)

@@ -3,9 +3,11 @@
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -14,13 +16,13 @@ from torch import Tensor, nn
 
 from utils.errors import InputError
 from utils.heartbeat import Heartbeat, RankLost
-from utils.workers import killed_worker
 
 TIMEOUT = 1800.0  # seconds
 JOIN_TIMEOUT = 300.0  # seconds for the ranks, which torchrun starts together, to find each other
 NCCL_EXTRA = 120.0  # seconds added to NCCL's timeout, so that gloo reports a lost rank before NCCL ends the process
 _heartbeat: Heartbeat | None = None
 _host_group: dist.ProcessGroup | None = None  # for tensors in host memory; None: the default group
+_watched: list[BaseProcess] = []  # worker processes of this process
 
 
 class CollectiveError(RuntimeError):
@@ -34,6 +36,20 @@ def _collective() -> Iterator[None]:
         yield
     except RuntimeError as error:  # gloo has no error type of its own
         raise CollectiveError(str(error)) from error
+
+
+def watch_workers(processes: Iterable[BaseProcess]) -> None:
+    """Remember these workers instead of those of the last call."""
+    _watched[:] = processes
+
+
+def killed_worker() -> str | None:
+    """A message about a worker that was killed or failed; None if all are running or ended normally."""
+    for process in _watched:
+        if process.exitcode:  # None while it runs, negative after a signal
+            end = f"was killed by signal {-process.exitcode}" if process.exitcode < 0 else "failed"
+            return f"the worker process {process.pid} {end}; if memory was short (see dmesg), lower num_workers"
+    return None
 
 
 def rank() -> int:
@@ -69,6 +85,8 @@ def process_group(device: str | None = None, timeout: float = TIMEOUT) -> Iterat
         lost = _heartbeat.find_lost_ranks(in_collective) if _heartbeat is not None else None
         if lost is None:
             raise
+        if not in_collective:
+            traceback.print_exception(error)  # it may be an error of this program after all
         raise RankLost(lost if in_collective else f"{lost}. This rank ended with: {error}") from error
     finally:
         if _heartbeat is not None:
@@ -138,10 +156,13 @@ def _exit_after(seconds: float) -> Iterator[None]:
         timer.cancel()
 
 
-def report_activity(step: int, name: str) -> None:
-    """Record what this rank is doing at `step`, for the report if it hangs or dies. Call it on every rank."""
+def report_activity(step: int, name: str, has_collectives: bool = False) -> None:
+    """Record what this rank is doing at `step`, for the report if it hangs or dies. Call it on every rank.
+
+    has_collectives: whether torch itself runs collectives during the activity, as DistributedDataParallel does.
+    """
     if _heartbeat is not None:
-        _heartbeat.report_activity(step, name)
+        _heartbeat.report_activity(step, name, has_collectives)
 
 
 def all_gather(tensor: Tensor) -> Tensor:
@@ -246,6 +267,10 @@ class Agreement:
 
     Requests (for example to stop) are posted at the start of a step, summed in host memory, and read at its end.
     """
+
+    def __init__(self) -> None:
+        self._requests = torch.zeros(0, dtype=torch.int32)
+        self._work: dist.Work | None = None
 
     def post(self, *requests: bool) -> None:
         """This rank's requests. Every rank must post the same number of them in every step."""

@@ -23,11 +23,15 @@ class RankLost(InputError):
 
 
 class Activity(NamedTuple):
-    """What a rank is doing. `number` counts activities; all ranks have the same activities in the same order."""
+    """What a rank is doing. `number` counts activities; all ranks have the same activities in the same order.
+
+    has_collectives: whether torch itself runs collectives during the activity, whose errors have no type of their own.
+    """
 
     number: int
     step: int
     name: str
+    has_collectives: bool
     since: float  # time.monotonic()
 
 
@@ -44,15 +48,15 @@ class Heartbeat:
         # When torchrun restarts the ranks, the store still has the entries of the previous attempt.
         self._store = dist.PrefixStore(f"heartbeat{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         self._rank, self._ranks, self._timeout = rank, ranks, timeout
-        self._activity = Activity(0, 0, "starting", time.monotonic())
+        self._activity = Activity(0, 0, "starting", False, time.monotonic())
         self._stopped, self._activity_changed = threading.Event(), threading.Event()
         self._write(0)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def report_activity(self, step: int, name: str) -> None:
+    def report_activity(self, step: int, name: str, has_collectives: bool = False) -> None:
         """Record that this rank begins an activity at `step`. All ranks must report the same ones in the same order."""
-        self._activity = Activity(self._activity.number + 1, step, name, time.monotonic())
+        self._activity = Activity(self._activity.number + 1, step, name, has_collectives, time.monotonic())
         self._activity_changed.set()
 
     def stop(self) -> None:
@@ -65,11 +69,11 @@ class Heartbeat:
         """After an error on this rank: which ranks caused it, in words, or None if this rank caused it itself.
 
         in_collective: whether the error is known to come from a collective. If not, other ranks count as the cause only
-        if one of them died or ended, if some but not all of them failed too, or if this rank has been busy for the
-        timeout of a collective. Ranks that call this method never count as the cause. This takes SILENCE seconds, and
-        ends a rank that hangs.
+        if one of them died or ended, or if a collective of torch's own may have timed out in the current activity.
+        Ranks that call this method never count as the cause. This takes SILENCE seconds, and ends a rank that hangs.
         """
         busy = time.monotonic() - self._activity.since
+        in_collective = in_collective or (self._activity.has_collectives and busy >= self._timeout)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # report before the launcher ends the remaining ranks
         try:
@@ -85,8 +89,7 @@ class Heartbeat:
             silent = [r for r in suspects if before[r].get("beat") == after[r].get("beat")]
             if silent:
                 return "; ".join(_describe(r, after[r], "died, or was stopped:") for r in silent)
-            others_failed = 0 < len(suspects) < self._ranks - 1
-            if not (in_collective or others_failed or (suspects and busy >= self._timeout)):
+            if not in_collective:
                 self._store.set(f"ended{self._rank}", "")
                 return None
             slowest = min((after[r]["activity"] for r in suspects), default=0)
@@ -105,8 +108,9 @@ class Heartbeat:
 
     def _write(self, beat: int) -> None:
         """Write heartbeat number `beat` to the store, with the activity of this rank and its process."""
-        number, step, name, since = self._activity
-        activity = {"activity": number, "step": step, "name": name, "seconds": time.monotonic() - since}
+        now = self._activity
+        activity = {"activity": now.number, "step": now.step, "name": now.name}
+        activity["seconds"] = time.monotonic() - now.since
         process = {"host": socket.gethostname(), "pid": os.getpid()}
         self._store.set(str(self._rank), json.dumps({"beat": beat, **activity, **process}))
 

@@ -20,6 +20,8 @@ _FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "argpars
 # Errors of the loaders whose message helps the user.
 _CLEAR_ERRORS = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError)
 
+CHECKSUMS = "sha256.txt"  # <step>sha256.txt beside a checkpoint: the checksums of its files
+
 
 class _Placeholder:
     """Replaces a class of a framework that a file refers to. It accepts any arguments and does nothing."""
@@ -86,9 +88,8 @@ def read_weights_file(path: str | os.PathLike) -> Any:
 
 def _violated_checksums(path: Path) -> Path | None:
     """The file of checksums in the folder of this file, if its checksum for this file differs; else None."""
-    step = re.match(r"\d+", path.name)
-    sums = path.with_name(f"{step[0]}sha256.txt") if step else None
-    if sums is None or not sums.is_file():
+    sums = path.with_name(f"{step_in_name(path.name)}{CHECKSUMS}")
+    if not sums.is_file():
         return None
     lines = sums.read_text(errors="replace").splitlines()
     return sums if any(line.endswith(f"  {path.name}") and line[:64] != sha256(path) for line in lines) else None
