@@ -10,7 +10,7 @@ from typing import Any
 
 from easydict import EasyDict
 
-from config.conflicts import find_conflict
+from config.conflicts import DISTILLATION, Conflict, find_conflict
 from config.rule import Rule
 from config.rules import REMOVED, RULES, benchmark_defaults, known_rules
 from utils.errors import InputError
@@ -25,7 +25,9 @@ class ConfigError(InputError):
     """The config cannot be used. The message names the key or file, what is allowed and what to do."""
 
 
-def load_config(path: str | os.PathLike = BASE, overrides: Sequence[str] = ()) -> EasyDict:
+def load_config(
+    path: str | os.PathLike = BASE, overrides: Sequence[str] = (), conflicts: Sequence[Conflict] = DISTILLATION
+) -> EasyDict:
     """Read and check a config. Nothing but the config files is opened, and torch is not imported.
 
     Args:
@@ -35,6 +37,8 @@ def load_config(path: str | os.PathLike = BASE, overrides: Sequence[str] = ()) -
             an EasyDict `config` of all keys and a dict `datasets`.
         overrides: strings of the form "key=value", as on the command line. The rule of the key in config/rules.py
             converts the value: "lr=0.1" becomes a float, "val_targets=lfw,cfp_fp" a list.
+        conflicts: the contradictions between keys that are refused, from config/conflicts.py. By default all of them;
+            a script that ignores some keys passes those that concern it.
 
     Returns:
         All keys with their values: the defaults, overridden by the entry of `datasets`, then by the preset, then by
@@ -57,7 +61,7 @@ def load_config(path: str | os.PathLike = BASE, overrides: Sequence[str] = ()) -
     if missing:
         raise ConfigError(f"{path}: the config lacks {', '.join(missing)}; copy them from config/config.py")
     cfg = EasyDict({key: _check_value(key, value, rules[key]) for key, value in cfg.items()})
-    conflict = find_conflict(cfg)
+    conflict = find_conflict(cfg, conflicts)
     if conflict:
         raise ConfigError(conflict)
     return cfg
@@ -82,6 +86,7 @@ def _read_layers(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             variables = runpy.run_path(str(path))
         except SyntaxError as error:
             raise ConfigError(f"{path}: line {error.lineno} is not valid Python: {error.msg}") from error
+        _refuse_removed(path, variables)
         if "config" in variables and "datasets" in variables:
             return variables, layers
         if not isinstance(variables.get("preset"), dict):
@@ -91,6 +96,14 @@ def _read_layers(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         path = path.parent / variables["base"] if "base" in variables else BASE
         if path.resolve() in seen:
             raise ConfigError(f"{seen[-1]}: `base` leads back to {path}; a preset cannot be its own base")
+
+
+def _refuse_removed(path: Path, variables: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a config file states keys that earlier versions had, as the config.py of an old run does."""
+    stated = {**variables.get("config", {}), **dict(variables.get("preset") or {})}
+    if removed := [key for key in REMOVED if key in stated]:
+        fixes = "; ".join(f"{key}: {REMOVED[key]}" for key in removed)
+        raise ConfigError(f"{path}: no longer keys: {', '.join(removed)}; remove them ({fixes})")
 
 
 def _parse_overrides(overrides: Sequence[str], rules: Mapping[str, Rule]) -> dict[str, Any]:

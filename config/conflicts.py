@@ -1,6 +1,6 @@
 """Combinations of keys that contradict each other. Only those that the config alone shows are checked here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from easydict import EasyDict
@@ -19,7 +19,7 @@ def _augments(cfg: EasyDict) -> bool:
     return any(cfg[key] > 0 for key in cfg if key.endswith("_augmentation_prob"))
 
 
-CONFLICTS = [
+DATA = [
     Conflict(
         lambda cfg: cfg.db_file_format == "folder" and not cfg.data_path,
         "db_file_format = 'folder' needs data_path, a folder with one folder of images per identity; set data_path, or "
@@ -30,6 +30,8 @@ CONFLICTS = [
         "sample above 0 needs db_file_format = 'folder', because record sets are always read completely; set "
         "sample=0, or db_file_format=folder",
     ),
+]
+TEACHER = [
     Conflict(
         lambda cfg: (
             names.TEACHERS[cfg.teacher] == names.WEIGHTS_FILE
@@ -50,6 +52,8 @@ CONFLICTS = [
         "centers = 'fixed' needs pretrained_teacher_header_path, the header.pth with the teacher's class centers; set "
         "it, or centers=ema",
     ),
+]
+BATCH = [
     Conflict(
         lambda cfg: cfg.batch_size == 1 and not cfg.sync_bn,
         "batch_size = 1 needs sync_bn = True and several ranks, because BatchNorm needs two images; raise batch_size, "
@@ -58,6 +62,11 @@ CONFLICTS = [
 ]
 
 
-def find_conflict(cfg: EasyDict) -> str | None:
-    """The message of the first conflict in the config, or None. Every value must already be allowed by its rule."""
-    return next((conflict.message for conflict in CONFLICTS if conflict.applies(cfg)), None)
+# The conflicts that concern a script. Training without a teacher ignores the teacher's keys, evaluation all of them.
+DISTILLATION = [*DATA, *TEACHER, *BATCH]
+STANDALONE = [*DATA, *BATCH]
+
+
+def find_conflict(cfg: EasyDict, conflicts: Sequence[Conflict]) -> str | None:
+    """The message of the first of `conflicts` in a config whose values are allowed one by one; None if it has none."""
+    return next((conflict.message for conflict in conflicts if conflict.applies(cfg)), None)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from config import BASE
-from config.conflicts import CONFLICTS
+from config.conflicts import DISTILLATION
 from config.rule import Rule
 from config.rules import BENCHMARK_DEFAULTS, SECTIONS
 
@@ -36,7 +36,7 @@ def page() -> str:
         *(_section(name, rules, variables["config"]) for name, rules in SECTIONS.items()),
         _more_benchmarks(),
         "## Refused combinations",
-        "\n".join(f"- {conflict.message}." for conflict in CONFLICTS),
+        "\n".join(f"- {conflict.message}." for conflict in DISTILLATION),
         "## Presets",
         "To use a preset, name it: `--config config/lfw.py`. A preset with a base is applied on top of that preset.",
         _table(["preset", "base", "what it is"], [_preset_row(path) for path in preset_files()]),

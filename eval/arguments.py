@@ -58,4 +58,4 @@ def read_config(args: argparse.Namespace, **extra: str) -> EasyDict:
         if value is not None:
             overrides.append(f"{key}={os.path.abspath(value) if rules[key].is_path else value}")
     overrides += [f"{key}={value}" for key, value in extra.items()]
-    return load_config(args.config, overrides)
+    return load_config(args.config, overrides, conflicts=())

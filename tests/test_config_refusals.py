@@ -5,8 +5,10 @@ from config_files import write_file
 from conftest import run_script
 
 from config import BASE, ConfigError, load_config
-from config.conflicts import CONFLICTS
+from config.conflicts import DISTILLATION
 from config.rules import RULES
+
+CACHED = "teacher_embeddings=teacher.npy"
 
 
 def refusal(*overrides: str) -> str:
@@ -107,13 +109,33 @@ def test_a_complete_config_that_lacks_a_key_is_refused_with_the_key(key, tmp_pat
 
 
 @pytest.mark.parametrize("override", ["eval_ijb=False", "eval_tinyface=True"])
-def test_a_removed_key_is_refused_with_its_replacement(override, tmp_path):
-    key, _, value = override.partition("=")
+def test_a_key_of_an_earlier_version_is_refused_with_the_new_way(override):
+    key = override.partition("=")[0]
     assert refusal(override).startswith(f"{key}: no longer a key") and "_targets=[]" in refusal(override)
-    complete = BASE.read_text().replace("# --- output", f"config.{key} = {value}\n# --- output")
-    for text in (f"preset = dict({override})", complete):
-        with pytest.raises(ConfigError, match=f"{key}: no longer a key"):
+
+
+def test_a_config_file_of_an_earlier_version_is_named_with_all_its_old_keys(tmp_path):
+    old = "config.eval_ijb = True\nconfig.eval_tinyface = False\n# --- output"
+    texts = ["preset = dict(eval_ijb=True, eval_tinyface=False)", BASE.read_text().replace("# --- output", old)]
+    for text in texts:
+        with pytest.raises(
+            ConfigError, match=r"old\.py: no longer keys: eval_ijb, eval_tinyface; remove them .*_targets"
+        ):
             load_config(write_file(tmp_path / "old.py", text))
+
+
+@pytest.mark.parametrize(
+    ("script", "ignored"),
+    [
+        ("train/train_standalone.py", ["teacher=mobilefacenet", "pretrained_teacher_path=", "centers=fixed"]),
+        ("train/train_standalone.py", [CACHED, "crop_augmentation_prob=0.1"]),
+        ("train/cache_teacher.py", [CACHED, "crop_augmentation_prob=0.1", "batch_size=1"]),
+        ("eval/run_full_eval.py", ["--checkpoint", "absent.pth", "teacher=iresnet50", "batch_size=1", "centers=fixed"]),
+    ],
+)
+def test_a_script_does_not_refuse_conflicts_of_keys_that_it_ignores(script, ignored):
+    done = run_script(script, *ignored, "rec=/absent")
+    assert done.returncode == 2 and "absent" in done.stderr and "no such" in done.stderr, done.stderr
 
 
 def test_an_unset_environment_variable_in_a_path_is_named(monkeypatch):
@@ -122,7 +144,6 @@ def test_an_unset_environment_variable_in_a_path_is_named(monkeypatch):
     assert "rec = " in message and "$NO_SUCH_FOLDER" in message and "not set" in message
 
 
-CACHED = "teacher_embeddings=teacher.npy"
 CONTRADICTIONS = [
     # overrides that are refused; keys that the message names; further overrides that make the config valid
     (["db_file_format=folder"], ["db_file_format", "data_path"], ["data_path=faces"]),
@@ -145,7 +166,9 @@ def test_keys_that_contradict_each_other_are_refused_with_their_names(overrides,
 
 
 def test_every_conflict_has_a_test():
-    assert {refusal(*overrides) for overrides, _, _ in CONTRADICTIONS} == {conflict.message for conflict in CONFLICTS}
+    assert {refusal(*overrides) for overrides, _, _ in CONTRADICTIONS} == {
+        conflict.message for conflict in DISTILLATION
+    }
 
 
 def test_a_script_refuses_contradicting_keys_before_it_opens_any_data():

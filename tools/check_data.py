@@ -61,7 +61,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    cfg = load_config(args.config, args.overrides)
+    cfg = load_config(args.config, args.overrides, conflicts=())
     if args.json and args.json.exists() and not (args.force or is_report(args.json)):
         raise InputError(f"{args.json}: exists and is not a report; choose another file, or overwrite it with --force")
 

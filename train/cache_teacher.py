@@ -6,13 +6,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config import load_config
+from config.conflicts import DATA
 from train.arguments import parse_arguments
 from utils.errors import InputError, exit_on_input_error
 
 
 def main() -> None:
     args = parse_arguments(__doc__)
-    cfg = load_config(args.config, args.overrides)
+    cfg = load_config(args.config, args.overrides, DATA)
     if not cfg.teacher_embeddings:
         raise InputError("teacher_embeddings: name the file to make, as in teacher_embeddings=output/teacher/ir50.npy")
 

@@ -6,13 +6,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config import load_config
+from config.conflicts import STANDALONE
 from train.arguments import parse_arguments
 from utils.errors import exit_on_input_error
 
 
 def main() -> None:
     args = parse_arguments(__doc__)
-    cfg = load_config(args.config, args.overrides)
+    cfg = load_config(args.config, args.overrides, STANDALONE)
 
     # Imported only now: --help and a wrong key are answered at once, without torch.
     from data.dataset import build_dataset
