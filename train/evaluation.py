@@ -1,4 +1,4 @@
-"""Evaluation during training: every protocol that is due at an epoch, with its metrics in the log."""
+"""Evaluation during training: runs the protocols that are due after an epoch, and logs their metrics."""
 
 import torch
 from easydict import EasyDict
@@ -12,17 +12,17 @@ from utils.errors import InputError
 
 
 class PeriodicEvaluation:
-    """Scores `student` on the sets that the config names. Every rank takes part."""
+    """Scores `student` on the sets that the config names. Every rank must call it."""
 
     def __init__(
         self, cfg: EasyDict, student: nn.Module, log: RunLog, device: torch.device, dtype: torch.dtype
     ) -> None:
         self._cfg, self._student, self._log, self._device, self._dtype = cfg, student, log, device, dtype
-        self._absent: set[str] = set()  # sets that the log has named as absent
-        self._failed: dict[str, int] = {}  # why a set could not be scored -> the last step at which it failed
+        self._absent: set[str] = set()  # absent sets that have been logged
+        self._failed: dict[str, int] = {}  # reason of a failure -> the last step at which it occurred
 
     def __call__(self, step: int, epoch: int) -> None:
-        """Score by every protocol that is due after `epoch` epochs, at `step`, and log the metrics."""
+        """Run every protocol that is due after `epoch` epochs, and log the metrics of `step`."""
         names = due(self._cfg, epoch)
         if not names:
             return
