@@ -72,7 +72,7 @@ def test_a_label_outside_the_classes_is_named_by_a_worker(small_run, tmp_path):
 
 def test_a_missing_or_wrong_teacher_ends_the_run(small_run, folder, tmp_path):
     out = f"output={tmp_path / 'out'}"
-    refused(TRAIN, *small_run, out, "pretrained_teacher_path=", message="pretrained_teacher_path: not set")
+    refused(TRAIN, *small_run, out, "pretrained_teacher_path=", message="needs pretrained_teacher_path")
     refused(
         TRAIN, *small_run, out, f"pretrained_teacher_path={tmp_path / 'none.pth'}", message="none.pth: no such file"
     )
@@ -86,9 +86,7 @@ def test_an_output_that_cannot_be_written_is_named(small_run, tmp_path):
     done = run_script(TRAIN, *small_run, "batch_size=4", f"output={tmp_path / 'file' / 'out'}", ranks=2)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error (rank")]
     assert done.returncode and errors and all("cannot be written" in line for line in errors), done.stderr
-    assert (
-        "Connection closed" not in done.stderr
-    )  # each rank ends because of the error, none because another rank has ended
+    assert "Connection closed" not in done.stderr  # each rank ends by its own error, not by that of the other
 
 
 def test_a_wrong_key_is_named_before_anything_is_loaded(small_run):
@@ -127,7 +125,7 @@ def test_broken_bin_sets_are_named(small_run, checkpoint, folder, tmp_path):
 
     for content, message in [
         (data[: len(data) // 2], "cut short"),
-        (pickle.dumps(([b"1", b"2", b"3"], [True])), "two images a pair"),
+        (pickle.dumps(([b"1", b"2", b"3"], [True])), "each pair needs two images"),
         (pickle.dumps(Harmful()), "refused"),
     ]:
         (tmp_path / "pairs.bin").write_bytes(content)

@@ -38,7 +38,7 @@ class Trainer:
         self.steps_per_epoch = len(dataset) // self.total_batch
         if cfg.batch_size * (world_size() if cfg.sync_bn else 1) < 2:
             raise InputError(
-                "batch_size = 1: BatchNorm needs two images; raise it, or set sync_bn=True on several ranks"
+                "batch_size = 1: BatchNorm needs two images; raise it or set sync_bn=True on several ranks"
             )
         if self.steps_per_epoch == 0:
             raise InputError(f"a step needs {self.total_batch} images, the set has {len(dataset)}: lower batch_size")

@@ -40,7 +40,7 @@ def test_memory_stays_constant_over_two_thousand_steps_with_verification(small_r
         time.sleep(0.25)
     assert process.returncode == 0, (tmp_path / "output.txt").read_text()[-3000:]
     longest = max(map(len, samples.values()))
-    lasting = [sizes for sizes in samples.values() if len(sizes) > longest / 2]  # leaves out the workers of evaluations
+    lasting = [sizes for sizes in samples.values() if len(sizes) > longest / 2]  # no workers of evaluations
     assert len(lasting) == 3
     growth = []
     for sizes in lasting:
