@@ -1,5 +1,5 @@
-# For run_demo.sh and run_tests.sh, which source it: make_environment FILE... creates the virtual environment $VENV, or
-# reuses it, and installs the given requirements files.
+# run_demo.sh and run_tests.sh source this file. `make_environment FILE...` creates or reuses the virtual environment
+# $VENV, and installs the given requirements files into it.
 
 VENV=${VENV:-.venv}
 
@@ -23,7 +23,7 @@ make_environment() {
         "$python" -m venv "$VENV"
     fi
     for file in "$@"; do
-        # The environment keeps a copy of each file that was installed: a second run with the same file installs nothing.
+        # The environment keeps a copy of each file that was installed, so a file that has not changed is skipped.
         if ! cmp -s "$file" "$VENV/$(basename "$file")"; then
             echo "installing $file (a few minutes the first time)"
             "$VENV/bin/python" -m pip install --quiet -r "$file"
@@ -32,6 +32,6 @@ make_environment() {
     done
 }
 
-# On CPUs, glibc returns the memory of every large tensor to the system and requests it again for the next tensor, which
-# takes half of the time of a forward pass. These settings make it keep the memory.
+# On CPUs, glibc returns the memory of every large tensor to the system and requests it again for the next tensor. This
+# takes half of the time of a forward pass. With these settings, glibc keeps the memory.
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184

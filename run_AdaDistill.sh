@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Train on all GPUs of this machine, or on those in CUDA_VISIBLE_DEVICES. Arguments are passed to
-# train/train_AdaDistill.py: --config FILE, key=value.
-# Several nodes: NNODES=2 NODE_RANK=0 MASTER_ADDR=host ./run_AdaDistill.sh ..., on each node with its own NODE_RANK.
+# Train on all GPUs of this machine, or on those in CUDA_VISIBLE_DEVICES. Arguments (--config FILE, key=value) are
+# passed to train/train_AdaDistill.py.
+# Several nodes: run NNODES=2 NODE_RANK=0 MASTER_ADDR=host ./run_AdaDistill.sh ... on each node, with its NODE_RANK.
 set -euo pipefail
 cd "$(dirname "$0")"
 VENV=${VENV:-.venv}

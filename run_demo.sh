@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Draw faces, distil a student from a teacher, train the same student without a teacher, and score both. Needs Python
-# 3.10 to 3.13, but no GPU and no data. The environment is .venv (or VENV=path); the results are in output/demo.
+# Draw faces, train a student with a teacher, train the same student without a teacher, and score both. Needs Python
+# 3.10 to 3.13, but no GPU and no data. The virtual environment is .venv (or VENV=path). The results are in output/demo.
 set -euo pipefail
 cd "$(dirname "$0")"
 source ./environment.sh

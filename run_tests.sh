@@ -6,5 +6,5 @@ source ./environment.sh
 make_environment requirements/requirement.txt requirements/test.txt
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
-# Two test files at a time.
+# Two processes; each test file runs in one of them.
 exec "$VENV/bin/python" -m pytest -n 2 --dist loadfile "$@"

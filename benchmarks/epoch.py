@@ -1,14 +1,14 @@
-"""Speed of the whole training loop from a record file, and how many hours 26 epochs of MS1MV2 take at this speed.
+"""Speed of the complete training loop from a record file, and the hours that 26 epochs of MS1MV2 would take.
 
     env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/epoch.py    # 2 minutes on 2 CPU cores
     python benchmarks/epoch.py batch_size=384 num_workers=12 --images 61440 --steps 300    # on a GPU
 
 Compares a plain implementation with the live teacher (benchmarks/plain.py), the training script with the live teacher,
 and the training script with the teacher's embeddings from a file. The record set has drawn faces and as many identities
-as MS1MV2, and the teacher has random weights; the speed does not depend on either. The speed is the number of images
-divided by the time, after the first quarter of the steps, so waiting for input counts. It does not include what a run
-does once or at the end of epochs: embedding the set, checkpoints, evaluation. On a GPU, use many more images than the
-workers read ahead.
+as MS1MV2, and the teacher has random weights; the speed does not depend on either. The first quarter of the steps is
+not counted. The speed is the number of images of the other steps divided by their time, which includes waiting for
+input. It does not include what a run does once or at the end of epochs: embedding the set, checkpoints, evaluation. On
+a GPU, use many more images than the workers read ahead.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def plain_rate(settings: list[str], steps: int) -> float:
-    """Images per second of the plain implementation, with its input, after the first quarter of the steps."""
+    """Return images per second of the plain implementation, with its input, after the first quarter of the steps."""
     cfg = load_config(overrides=settings)
     dataset = build_dataset(cfg)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -107,12 +107,12 @@ def plain_rate(settings: list[str], steps: int) -> float:
 
 
 def _not_counted(steps: int) -> int:
-    """How many of the first steps are not counted."""
+    """Return how many of the first steps are not counted."""
     return max(1, steps // 4)
 
 
 def _rate(output: Path, steps: int, *settings: str) -> float:
-    """Images per second of the training script, from its own log."""
+    """Run the training script and return images per second, from its metrics.jsonl."""
     every = _not_counted(steps)
     log = [f"log_every={every}", f"max_steps={steps}", f"output={output}"]
     _run(ROOT / "train" / "train_AdaDistill.py", *settings, *log)

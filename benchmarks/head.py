@@ -1,4 +1,4 @@
-"""Time and memory of a step of the head: cosines, margin, cross-entropy, backward pass and update of the centers.
+"""Time and memory of one pass of the head: cosines, margin, cross-entropy, backward pass and update of the centers.
 
     env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/head.py    # half a minute on 2 CPU cores
     python benchmarks/head.py --batch 512 --classes 2000000 --dtype bfloat16 --no-plain --rounds 3    # 15 GB of memory
@@ -6,8 +6,8 @@
 
 Times are compared with the two matrix products that every head needs, embeddings by centers and probabilities by
 centers, in the data type of this repository's head. The plain head (benchmarks/plain.py) computes in float32. Memory is
-the peak during a step, less what is kept between steps: the centers in float32 and, in this repository's head, the unit
-centers in the data type of the products.
+the peak during a pass, minus what is kept between passes: the centers in float32 and, in this repository's head, the
+unit centers in the data type of the products.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main() -> None:
         "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"],
         help="data type of this repository's head (default: auto, as for the config's dtype)",
     )  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=7, help="number of measured steps (default: 7)")
+    parser.add_argument("--rounds", type=int, default=7, help="number of measured passes (default: 7)")
     parser.add_argument("--no-plain", action="store_true", help="leave out the plain head")
     parser.add_argument("--memory", choices=[REPOSITORY, PLAIN], help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def products(batch: int, classes: int, dtype: torch.dtype) -> Callable[[], None]:
-    """Embeddings [B, D] by centers, and probabilities [B, C] by centers, into memory that is allocated before."""
+    """Return a function that multiplies embeddings [B, D] and probabilities [B, C] by centers, without allocations."""
     centers = torch.randn(classes, DIMENSIONS, dtype=dtype, device=DEVICE)
     centers = centers.to(product_type(centers))
     embeddings = torch.randn(batch, DIMENSIONS, dtype=centers.dtype, device=DEVICE)
@@ -87,7 +87,7 @@ def products(batch: int, classes: int, dtype: torch.dtype) -> Callable[[], None]
 
 
 def head_step(head_name: str, batch: int, classes: int, dtype: torch.dtype) -> Callable[[], None]:
-    """A training step of the head, from the student's embeddings to their gradient. The unit centers exist before."""
+    """Return a function that runs the head, from the student's embeddings to their gradient. Unit centers are ready."""
     dtype = dtype if head_name == REPOSITORY else torch.float32
     cfg = load_config(overrides=["dataset=custom", f"num_classes={classes}", f"embedding_size={DIMENSIONS}"])
     head = build_head(cfg).to(DEVICE)
@@ -107,7 +107,7 @@ def head_step(head_name: str, batch: int, classes: int, dtype: torch.dtype) -> C
 
 
 def step_memory(head_name: str, batch: int, classes: int, dtype: torch.dtype) -> int:
-    """Peak bytes of steps, less what is kept between them."""
+    """Return the peak bytes of two passes, minus what is kept between them."""
     step = head_step(head_name, batch, classes, dtype)
     reset_peak()
     before = peak_bytes()
@@ -117,7 +117,7 @@ def step_memory(head_name: str, batch: int, classes: int, dtype: torch.dtype) ->
 
 
 def _memory_in_child(head_name: str, batch: int, classes: int, dtype: str) -> float:
-    """`step_memory` in a process of its own."""
+    """Run `step_memory` in a separate process."""
     command = [
         sys.executable, __file__, f"--memory={head_name}", f"--batch={batch}", f"--classes={classes}",
         f"--dtype={dtype}",

@@ -7,8 +7,8 @@
 OpenCV alone decodes the images in the same random order on one core and does nothing else. This repository's input
 reads the records, checks them, decodes them into a batch, and with workers passes it to the training process. The plain
 input makes one call and one float32 array per image and collates them (benchmarks/plain.py). MXNet uses its own reader
-and decoder. All take turns, and a ratio is the median of the ratios to OpenCV in the same round, because a machine that
-others share is not equally fast at all times.
+and decoder. All alternatives take turns. A ratio is the median of the ratios to OpenCV in the same round, because a
+shared machine is not equally fast at all times.
 """
 
 import argparse
@@ -31,6 +31,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks.plain import PlainImages
+from benchmarks.training_inputs import MS1MV2_IMAGES
 from data.dataset import RecordDataset
 from data.loader import GlobalOrder, TrainingLoader
 from data.recordio import write_record_set
@@ -38,7 +39,6 @@ from data.workers import init_worker
 from demo.make_demo_data import encoded_face
 from utils.about import describe_run
 
-MS1MV2_IMAGES = 5_822_653
 MXNET = """
 import sys
 import mxnet as mx, numpy as np
@@ -79,7 +79,7 @@ def main() -> None:
 def measure(
     dataset: RecordDataset, args: argparse.Namespace, scratch: Path
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The size in bytes of each image of a round, and by name the seconds of each round."""
+    """Return the size in bytes of each image of a round, and for each alternative the seconds of each round."""
     order = GlobalOrder(len(dataset), min(args.batch, args.images, len(dataset)), seed=0)
     order.start_at(0, max(0, len(order) - args.images // order.batch_size))
     positions = np.concatenate([places.positions for places in order])
@@ -105,25 +105,25 @@ def measure(
         process = subprocess.Popen([args.mxnet, "-c", MXNET, folder, keys], stdin=PIPE, stdout=PIPE, text=True)
         cases["MXNet, 0 workers"] = partial(_run_round, process)
     times: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(args.rounds + 1):  # the first one, which reads the files and starts the workers, is not counted
+    for _ in range(args.rounds + 1):  # the first round reads the files and starts the workers; it is not counted
         for name, run in cases.items():
             start = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - start)
     if args.mxnet:
-        process.kill()  # closing its input would not end it, because the workers hold that pipe too
+        process.kill()  # closing its input would not end it, because the workers have inherited that pipe
     sizes = np.array([len(encoded[position]) for position in positions])
     return sizes, {name: np.array(seconds[1:]) for name, seconds in times.items()}
 
 
 def _run_round(process: subprocess.Popen) -> None:
-    """Let the process do a round, and wait for it."""
+    """Let the process run one round, and wait until it has finished."""
     print(file=process.stdin, flush=True)
     process.stdout.readline()
 
 
 def _exhaust(source: Iterable) -> None:
-    """Take every batch and release it, as training does after it has converted the bytes."""
+    """Read every batch and release it, as training does after converting the bytes."""
     deque(source, maxlen=0)
 
 

@@ -7,17 +7,17 @@ import torch
 
 
 def reset_peak() -> None:
-    """Let `peak_bytes` start again from what is allocated now. On CPUs it needs Linux with glibc."""
+    """Reset the peak to the memory that is allocated now. On CPUs, this needs Linux with glibc."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
-        ctypes.CDLL(None).malloc_trim(0)  # memory that was freed but kept would not count when it is used again
+        ctypes.CDLL(None).malloc_trim(0)  # otherwise freed memory that glibc kept would not count when it is reused
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes() -> int:
-    """The most bytes that were allocated since `reset_peak`."""
+    """Return the largest number of bytes that were allocated at a time since `reset_peak`."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    # Not from getrusage, whose peak starts with what the parent process held.
+    # getrusage would be wrong: its peak includes the memory of the parent process.
     return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])

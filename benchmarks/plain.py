@@ -1,4 +1,4 @@
-"""A plain implementation of the same training, for comparison, as public code of this field has it.
+"""A plain implementation of the same training, for comparison. Public code of this field is similar.
 
 Networks compute in float32 and in NCHW memory format. The head normalises all centers in every step, holds the logits
 of the whole batch, and computes a gradient for the centers although nothing trains them. Images are decoded one per
@@ -17,7 +17,7 @@ from heads.head import AdaDistillHead, MarginSoftmax
 
 
 def make_plain(head: AdaDistillHead) -> AdaDistillHead:
-    """Change the head to the plain softmax. Tests check that loss and gradient stay equal."""
+    """Make the head use the plain softmax. Tests check that loss and gradient stay the same."""
     head.softmax, head.unit_centers = _PlainSoftmax(head.softmax.margin, head.softmax.s), _NoUnitCenters()
     return head
 
@@ -38,7 +38,7 @@ class _NoUnitCenters:
 
 
 class PlainImages(torch.utils.data.Dataset):
-    """The image and the label at a position: float32 [3, 112, 112] in [-1, 1], flipped half of the time, and an int."""
+    """Images and labels: float32 [3, 112, 112] in [-1, 1], flipped with probability 0.5, and an int."""
 
     def __init__(self, dataset: RecordDataset) -> None:
         self.dataset = dataset
@@ -56,7 +56,7 @@ class PlainImages(torch.utils.data.Dataset):
 class PlainStep:
     """A training step: step(images [B, 3, 112, 112], labels [B], embeddings [B, D] of the teacher or None) -> the loss.
 
-    teacher: the network on the device, for steps that get no embeddings; else None.
+    teacher: the network on the device, which computes the embeddings; None if the embeddings are given.
     """
 
     def __init__(self, cfg: EasyDict, device: torch.device, teacher: nn.Module | None) -> None:

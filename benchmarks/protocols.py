@@ -2,11 +2,11 @@
 
     env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/protocols.py    # 2 minutes and 4 GB on 2 CPU cores
 
-The embeddings are drawn: a direction for each identity, noise and a length for each image. The lists are drawn too, in
-the published sizes. Each measurement runs in a separate process (Linux). Memory is the peak of this process without the
-embeddings; Python, its libraries and the lists count. At a tenth of the size (for IJB-C of the images, templates and
-pairs; for TinyFace of the probes) loops, NumPy in float64 and scikit-learn compute the same metrics, which must be
-equal.
+The embeddings are random: a direction for each identity, and noise and a length for each image. The lists are random
+too, with the published sizes. Each measurement runs in a separate process (Linux). Memory is the peak of this process,
+with Python, its libraries and the lists, but without the embeddings. At a tenth of the size (for IJB-C, of the images,
+templates and pairs; for TinyFace, of the probes), plain loops, NumPy in float64 and scikit-learn compute the same
+metrics. The script checks that they are equal.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def measure(case: str, scale: float, plain: bool) -> dict[str, float | str]:
-    """Seconds, bytes in addition to the embeddings and, with `plain`, the seconds of plain arithmetic.
+    """Return seconds, bytes in addition to the embeddings and, with `plain`, the seconds of plain arithmetic.
 
     Raises SystemExit if the metrics differ from those of plain arithmetic.
     """
@@ -81,7 +81,7 @@ def measure(case: str, scale: float, plain: bool) -> dict[str, float | str]:
 
 
 def draw_faces(generator: np.random.Generator, identities: np.ndarray, noise: float) -> np.ndarray:
-    """Embeddings, float32 [N, D], of images of identities [N]; noisier images have shorter embeddings."""
+    """Draw embeddings, float32 [N, D], of images of `identities` [N]; noisier images have shorter embeddings."""
     centers = generator.standard_normal((identities.max() + 1, DIMENSIONS), dtype=np.float32)
     embeddings = generator.standard_normal((len(identities), DIMENSIONS), dtype=np.float32)
     blur = noise * generator.lognormal(0, 0.5, (len(identities), 1)).astype(np.float32)
@@ -92,7 +92,7 @@ def draw_faces(generator: np.random.Generator, identities: np.ndarray, noise: fl
 
 
 def draw_templates(scale: float) -> tuple[str, tuple[np.ndarray, ...]]:
-    """The size as a text, and the arguments of evaluate_templates: IJB-C's numbers, each times scale."""
+    """Return the size as text, and the arguments of evaluate_templates. scale: share of the size of IJB-C."""
     generator = np.random.default_rng(0)
     images, count, people, pairs, genuine = (round(scale * n) for n in (469_375, 23_124, 3_531, 15_658_489, 19_557))
     identity = np.arange(count) % people
@@ -123,7 +123,7 @@ def draw_templates(scale: float) -> tuple[str, tuple[np.ndarray, ...]]:
 
 
 def draw_identification(scale: float) -> tuple[str, tuple[np.ndarray, list[str], dict[str, list[str]]]]:
-    """The size as a text, and the arguments of evaluate_identification: TinyFace's numbers, the probes times scale."""
+    """Return the size as text, and the arguments of evaluate_identification. scale: share of TinyFace's probes."""
     generator = np.random.default_rng(0)
     people, gallery, distractors, probes = 2_570, 4_443, 153_428, round(scale * 3_728)
     identities = np.concatenate(
@@ -148,7 +148,7 @@ def plain_templates(
     p1: np.ndarray,
     p2: np.ndarray,
 ) -> dict[str, float | None]:
-    """evaluate_templates, template by template and pair by pair in their order, with scikit-learn's ROC curve."""
+    """Compute what evaluate_templates computes, template by template, with scikit-learn's ROC curve."""
     images: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for image, (template, medium) in enumerate(zip(templates.tolist(), medias.tolist(), strict=True)):
         images[template][medium].append(image)
@@ -184,7 +184,7 @@ def plain_templates(
 def plain_identification(
     embeddings: np.ndarray, image_paths: Sequence[str], metadata: dict[str, Sequence[str]]
 ) -> dict[str, float]:
-    """evaluate_identification, probe by probe: the gallery is sorted by cosine; at ties, others come before mates."""
+    """Compute what evaluate_identification computes, probe by probe, by sorting. At ties, mates come last."""
     unit = embeddings.astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     position = {name: number for number, name in enumerate(image_paths)}
@@ -201,7 +201,7 @@ def plain_identification(
 
 
 def _child(case: str, *arguments: str) -> dict:
-    """The result of `measure` in a separate process, whose memory holds nothing else."""
+    """Run `measure` in a separate process, whose memory holds nothing else."""
     command = [sys.executable, __file__, f"--only={case}", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:

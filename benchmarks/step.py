@@ -3,10 +3,11 @@
     env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/step.py    # 2 minutes on 2 CPU cores
     python benchmarks/step.py --batch 384 1536 --classes 85742 1000000 --teacher cached live --steps 20    # on a GPU
 
-A step is all that the training loop does with a batch: bytes to network input, student, teacher or its embeddings,
-head, backward pass, clipping, SGD. It does not include reading and decoding (benchmarks/input.py) nor, on a GPU, the
-copy of the bytes to the device, which overlaps with the step before. The table also has a plain implementation
-(benchmarks/plain.py). Times are medians over rounds in which all alternatives take turns.
+A step is everything that the training loop does with a batch: it converts bytes to network input, and runs the student,
+the teacher (or uses its embeddings), the head, the backward pass, clipping and SGD. Reading and decoding are not
+included (see benchmarks/input.py), nor, on a GPU, the copy of the bytes to the device, which overlaps with the previous
+step. The table also has a plain implementation (benchmarks/plain.py). Times are medians over rounds in which all
+alternatives take turns.
 """
 
 import argparse
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument(
         "--no-plain",
         action="store_true",
-        help="leave out the plain step; a million classes take much memory",
+        help="leave out the plain step, which needs much memory with a million classes",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="keys of the config, for example dtype=bfloat16"
@@ -90,7 +91,7 @@ def main() -> None:
 
 
 def make_steps(settings: list[str]) -> dict[str, Callable[[], object]]:
-    """The alternatives by name, all on the same batch."""
+    """Return the alternatives by name, all for the same batch."""
     cfg = load_config(overrides=settings)
     dataset = build_dataset(cfg)
     task = Distillation(cfg, dataset, DEVICE)
@@ -125,7 +126,7 @@ def make_steps(settings: list[str]) -> dict[str, Callable[[], object]]:
 
 
 def _read(dataset: FaceDataset, count: int, embeddings: EmbeddingFile | None) -> list[torch.Tensor | None]:
-    """The first `count` images as workers read them, on the device: images, labels, flips, draws, embeddings."""
+    """Read the first `count` images as workers do, to the device: images, labels, flips, draws, embeddings."""
     positions, flips = np.arange(count), np.arange(count) % 2 == 0
     images = np.empty((count, SIZE, SIZE, 3), dtype=np.uint8)
     labels = dataset.read_batch(positions, images)

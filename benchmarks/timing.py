@@ -1,4 +1,4 @@
-"""Times alternatives in turns, because a machine that others share is not equally fast at all times."""
+"""Measures the times of alternatives in turns, because a shared machine is not equally fast at all times."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ import torch
 def median_seconds(
     alternatives: dict[str, Callable[[], object]], device: torch.device, rounds: int, calls: int = 1
 ) -> dict[str, float]:
-    """Median seconds of one call of each alternative.
+    """Return the median seconds of one call of each alternative.
 
     Each round calls every alternative `calls` times. A first round is not counted.
     """

@@ -22,8 +22,8 @@ MS1MV2_IDENTITIES = 85_742
 def make_inputs(folder: Path, images: int, classes: int, given: list[str]) -> tuple[list[str], str]:
     """Write a record set of `images` images and `classes` identities, a teacher's weights, and its embeddings.
 
-    The overrides `given` name the teacher. Weights and embeddings are random. Returns all overrides of a run, and one
-    more override that takes the teacher's embeddings from their file.
+    given: overrides of the config, which may name the teacher. Weights and embeddings are random. Returns all overrides
+    for a run with the live teacher, and one more override for a run with the embeddings from the file.
     """
     cfg = load_config(overrides=["dataset=custom", *given])
     faces = [encoded_face((0, number, 0, 0.3)) for number in range(min(images, 512))]

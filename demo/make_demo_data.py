@@ -22,20 +22,23 @@ Face = tuple[int, int, int, float]  # seed, identity number, image number, diffi
 
 
 def encoded_face(face: Face) -> bytes:
-    """One image as JPEG. It depends only on the four numbers."""
+    """Draw one image and encode it as JPEG. It depends only on the four numbers."""
     seed, identity, image, difficulty = face
     picture = draw_face(make_identity(seed, identity), make_view(seed, identity, image, difficulty))
     return cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
 
 def encoded_faces(faces: list[Face]) -> Iterator[bytes]:
-    """The images as JPEG, in order, drawn on all cores."""
+    """Draw images on all cores and yield them as JPEG, in order."""
     with ProcessPoolExecutor(os.cpu_count(), initializer=cv2.setNumThreads, initargs=(0,)) as pool:
         yield from pool.map(encoded_face, faces, chunksize=32)
 
 
 def make_pairs(seed: int, first: int, identities: int, pairs: int, difficulty: float) -> tuple[list[Face], list[bool]]:
-    """Faces 2i and 2i + 1 are pair i. Same and different pairs alternate. Identities are numbered from `first`."""
+    """Choose faces and labels; faces 2i and 2i + 1 are pair i. Same and different pairs alternate.
+
+    The pairs are of `identities` identities, numbered from `first`.
+    """
     rng = np.random.default_rng((seed, first))
     faces, is_same = [], []
     for number in range(pairs):
@@ -49,7 +52,7 @@ def make_pairs(seed: int, first: int, identities: int, pairs: int, difficulty: f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("output", type=Path, help="folder for train.rec, train.idx, property and the .bin")
+    parser.add_argument("output", type=Path, help="folder for train.rec, train.idx, property and demo.bin")
     parser.add_argument("--identities", type=int, default=200, help="identities to train on")
     parser.add_argument("--images", type=int, default=16, help="images per identity")
     parser.add_argument("--first", type=int, default=0, help="number of the first identity")

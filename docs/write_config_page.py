@@ -22,16 +22,16 @@ PAGE = ROOT / "docs" / "config.md"
 
 
 def page() -> str:
-    """The text of docs/config.md."""
+    """Return the text of docs/config.md."""
     variables = runpy.run_path(str(BASE))
     parts = [
         "# Config",
         "<!-- Written by docs/write_config_page.py; do not edit. -->",
         "[`config/config.py`](../config/config.py) begins with this explanation:",
         "\n".join(f"> {line}".rstrip() for line in variables["__doc__"].strip().splitlines()),
-        "A key that is unknown, a value that is not allowed and keys that contradict each other end a script before it "
-        "opens any data. The message names the key, what is allowed and what to do. A run writes its config, with all "
-        "keys, to `config.py` in its `output` folder; that file is a preset that repeats the run.",
+        "A key that is unknown, a value that is not allowed and keys that contradict each other end a script before "
+        "it opens any data. The message names the key, the allowed values and what to do. A run writes its config, "
+        "with all keys, to `config.py` in its `output` folder; that file is a preset that repeats the run.",
         "## Keys",
         *(_section(name, rules, variables["config"]) for name, rules in SECTIONS.items()),
         _more_benchmarks(),
@@ -48,12 +48,12 @@ def page() -> str:
 
 
 def preset_files() -> list[Path]:
-    """The files beside config.py that have a variable `preset`, in alphabetical order."""
+    """Return the files beside config.py that define a variable `preset`, in alphabetical order."""
     return [path for path in sorted(BASE.parent.glob("*.py")) if "preset" in _assigned(path)]
 
 
 def _assigned(path: Path) -> dict[str, ast.expr]:
-    """The variables that a file assigns at its top level, with their expressions."""
+    """Return the variables that a file assigns at its top level, with their expressions."""
     nodes = (node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Assign))
     return {target.id: node.value for node in nodes for target in node.targets if isinstance(target, ast.Name)}
 
@@ -66,8 +66,8 @@ def _section(name: str, rules: dict[str, Rule], defaults: dict[str, Any]) -> str
 def _more_benchmarks() -> str:
     keys = ", ".join(f"`NAME_{setting}` ({_code(default)})" for setting, default in BENCHMARK_DEFAULTS.items())
     return (
-        "A benchmark that is in `PROTOCOLS` of `config/names.py` and has no keys above has the same ones under its own "
-        f"name, with these defaults: {keys}."
+        "A benchmark that is listed in `PROTOCOLS` of `config/names.py` but has no keys above gets keys that start "
+        f"with its own name, with these defaults: {keys}."
     )
 
 

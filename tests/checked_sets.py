@@ -1,4 +1,4 @@
-"""Sets for the tests of tools/check_data.py, and a function that runs it."""
+"""Sets for the tests of tools/check_data.py, and a function that runs the tool."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ LABELS = np.repeat(np.arange(4), 3)
 
 @cache
 def drawn_faces() -> list[bytes]:
-    """Encoded faces of the identities LABELS."""
+    """Encoded drawn faces with the labels LABELS."""
     return [encoded_face((5, int(label), image, 0.3)) for image, label in enumerate(LABELS)]
 
 
@@ -34,7 +34,7 @@ def real_faces(face_data: Path) -> tuple[list[bytes], np.ndarray]:
 
 
 def teacher_settings(face_data: Path) -> list[str]:
-    """Overrides that make a trained network the teacher."""
+    """Overrides that choose a trained network as the teacher."""
     return [
         "teacher=mobilefacenet", f"pretrained_teacher_path={face_data / 'mobilefacenet_y1_128.pth'}",
         "embedding_size=128", "val_batch_size=16",
@@ -42,7 +42,7 @@ def teacher_settings(face_data: Path) -> list[str]:
 
 
 def write_cvlface_set(folder, faces, labels, stated=None):
-    """A record set without the record 0 of InsightFace. stated: number of identities in the property file."""
+    """Write a record set without InsightFace's record 0. stated: number of identities in the property file, if any."""
     with RecordWriter(folder / "train") as writer:
         for key, (label, face) in enumerate(zip(labels, faces, strict=True)):
             writer.write(key, label, face)
@@ -52,7 +52,7 @@ def write_cvlface_set(folder, faces, labels, stated=None):
 
 
 def check(*arguments: object) -> tuple[int, dict]:
-    """Run tools/check_data.py: its exit code, and the report from its JSON file."""
+    """Run tools/check_data.py. Returns its exit code, and the report from its JSON file."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "report.json")
         command = ["check_data.py", *map(str, arguments), "--json", str(file)]

@@ -19,9 +19,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import data  # noqa: F401 (before the tests import OpenCV, which reads the limit when it is loaded)
+import data  # noqa: F401 (it sets the pixel limit of OpenCV, so it must be imported before OpenCV)
 
-# For the scripts that tests start: their arithmetic must not depend on the number of cores.
+# One thread for the scripts that tests start, so that their results do not depend on the number of cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 # Scripts start as forks of a process that has imported the slow packages, but nothing of this repository.
@@ -41,7 +41,7 @@ def face_data() -> Path:
 
 
 def run_script(*arguments: str | Path, ranks: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    """Run a script of the repository with this Python; `ranks` > 0 puts it under torchrun."""
+    """Run a script of the repository with this Python. If `ranks` > 0, torchrun starts it on that many ranks."""
     script = [str(ROOT / arguments[0]), *map(str, arguments[1:])]
     cwd = cwd or Path.cwd()
     if ranks:
@@ -60,7 +60,7 @@ def run_script(*arguments: str | Path, ranks: int = 0, cwd: Path | None = None) 
 
 
 def _run(script: list[str], cwd: Path, environment: dict[str, str], outputs: list[Path]) -> None:
-    """Do what `python SCRIPT ...` does, in a fork of the warm process."""
+    """Do what `python SCRIPT ...` does, in a fork of the process with the imported packages."""
     for output, stream in zip(outputs, (sys.stdout, sys.stderr), strict=True):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream.fileno())
     multiprocessing.set_start_method(None, force=True)
@@ -76,7 +76,7 @@ def _run(script: list[str], cwd: Path, environment: dict[str, str], outputs: lis
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides that train a tiny student on 48 drawn faces of 6 identities under a random-weights teacher of 0.125."""
+    """Overrides of a run on 48 drawn faces of 6 identities. Student and teacher have width 0.125 and random weights."""
     import torch
 
     from backbones.mobilefacenet import MobileFaceNet
@@ -91,7 +91,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     write_bin(folder / "pairs.bin", faces[:40], [True, False] * 10)
     torch.manual_seed(0)
     teacher = MobileFaceNet(16, 0.125)
-    teacher.output_layer.linear.weight.data *= 1e4  # embeddings of a length as trained networks give
+    teacher.output_layer.linear.weight.data *= 1e4  # makes the embeddings as long as those of trained networks
     torch.save(teacher.state_dict(), folder / "teacher.pth")
     settings = dict(
         dataset="custom", rec=folder, val_rec=folder, val_targets="pairs", teacher="mobilefacenet", teacher_width=0.125,
@@ -103,7 +103,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def cached(small_run, tmp_path_factory) -> Path:
-    """The file with the teacher's embeddings of the small set, made by one process."""
+    """The file with the teacher's embeddings of the set of small_run, made by one process."""
     path = tmp_path_factory.mktemp("cache") / "teacher.npy"
     done = run_script("train/cache_teacher.py", *small_run, f"teacher_embeddings={path}")
     assert done.returncode == 0, done.stderr
@@ -112,7 +112,7 @@ def cached(small_run, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def images() -> np.ndarray:
-    """uint8 [8, 112, 112, 3]: seven drawn faces, and noise, which overshoots and rounds the most."""
+    """uint8 [8, 112, 112, 3]: seven drawn faces, and noise, for which overshoot and rounding are largest."""
     from data.images import decode_rgb
     from demo.make_demo_data import encoded_face
 
@@ -134,7 +134,7 @@ LONG = os.environ.get("FAULTS", "") == "long"
 
 
 def size(short: int, long: int) -> int:
-    """How often to try, in the short or the long form."""
+    """Return how often to try: `short` times in the short form, `long` times in the long form."""
     return long if LONG else short
 
 
@@ -143,7 +143,7 @@ def tried(record_property: Callable[[str, object], None]) -> Callable[[str, int,
     """tried(what, times, survived): add a line to the table; the test fails if not all survived."""
 
     def add(what: str, times: int, survived: int) -> None:
-        record_property("tried", (what, int(times), int(survived)))  # no NumPy numbers: xdist sends them
+        record_property("tried", (what, int(times), int(survived)))  # xdist cannot send NumPy numbers
         assert survived == times, f"{what}: {survived} of {times} survived"
 
     return add

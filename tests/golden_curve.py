@@ -1,4 +1,4 @@
-"""The run that gave tests/golden/loss_curve.json: 100 training steps in one process, in float32.
+"""The run that is recorded in tests/golden/loss_curve.json: 100 training steps in one process, in float32.
 
 python tests/golden_curve.py    # overwrites the file; use it only after an intended change of the arithmetic
 """

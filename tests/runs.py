@@ -1,4 +1,4 @@
-"""Runs of the training scripts, what they leave, and how two of them are compared."""
+"""Functions that run the training scripts, read their output, and compare two runs."""
 
 import json
 import re
@@ -12,18 +12,20 @@ TIME_FIELDS = {"time", "images_per_second"}
 
 
 def train(script: str, settings: list[str], output: Path, *more: str, ranks: int = 0) -> str:
+    """Run a training script, which must succeed. Returns its standard output."""
     done = run_script(script, *settings, f"output={output}", *more, ranks=ranks)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def metrics(output: Path) -> list[dict]:
+    """Read the lines of metrics.jsonl, without the fields that depend on time."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in TIME_FIELDS} for line in lines]
 
 
 def tensors(value, name=""):
-    """Every tensor and number of a nested structure, by name."""
+    """Yield every tensor and number of a nested structure, with its name."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from tensors(item, f"{name}.{key}")
@@ -35,6 +37,7 @@ def tensors(value, name=""):
 
 
 def assert_same_checkpoint(one: Path, other: Path, step: int) -> None:
+    """Check that two output folders have bit-equal checkpoints of a step."""
     for part in ("backbone.pth", "header.pth", "state.pth"):
         first, second = (dict(tensors(torch.load(o / f"{step}{part}", weights_only=True))) for o in (one, other))
         assert first.keys() == second.keys()
@@ -44,7 +47,7 @@ def assert_same_checkpoint(one: Path, other: Path, step: int) -> None:
 
 
 def value(settings: list[str], key: str) -> str:
-    """The value that a list of overrides gives to a key."""
+    """Return the value of a key in a list of overrides."""
     return dict(setting.split("=") for setting in settings)[key]
 
 

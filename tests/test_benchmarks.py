@@ -1,4 +1,4 @@
-"""Benchmarks at a small size: each runs and prints its table."""
+"""Each benchmark runs at a small size and prints its table."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""tools/check_data.py on record sets: everything that is wrong with a set is found and named."""
+"""tools/check_data.py on record sets: it finds and names everything that is wrong with a set."""
 
 import struct
 
@@ -38,7 +38,7 @@ def test_a_set_without_record_0_and_property_is_counted(tmp_path):
 
 
 def test_all_problems_are_found_in_one_run(tmp_path):
-    """Each fault is at another record; nothing else is reported."""
+    """Each fault is in another record; nothing else is reported."""
     faces = drawn_faces()
     rng = np.random.default_rng(0)
     small = cv2.imencode(".png", rng.integers(0, 255, (50, 60, 3), dtype=np.uint8))[1].tobytes()
@@ -143,16 +143,16 @@ def test_a_file_that_was_cut_short_loses_only_the_records_after_the_cut(tmp_path
 
 def test_the_exit_code_is_0_for_a_valid_set_1_for_problems_2_for_an_unreadable_set(tmp_path):
     faces = drawn_faces()
-    write_record_set(tmp_path / "sound", faces, LABELS, 4)
-    sound = run_script("tools/check_data.py", tmp_path / "sound", "--num-workers", 1)
-    assert (sound.returncode, sound.stdout.splitlines()[-1]) == (0, "no problems"), sound.stderr
-    (tmp_path / "sound" / "property").write_text("5,112,112")
-    wrong = run_script("tools/check_data.py", tmp_path / "sound", "--num-workers", 0)
+    write_record_set(tmp_path / "valid", faces, LABELS, 4)
+    valid = run_script("tools/check_data.py", tmp_path / "valid", "--num-workers", 1)
+    assert (valid.returncode, valid.stdout.splitlines()[-1]) == (0, "no problems"), valid.stderr
+    (tmp_path / "valid" / "property").write_text("5,112,112")
+    wrong = run_script("tools/check_data.py", tmp_path / "valid", "--num-workers", 0)
     assert (
         wrong.returncode == 1 and "property file that disagrees with record 0: 1 (5 identities, not 4)" in wrong.stdout
     )
-    (tmp_path / "sound" / "train.idx").write_text("no index")
-    unreadable = run_script("tools/check_data.py", tmp_path / "sound")
+    (tmp_path / "valid" / "train.idx").write_text("no index")
+    unreadable = run_script("tools/check_data.py", tmp_path / "valid")
     assert unreadable.returncode == 2 and "train.idx" in unreadable.stderr
 
 
@@ -162,13 +162,13 @@ def test_only_reports_are_overwritten_without_force(tmp_path):
     command = ["tools/check_data.py", tmp_path / "set", "--num-workers", 0, "--json"]
     for _ in range(2):
         assert run_script(*command, tmp_path / "report.json").returncode == 0
-    mine = tmp_path / "set" / "property"
-    refused = run_script(*command, mine)
+    other = tmp_path / "set" / "property"
+    refused = run_script(*command, other)
     assert refused.returncode == 2 and "property: exists and is not a report" in refused.stderr
-    assert mine.read_text().startswith("4,112,112")
+    assert other.read_text().startswith("4,112,112")
 
 
-def test_all_findings_are_counted_and_the_first_examples_kept():
+def test_all_findings_are_counted_and_the_first_examples_are_kept():
     report = Report("set")
     for start in (0, 3, 6):
         report.problem("odd", (str(number) for number in range(start, start + 3)))

@@ -24,7 +24,7 @@ LABELS_WRONG, COLOURS_WRONG = (
 def test_a_teacher_detects_shuffled_labels_and_swapped_colours(face_data, tmp_path, fault, found):
     images, labels = real_faces(face_data)
     if fault == "labels":
-        images = [images[place] for place in np.random.default_rng(1).permutation(len(images))]
+        images = [images[position] for position in np.random.default_rng(1).permutation(len(images))]
     if fault == "colours":
         images = [swapped(image) for image in images]
     write_record_set(tmp_path / "set", images, labels, 24)

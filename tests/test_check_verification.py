@@ -56,7 +56,7 @@ def write_arrow_pairs(folder, encoded, is_same):
     ("is_same", "examples", "count"),
     [
         ([True, False] * 12, None, 0),
-        ([True] * 12 + [False] * 12, ["fold 1 has only same pairs"], 10),  # the order of the first lfw_heldout.bin
+        ([True] * 12 + [False] * 12, ["fold 1 has only same pairs"], 10),  # as in a list that is sorted by kind
         ([True, False] * 11 + [True, True], ["fold 10 has only same pairs"], 1),
         ([True] * 3 + [False] * 20 + [True], ["fold 1 has only same pairs", "fold 2 has only different pairs"], 9),
     ],

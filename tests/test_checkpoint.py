@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved is loaded, only complete ones count, pruning keeps the newest."""
+"""Checkpoints: they load as they were saved, need all their files, and pruning keeps the newest ones."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_a_checkpoint_is_complete_only_with_all_its_files(tmp_path):
 def test_pruning_keeps_the_newest_checkpoints(tmp_path, keep):
     for step in (5, 40, 100):
         save(tmp_path, step, checkpoint(step))
-    (tmp_path / "7backbone.pth").write_bytes(b"a student without its state")
+    (tmp_path / "7backbone.pth").write_bytes(b"a student without a state file")
     (tmp_path / "log.csv").write_bytes(b"")
     prune(tmp_path, keep)
     kept = [5, 40, 100][-keep:]
@@ -44,12 +44,12 @@ def test_pruning_keeps_the_newest_checkpoints(tmp_path, keep):
     assert {path.name for path in tmp_path.iterdir()} == names
 
 
-def test_an_error_lists_the_steps_that_have_a_checkpoint(tmp_path):
-    with pytest.raises(CheckpointError, match=r"no complete checkpoint of step 7; there is none"):
+def test_the_error_lists_the_steps_that_have_a_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no complete checkpoint of step 7; available steps: none"):
         load(tmp_path, 7)
     for step in (5, 40):
         save(tmp_path, step, checkpoint(step))
     (tmp_path / "50backbone.pth").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"no complete checkpoint of step 50; there are 5, 40") as error:
+    with pytest.raises(CheckpointError, match=r"no complete checkpoint of step 50; available steps: 5, 40") as error:
         load(tmp_path, 50)
     assert str(tmp_path) in str(error.value)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-# A room may import from rooms of a lower level only. Rooms of one level do not know each other.
+# A room may only import from rooms of a lower level. Rooms of one level do not import from each other.
 LEVELS = [
     ["utils"], ["config"], ["data"], ["backbones", "heads"], ["eval"], ["train"], ["deploy", "tools", "demo"],
     ["benchmarks"],
@@ -14,10 +14,9 @@ LEVELS = [
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 MODULES = sorted(path for room in LEVEL for path in (ROOT / room).rglob("*.py"))
 
-
-# These packages import OpenCV; the others get encoded and decoded images from data/images.py.
+# Only these rooms import OpenCV; the others use the functions of data/images.py.
 OPENCV_ROOMS = {"data", "demo", "benchmarks"}
-OPENCV_VERSION = Path("utils/about.py")  # states the version of OpenCV
+OPENCV_VERSION = Path("utils/about.py")  # imports it for its version
 
 
 def imported_packages(path: Path) -> set[str]:
@@ -38,10 +37,10 @@ def imported_rooms(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_import_runs_up(path):
-    own = path.relative_to(ROOT).parts[0]
-    up = [room for room in imported_rooms(path) if room != own and LEVEL[room] >= LEVEL[own]]
-    assert not up, f"{path.relative_to(ROOT)} imports from {', '.join(up)}"
+def test_a_room_imports_only_from_lower_levels(path):
+    room = path.relative_to(ROOT).parts[0]
+    wrong = [other for other in imported_rooms(path) if other != room and LEVEL[other] >= LEVEL[room]]
+    assert not wrong, f"{path.relative_to(ROOT)} imports from {', '.join(wrong)}"
 
 
 def test_utils_holds_less_than_a_tenth_of_the_code():

@@ -1,4 +1,4 @@
-"""The golden loss curve: detects changes of the arithmetic, the order of images or the schedule."""
+"""The golden loss curve, which detects changes of the arithmetic, the order of images or the schedule."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 from golden_curve import CURVE, losses
 
 
-def test_a_hundred_steps_give_the_golden_losses(tmp_path):
+def test_a_hundred_steps_have_the_golden_losses(tmp_path):
     """Rounding differences between processors grow from 2e-6 in the first ten steps to 2e-3 in the last ones.
 
     For comparison, a scale of 64.01 instead of 64 gives differences from 2e-4 to 3e-3.

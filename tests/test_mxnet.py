@@ -1,6 +1,7 @@
-"""Record files and .bin sets are exchanged with MXNet: each reads what the other writes.
+"""MXNet reads the record files and .bin sets that we write, and we read those that it writes.
 
-MXNet needs an older NumPy, so it runs in its own environment, which is made once in the folder for temporary files.
+MXNet needs an older NumPy, so it runs in a separate environment, which is created once in the folder for temporary
+files.
 """
 
 import hashlib
@@ -72,7 +73,7 @@ def environment_without_python_settings():
 
 @pytest.fixture(scope="module")
 def run_mxnet():
-    """Runs a script with arguments in the environment of MXNet; returns its output."""
+    """run_mxnet(script, *arguments): run a script in the environment of MXNet, and return its output."""
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         pytest.skip("MXNet is available for Linux on x86-64 only")
     digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]

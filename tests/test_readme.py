@@ -1,4 +1,4 @@
-"""The README and the pages in docs/: their links, paths, commands and keys exist, and the README's examples work."""
+"""The README and the pages in docs/: links, paths, commands and keys exist, and the README's examples work."""
 
 import ast
 import re
@@ -22,7 +22,7 @@ SECTIONS = [
     "Data", "Licence",
 ]  # fmt: skip
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
-NO_KEYS = ("key", "mode", "weights_only")  # left of an equals sign, but no keys of the config
+NO_KEYS = ("key", "mode", "weights_only")  # names before an equals sign that are not config keys
 SUFFIXES = (".py", ".sh", ".md", ".txt", ".toml", ".pth", ".npz", ".png", ".json")
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -50,7 +50,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def code(page: Path) -> list[str]:
-    """What stands in single backticks on a page."""
+    """The texts in single backticks on a page."""
     return re.findall(r"`([^`\n]+)`", prose(page))
 
 
@@ -69,7 +69,7 @@ def test_links_and_anchors_exist(page):
 
 @pages
 def test_paths_to_files_of_the_repository_exist(page):
-    """A path is what begins with a folder of the repository, or a plain file name with the suffix of our code."""
+    """Paths are texts that start with a folder of the repository, and names of Python files without a folder."""
     folders = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"output", "dataset"}
     names = {path.name for folder in folders for path in (ROOT / folder).rglob("*.py")}
     broken = []

@@ -1,4 +1,4 @@
-"""At the start of training, the log states whether teacher and labels agree; training itself does not change."""
+"""The check at the start of training: it logs whether teacher and labels agree, and does not change training."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def notes_of(cfg):
-    """What training states about the teacher and the labels."""
+    """The log lines of a training run about teacher and labels."""
     return [note for note in Distillation(cfg, build_dataset(cfg), CPU).notes if "cosine" in note or "WARNING" in note]
 
 
@@ -72,7 +72,7 @@ def test_only_rank_0_runs_the_check(small_run, monkeypatch):
 
 
 class Labelled:
-    """A set of labels without images that counts how many labels are read."""
+    """A set that has labels but no images, and counts how many labels are read."""
 
     def __init__(self, labels):
         self.labels, self.read = labels, 0
@@ -85,18 +85,18 @@ class Labelled:
         return self.labels[positions]
 
 
-def test_few_labels_are_read_and_64_images_embedded_at_any_size():
+def test_few_labels_are_read_and_64_images_are_embedded_in_a_set_of_any_size():
     dataset = Labelled(np.arange(5_822_653) // 68)
-    asked = []
+    requested = []
 
     def embed(positions):
-        asked.append(positions)
+        requested.append(positions)
         return np.random.default_rng(0).normal(size=(85_743, 8))[dataset.labels[positions]]
 
     (line,) = sanity.teacher_notes(dataset, embed, 0)
     assert line.startswith("teacher on 32 pairs of the training set: cosine 1.000 same identity, ")
-    assert dataset.read <= 1000 and [len(positions) for positions in asked] == [64]
-    assert (np.diff(asked[0]) > 0).all()
+    assert dataset.read <= 1000 and [len(positions) for positions in requested] == [64]
+    assert (np.diff(requested[0]) > 0).all()
 
 
 def test_a_sample_without_pairs_is_reported():

@@ -1,4 +1,4 @@
-"""Learning rates: the published values, each worked out by hand."""
+"""Learning rates: the published values, each computed by hand."""
 
 import itertools
 
@@ -17,7 +17,7 @@ def learning_rate(epoch: float, total_batch: int, cfg: EasyDict) -> float:
     return build_learning_rate(cfg, total_batch)(epoch)
 
 
-def test_the_rate_is_a_tenth_at_a_total_batch_of_512_and_in_proportion_to_the_batch():
+def test_the_learning_rate_is_0_1_for_512_images_and_proportional_to_the_batch():
     cfg = settings("warmup_epoch=0")
     assert learning_rate(0.0, 512, cfg) == pytest.approx(0.1, rel=1e-12)
     assert learning_rate(0.0, 384, cfg) == pytest.approx(0.075, rel=1e-12)
@@ -30,7 +30,7 @@ def test_the_rate_is_a_tenth_at_a_total_batch_of_512_and_in_proportion_to_the_ba
         (1, 0.0, 1 / 4),  # (1 / 2)^2
         (1, 0.5, 9 / 16),  # (1.5 / 2)^2
         (1, 0.75, 49 / 64),  # (1.75 / 2)^2
-        (1, 1.0, 1.0),  # no longer below W
+        (1, 1.0, 1.0),  # not below W any more
         (3, 0.0, 1 / 16),
         (3, 2.0, 9 / 16),
         (0.5, 0.25, 25 / 36),  # (1.25 / 1.5)^2
@@ -45,7 +45,7 @@ def test_the_warm_up_grows_as_the_square_of_the_fractional_epoch(schedule, warmu
 
 @pytest.mark.parametrize("warmup_epoch", [0, 0.0, -1, -3.5])
 @pytest.mark.parametrize("schedule", ["step", "cosine"])
-def test_there_is_no_warm_up_where_its_length_is_not_positive(schedule, warmup_epoch):
+def test_there_is_no_warm_up_if_its_length_is_not_positive(schedule, warmup_epoch):
     cfg = settings(f"warmup_epoch={warmup_epoch}", f"lr_schedule={schedule}")
     assert learning_rate(0.0, 512, cfg) == pytest.approx(0.1, rel=1e-12)
 
@@ -57,8 +57,8 @@ def test_there_is_no_warm_up_where_its_length_is_not_positive(schedule, warmup_e
         (19.0, 0.000075), (23.999, 0.000075), (24.0, 0.0000075), (25.999, 0.0000075),
     ],
 )  # fmt: skip
-def test_the_rate_falls_to_a_tenth_one_epoch_before_each_milestone_of_ms1mv2(epoch, rate):
-    """Batch 384: 0.1 * 384 / 512 = 0.075; milestones 8, 14, 20, 25, each from m - 1 on."""
+def test_the_learning_rate_falls_to_a_tenth_one_epoch_before_each_milestone_of_ms1mv2(epoch, rate):
+    """Batch 384: 0.1 * 384 / 512 = 0.075; milestones 8, 14, 20, 25; each milestone m acts from epoch m - 1 on."""
     assert learning_rate(epoch, 384, settings()) == pytest.approx(rate, rel=1e-9)
 
 
@@ -70,15 +70,15 @@ def test_the_small_sets_have_their_own_milestones_and_no_warm_up(dataset):
         assert learning_rate(epoch, 512, cfg) == pytest.approx(rate, rel=1e-9)
 
 
-def test_milestones_need_no_order_and_may_be_absent():
+def test_milestones_may_have_any_order_and_may_be_empty():
     assert learning_rate(15.0, 512, settings("lr_milestones=[20,8,14]")) == pytest.approx(1e-3, rel=1e-9)
     assert learning_rate(25.0, 512, settings("lr_milestones=[]")) == pytest.approx(0.1, rel=1e-12)
 
 
-def test_cosine_starts_at_the_full_rate_after_the_warm_up_and_ends_at_zero():
+def test_cosine_starts_at_the_peak_after_the_warm_up_and_ends_at_zero():
     cfg = settings("lr_schedule=cosine", "warmup_epoch=2", "num_epoch=10")
     assert learning_rate(2.0, 512, cfg) == pytest.approx(0.1, rel=1e-12)
-    # A third, a half and two thirds of the way down, where the cosine of the half turn is 1/2, 0 and -1/2.
+    # After a third, a half and two thirds of the epochs, the cosine is 1/2, 0 and -1/2.
     assert learning_rate(2 + 8 / 3, 512, cfg) == pytest.approx(0.075, rel=1e-12)
     assert learning_rate(6.0, 512, cfg) == pytest.approx(0.05, rel=1e-12)
     assert learning_rate(2 + 16 / 3, 512, cfg) == pytest.approx(0.025, rel=1e-12)
@@ -92,7 +92,7 @@ def test_cosine_without_warm_up_spans_all_epochs():
 
 
 @pytest.mark.parametrize("schedule", list(LR_SCHEDULES))
-def test_no_schedule_ever_rises_after_the_warm_up_or_falls_below_zero(schedule):
+def test_no_schedule_rises_after_the_warm_up_or_falls_below_zero(schedule):
     cfg = settings(f"lr_schedule={schedule}")
     rates = [learning_rate(1 + 25 * step / 1000, 512, cfg) for step in range(1001)]
     assert all(after <= before for before, after in itertools.pairwise(rates))

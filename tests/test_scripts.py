@@ -1,4 +1,4 @@
-"""The scripts on good and bad input: one clear error and exit code 2, --help, the same results on any ranks."""
+"""The scripts with good and bad input: one clear error and exit code 2, --help, results that do not depend on ranks."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from conftest import ROOT, run_script
 TRAIN, EVALUATE = "train/train_AdaDistill.py", "eval/run_full_eval.py"
 
 
-def refused(*arguments: str | Path, names: str) -> str:
-    """Run a script that must end with exit code 2. Returns its one line of error, which must contain `names`."""
+def refused(*arguments: str | Path, message: str) -> str:
+    """Run a script that must end with exit code 2. Returns its error line, which must contain `message`."""
     done = run_script(*arguments)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert done.returncode == 2, done.stdout + done.stderr
-    assert len(lines) == 1 and names in lines[0], done.stderr
+    assert len(lines) == 1 and message in lines[0], done.stderr
     assert "Traceback" not in done.stderr
     return lines[0]
 
@@ -48,9 +48,9 @@ SETS = {
 
 @pytest.mark.parametrize("case", SETS)
 def test_a_broken_record_set_is_named(small_run, broken_set, case):
-    damage, words = SETS[case]
+    damage, message = SETS[case]
     damage(broken_set)
-    refused(TRAIN, *small_run, f"rec={broken_set}", f"output={broken_set / 'out'}", names=words)
+    refused(TRAIN, *small_run, f"rec={broken_set}", f"output={broken_set / 'out'}", message=message)
 
 
 def test_a_label_outside_the_classes_is_named_by_a_worker(small_run, tmp_path):
@@ -62,32 +62,38 @@ def test_a_label_outside_the_classes_is_named_by_a_worker(small_run, tmp_path):
             writer.write(key, 7.0 if key == 11 else key % 3, encoded_face((0, 0, key, 0.0)))
     (tmp_path / "property").write_text("3,112,112")
     refused(
-        TRAIN, *small_run, f"rec={tmp_path}", f"output={tmp_path / 'out'}", names="record 11 has label 7, outside 0..2"
+        TRAIN,
+        *small_run,
+        f"rec={tmp_path}",
+        f"output={tmp_path / 'out'}",
+        message="record 11 has label 7, outside 0..2",
     )
 
 
-def test_a_missing_or_unfitting_teacher_ends_the_run(small_run, folder, tmp_path):
+def test_a_missing_or_wrong_teacher_ends_the_run(small_run, folder, tmp_path):
     out = f"output={tmp_path / 'out'}"
-    refused(TRAIN, *small_run, out, "pretrained_teacher_path=", names="pretrained_teacher_path")
-    refused(TRAIN, *small_run, out, f"pretrained_teacher_path={tmp_path / 'none.pth'}", names="none.pth: no such file")
-    refused(TRAIN, *small_run, out, "teacher_width=0.25", names="teacher.pth: does not fit MobileFaceNet")
-    refused(TRAIN, *small_run, out, "embedding_size=32", names="the teacher's embeddings have 16 dimensions")
+    refused(TRAIN, *small_run, out, "pretrained_teacher_path=", message="needs pretrained_teacher_path")
+    refused(
+        TRAIN, *small_run, out, f"pretrained_teacher_path={tmp_path / 'none.pth'}", message="none.pth: no such file"
+    )
+    refused(TRAIN, *small_run, out, "teacher_width=0.25", message="teacher.pth: does not fit MobileFaceNet")
+    refused(TRAIN, *small_run, out, "embedding_size=32", message="the teacher's embeddings have 16 dimensions")
 
 
 def test_an_output_that_cannot_be_written_is_named(small_run, tmp_path):
     (tmp_path / "file").write_text("")
-    refused(TRAIN, *small_run, f"output={tmp_path / 'file' / 'out'}", names="cannot be written")
+    refused(TRAIN, *small_run, f"output={tmp_path / 'file' / 'out'}", message="cannot be written")
     done = run_script(TRAIN, *small_run, "batch_size=4", f"output={tmp_path / 'file' / 'out'}", ranks=2)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error (rank")]
     assert done.returncode and errors and all("cannot be written" in line for line in errors), done.stderr
-    assert "Connection closed" not in done.stderr  # every rank ends by itself, none because another went away
+    assert "Connection closed" not in done.stderr  # each rank ends by its own error, not by that of the other
 
 
 def test_a_wrong_key_is_named_before_anything_is_loaded(small_run):
-    message = refused(TRAIN, *small_run, "batchsize=3", names="batchsize: no such key")
-    assert "'batch_size'" in message
-    refused(TRAIN, *small_run, "batch_size=many", names="batch_size = 'many'")
-    refused(TRAIN, *small_run, "loss=Adaface", names="AdaFace, ArcFace, CosFace, MLLoss")
+    error = refused(TRAIN, *small_run, "batchsize=3", message="batchsize: no such key")
+    assert "'batch_size'" in error
+    refused(TRAIN, *small_run, "batch_size=many", message="batch_size = 'many'")
+    refused(TRAIN, *small_run, "loss=Adaface", message="AdaFace, ArcFace, CosFace, MLLoss")
 
 
 @pytest.fixture(scope="module")
@@ -101,29 +107,29 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 def test_checkpoints_that_do_not_fit_are_named(small_run, checkpoint, tmp_path):
-    refused(EVALUATE, "--checkpoint", checkpoint, *small_run, "embedding_size=32", names="embedding_size = 32")
-    refused(EVALUATE, "--checkpoint", checkpoint, *small_run, "network=iresnet18", names="does not fit IResNet")
+    refused(EVALUATE, "--checkpoint", checkpoint, *small_run, "embedding_size=32", message="embedding_size = 32")
+    refused(EVALUATE, "--checkpoint", checkpoint, *small_run, "network=iresnet18", message="does not fit IResNet")
     (tmp_path / "text.pth").write_text("not a checkpoint")
-    refused(EVALUATE, "--checkpoint", tmp_path / "text.pth", *small_run, names="text.pth: not a weights file")
+    refused(EVALUATE, "--checkpoint", tmp_path / "text.pth", *small_run, message="text.pth: not a weights file")
     with open(tmp_path / "code.pth", "wb") as file:
         pickle.dump(print, file)
-    refused(EVALUATE, "--checkpoint", tmp_path / "code.pth", *small_run, names="code.pth: not a weights file")
+    refused(EVALUATE, "--checkpoint", tmp_path / "code.pth", *small_run, message="code.pth: not a weights file")
 
 
 def test_broken_bin_sets_are_named(small_run, checkpoint, folder, tmp_path):
-    whole = (folder / "pairs.bin").read_bytes()
+    data = (folder / "pairs.bin").read_bytes()
 
     class Harmful:
         def __reduce__(self):
             return os.system, (f"touch {tmp_path / 'executed'}",)
 
-    for content, words in [
-        (whole[: len(whole) // 2], "cut short"),
-        (pickle.dumps(([b"1", b"2", b"3"], [True])), "two images a pair"),
+    for content, message in [
+        (data[: len(data) // 2], "cut short"),
+        (pickle.dumps(([b"1", b"2", b"3"], [True])), "each pair needs two images"),
         (pickle.dumps(Harmful()), "refused"),
     ]:
         (tmp_path / "pairs.bin").write_bytes(content)
-        refused(EVALUATE, "--checkpoint", checkpoint, *small_run, "--val-data", tmp_path, names=words)
+        refused(EVALUATE, "--checkpoint", checkpoint, *small_run, "--val-data", tmp_path, message=message)
     assert not (tmp_path / "executed").exists()
 
 
@@ -137,20 +143,20 @@ def test_evaluation_does_not_depend_on_the_folder_or_the_number_of_ranks(small_r
         assert "accuracy" in done.stdout and "absent: verification.lfw" in done.stdout
         results.append(json.loads(path.read_text()))
     assert results[0]["verification"] == results[1]["verification"]
-    refused("eval/compare.py", checkpoint, names="5backbone.pth: holds no results")
+    refused("eval/compare.py", checkpoint, message="5backbone.pth: holds no results")
 
 
 SCRIPTS = [path for folder in ("train", "eval", "tools", "demo") for path in (ROOT / folder).rglob("*.py")]
 
 
 @pytest.mark.parametrize("script", sorted(str(p.relative_to(ROOT)) for p in SCRIPTS if "__main__" in p.read_text()))
-def test_every_script_explains_itself_with_help(script):
+def test_every_script_has_a_help_text(script):
     done = run_script(script, "--help")
     assert done.returncode == 0 and "usage:" in done.stdout and len(done.stdout.splitlines()) > 6
 
 
 def test_the_pretrained_network_reaches_its_known_accuracy(face_data):
-    """On the first 100 held-out pairs. The whole sets take minutes; docs/results.md has their accuracy."""
+    """On the first 100 held-out pairs. The complete sets take minutes; docs/results.md has the accuracy on them."""
     from backbones import build_backbone
     from config import load_config
     from data.bin_set import VerificationSet, read_bin

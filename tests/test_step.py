@@ -1,4 +1,4 @@
-"""Parts of a training step: the compiled student, gradient buckets, the profile of a run."""
+"""Parts of a training step: the compiled student, gradients of two ranks, the profile of a run."""
 
 import gzip
 import json
@@ -23,7 +23,10 @@ CPU = torch.device("cpu")
 
 
 def losses_and_weights(setting: str) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Three steps of two forward passes on noise, different on each rank; after each the bare student is evaluated."""
+    """Train three steps of two forward passes on noise that differs between ranks. Returns losses and weights.
+
+    After each step, the bare student is evaluated, and the norm of its output is added to the losses.
+    """
     cfg = load_config(
         overrides=["dataset=custom", "num_classes=10", "embedding_size=16", "width=0.125", f"compile={setting}"]
     )
@@ -47,7 +50,7 @@ def losses_and_weights(setting: str) -> tuple[list[float], dict[str, torch.Tenso
 
 
 def compare_compiled_with_plain() -> dict[str, torch.Tensor]:
-    """Returns the compiled student's weights. The backend aot_eager generates no code, which would take a minute."""
+    """Return the compiled student's weights. The backend aot_eager generates no code, because that takes a minute."""
     with mock.patch("torch.compile", partial(torch.compile, backend="aot_eager")):
         losses, weights = losses_and_weights("on")
     plain_losses, plain_weights = losses_and_weights("off")
@@ -63,13 +66,13 @@ def test_a_compiled_student_takes_the_same_steps():
 
 
 def test_two_ranks_with_a_compiled_student_share_the_same_gradients():
-    """A step has several forward passes; only the last one shares gradients. The ranks run this file as a script."""
+    """Of the forward passes of a step, only the last one shares gradients. The ranks run this file as a script."""
     done = run_script("tests/test_step.py", ranks=2)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("setting", ["auto", "off"])
-def test_on_a_cpu_nothing_is_compiled_unless_asked(setting):
+def test_on_a_cpu_nothing_is_compiled_by_default(setting):
     with mock.patch("torch.compile", side_effect=AssertionError):
         losses_and_weights(setting)
 
@@ -93,21 +96,21 @@ def test_a_profile_writes_a_trace_and_logs_where_the_time_went(small_run, tmp_pa
     assert lines[8] == "slowest operators" and "aten::" in lines[9]
 
 
-@pytest.mark.parametrize(("steps", "said"), [(WARM_UP, "no profile"), (WARM_UP + 1, "1 steps"), (20, "3 steps")])
-def test_a_run_that_ends_during_its_profile_reports_the_steps_it_took(tmp_path, steps, said):
-    told = []
-    with StepProfile(3, tmp_path, CPU, told.append) as profile:
+@pytest.mark.parametrize(("steps", "message"), [(WARM_UP, "no profile"), (WARM_UP + 1, "1 steps"), (20, "3 steps")])
+def test_a_run_that_ends_during_its_profile_reports_its_profiled_steps(tmp_path, steps, message):
+    logged = []
+    with StepProfile(3, tmp_path, CPU, logged.append) as profile:
         for _ in range(steps):
             for phase in PHASES:
                 with record_function(phase):
                     torch.ones(10).sum()
             profile.step()
-    assert len(told) == 1 and said in told[0]
+    assert len(logged) == 1 and message in logged[0]
     assert [path.name for path in tmp_path.iterdir()] == (["trace.json.gz"] if steps > WARM_UP else [])
 
 
 def event(name: str, start: int, end: int, kernels: tuple[int, ...] = (), device: DeviceType = DeviceType.CPU):
-    """An event of the profiler: its span on the host in microseconds, and the times of the GPU kernels it launched."""
+    """A profiler event: start and end in microseconds, and the durations of the GPU kernels that it launched."""
     span = SimpleNamespace(start=start, end=end, elapsed_us=lambda: end - start)
     return SimpleNamespace(
         name=name, time_range=span, kernels=[SimpleNamespace(duration=time) for time in kernels], device_type=device,
@@ -123,14 +126,14 @@ def test_on_a_gpu_a_kernel_belongs_to_the_phase_that_launched_it():
         event("aten::conv2d_backward", 2_500, 2_600, (2_000,)), event("aten::add", 5_000, 5_100, (1_000,)),
         event("student", 1_500, 9_500, device=DeviceType.CUDA), event("kernel", 1_500, 4_500, device=DeviceType.CUDA),
         event("copy", 2_000, 3_000, device=DeviceType.CUDA), event("kernel", 4_400, 8_400, device=DeviceType.CUDA),
-        event("student", 10_500, 10_600),  # of a step that was not finished
+        event("student", 10_500, 10_600),  # belongs to a step that was not finished
     ]  # fmt: skip
     rows = [line.split() for line in table(events, on_gpu=True).splitlines()]
-    figures = {row[0]: row[1:] for row in rows[1:9]}
-    assert figures["student"] == ["3.90", "39.0", "%", "1.00"]
-    assert figures["backward"] == ["2.00", "20.0", "%", "1.00"]
-    assert figures["other"] == ["1.00", "10.0", "%", "8.00"]
-    assert figures["idle"] == ["3.10", "31.0", "%"]
+    values = {row[0]: row[1:] for row in rows[1:9]}
+    assert values["student"] == ["3.90", "39.0", "%", "1.00"]
+    assert values["backward"] == ["2.00", "20.0", "%", "1.00"]
+    assert values["other"] == ["1.00", "10.0", "%", "8.00"]
+    assert values["idle"] == ["3.10", "31.0", "%"]
     assert [row[:2] for row in rows[10:]] == [
         ["aten::conv2d", "3.00"], ["aten::conv2d_backward", "2.00"], ["aten::add", "1.90"]
     ]  # fmt: skip
@@ -139,5 +142,5 @@ def test_on_a_gpu_a_kernel_belongs_to_the_phase_that_launched_it():
 if __name__ == "__main__":
     with process_group("cpu"):
         weights = compare_compiled_with_plain()
-        own = torch.cat([weight.flatten() for weight in weights.values() if weight.ndim > 1])
-        assert torch.equal(own, all_gather(own).view(world_size(), -1)[0])
+        flat = torch.cat([weight.flatten() for weight in weights.values() if weight.ndim > 1])
+        assert torch.equal(flat, all_gather(flat).view(world_size(), -1)[0])

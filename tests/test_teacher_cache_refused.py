@@ -93,14 +93,14 @@ def test_training_from_the_file_needs_no_teacher_weights(small_run, copy, tmp_pa
     refused(
         TRAIN,
         *settings,
-        words=r"embeddings by .*teacher\.pth, but the config asks for .*gone\.pth, whose weights are not",
+        words=r"embeddings by .*teacher\.pth, but the config names .*gone\.pth, whose weights are not",
     )
     description = json.loads(copy.with_suffix(".json").read_text())
     description["about"]["teacher"] = str(tmp_path / "gone.pth")
     copy.with_suffix(".json").write_text(json.dumps(description))
     train(TRAIN, [*small_run, gone], tmp_path / "run", f"teacher_embeddings={copy}", "max_steps=2")
     log = (tmp_path / "run" / "training.log").read_text()
-    assert "teacher: mobilefacenet from" in log and "weights are not here" in log
+    assert "teacher: mobilefacenet from" in log and "weights are not available" in log
     refused(TRAIN, *settings, "teacher=iresnet18", words=r"teacher\.network is 'mobilefacenet', not 'iresnet18'")
     missing = [*small_run, gone, f"teacher_embeddings={tmp_path / 'none.npy'}"]
     refused(CACHE, *missing, words=r"gone\.pth: no such file")

@@ -1,4 +1,4 @@
-"""The training scripts as users run them: what they leave, resume to the same bits, signals, ranks."""
+"""The training scripts as users run them: output files, exact resuming, signals, ranks."""
 
 import os
 import signal
@@ -14,15 +14,15 @@ from runs import SCRIPTS, assert_same_checkpoint, metrics, tensors, train
 
 
 @pytest.fixture(scope="module", params=SCRIPTS)
-def whole_run(request, small_run, tmp_path_factory):
-    """(script, output) of a run of two epochs of six steps that nothing interrupts."""
-    output = tmp_path_factory.mktemp("whole")
+def uninterrupted_run(request, small_run, tmp_path_factory):
+    """(script, output) of an uninterrupted run of two epochs with six steps each."""
+    output = tmp_path_factory.mktemp("uninterrupted")
     train(request.param, small_run, output)
     return request.param, output
 
 
-def test_a_run_leaves_checkpoints_logs_curves_and_its_config(whole_run, small_run, tmp_path):
-    script, output = whole_run
+def test_a_run_writes_checkpoints_logs_curves_and_its_config(uninterrupted_run, small_run, tmp_path):
+    script, output = uninterrupted_run
     names = set(os.listdir(output))
     assert {"6backbone.pth", "6header.pth", "6state.pth", "12backbone.pth", "training.log", "config.py"} <= names
     for picture in ("first_batch.png", "curves.png"):
@@ -33,35 +33,35 @@ def test_a_run_leaves_checkpoints_logs_curves_and_its_config(whole_run, small_ru
     assert all("verification.pairs.Accuracy-Flip" in line for line in lines if line["kind"] == "evaluation")
     header = torch.load(output / "12header.pth", weights_only=True)
     assert list(header["kernel"].shape) == [16, 6] and {"batch_mean", "batch_std"} <= header.keys()
-    again = tmp_path / "again"  # the effective config starts the same run
+    again = tmp_path / "again"  # the written config starts the same run
     done = run_script(script, "--config", output / "config.py", f"output={again}", "max_steps=2")
     assert done.returncode == 0, done.stderr
     assert metrics(again)[:2] == lines[:2]
 
 
-def test_tensorboard_can_be_read_back(whole_run):
+def test_tensorboard_can_be_read_back(uninterrupted_run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    _, output = whole_run
+    _, output = uninterrupted_run
     events = EventAccumulator(str(output / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("training/loss")] == list(range(1, 13))
     assert "evaluation/verification.pairs.Accuracy-Flip" in events.Tags()["scalars"]
 
 
 @pytest.mark.parametrize("stop", [4, 6])
-def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_run(whole_run, small_run, tmp_path, stop):
-    script, output = whole_run
+def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_run(uninterrupted_run, small_run, tmp_path, stop):
+    script, output = uninterrupted_run
     train(script, small_run, tmp_path, f"max_steps={stop}")
     train(script, small_run, tmp_path, "resume=auto", "num_workers=0")
     assert_same_checkpoint(output, tmp_path, 12)
     assert metrics(output) == metrics(tmp_path)
 
 
-def test_global_step_resumes_that_step_and_a_missing_one_is_refused(whole_run, small_run, tmp_path):
-    script, output = whole_run
+def test_global_step_resumes_that_step_and_a_missing_one_is_refused(uninterrupted_run, small_run, tmp_path):
+    script, output = uninterrupted_run
     train(script, small_run, tmp_path, "checkpoint_every=4")
     done = run_script(script, *small_run, f"output={tmp_path}", "global_step=5")
-    assert done.returncode == 2 and "there are 4, 6, 8, 12" in done.stderr
+    assert done.returncode == 2 and "available steps: 4, 6, 8, 12" in done.stderr
     train(script, small_run, tmp_path, "global_step=4")
     assert_same_checkpoint(output, tmp_path, 12)
     assert metrics(output) == metrics(tmp_path)
@@ -79,20 +79,20 @@ def test_a_signal_saves_a_checkpoint_and_the_resumed_run_is_bit_equal(small_run,
     while not (log.is_file() and len(log.read_text().splitlines()) >= 3):
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()
         time.sleep(0.05)
-    os.killpg(process.pid, number)  # as a terminal or a batch system does: the loader's workers get it too
+    os.killpg(process.pid, number)  # like a terminal or a batch system, which also send it to the loader's workers
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + number, errors
     assert "Traceback" not in errors
     step = max(line["step"] for line in metrics(tmp_path / "stopped"))
     assert (tmp_path / "stopped" / f"{step}state.pth").is_file()
     train(script, small_run, tmp_path / "stopped", long, "resume=auto", f"max_steps={step + 3}")
-    train(script, small_run, tmp_path / "whole", long, f"max_steps={step + 3}")
-    assert_same_checkpoint(tmp_path / "whole", tmp_path / "stopped", step + 3)
+    train(script, small_run, tmp_path / "uninterrupted", long, f"max_steps={step + 3}")
+    assert_same_checkpoint(tmp_path / "uninterrupted", tmp_path / "stopped", step + 3)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_two_ranks_train_on_the_same_global_batches_as_one_process(small_run, tmp_path, script):
-    """With synchronised BatchNorm, the same losses and centers up to the order of floating-point sums."""
+    """With synchronised BatchNorm, losses and centers are the same, up to the order of floating-point sums."""
     shared = ["sync_bn=True", "max_steps=4", "dtype=float32"]
     train(script, small_run, tmp_path / "one", *shared)
     train(script, small_run, tmp_path / "two", *shared, "batch_size=4", ranks=2)
@@ -102,18 +102,18 @@ def test_two_ranks_train_on_the_same_global_batches_as_one_process(small_run, tm
     assert torch.allclose(one["kernel"], two["kernel"], atol=1e-3)
 
 
-def test_accumulated_forward_passes_count_as_one_step_of_the_total_batch(small_run, tmp_path):
+def test_accumulated_forward_passes_are_one_step_of_the_total_batch(small_run, tmp_path):
     train(SCRIPTS[0], small_run, tmp_path, "accumulate_steps=2", "batch_size=4", "max_steps=3")
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3]
     assert "6 steps per epoch with 8 images each" in (tmp_path / "training.log").read_text()
 
 
-def test_keep_checkpoints_keeps_the_newest(small_run, tmp_path):
+def test_keep_checkpoints_keeps_the_newest_checkpoints(small_run, tmp_path):
     train(SCRIPTS[0], small_run, tmp_path, "checkpoint_every=2", "keep_checkpoints=2")
     assert sorted(name for name in os.listdir(tmp_path) if name.endswith("state.pth")) == ["10state.pth", "12state.pth"]
 
 
-def test_the_header_of_a_standalone_run_serves_as_fixed_centers(small_run, tmp_path):
+def test_the_header_of_a_standalone_run_can_be_used_as_fixed_centers(small_run, tmp_path):
     train(SCRIPTS[1], small_run, tmp_path / "teacher", "max_steps=2")
     header = tmp_path / "teacher" / "2header.pth"
     fixed = ["centers=fixed", f"pretrained_teacher_header_path={header}", "max_steps=2"]
@@ -122,8 +122,8 @@ def test_the_header_of_a_standalone_run_serves_as_fixed_centers(small_run, tmp_p
     assert torch.equal(*kernels)
 
 
-def test_bfloat16_and_float16_follow_float32(small_run, tmp_path):
-    """Twelve steps move the weights as far, and about in the same direction; float16 by scaling its loss."""
+def test_bfloat16_and_float16_train_like_float32(small_run, tmp_path):
+    """Twelve steps move the weights about as far, in about the same direction. float16 scales its loss."""
     start = dict(tensors(_initial_weights(small_run)))
     moved = {}
     for dtype in ("float32", "bfloat16", "float16"):
@@ -151,20 +151,20 @@ def _initial_weights(settings: list[str]) -> dict[str, torch.Tensor]:
 
 def test_two_ranks_with_accumulated_gradients_resume_bit_equal(small_run, tmp_path):
     shared = ["batch_size=2", "accumulate_steps=2", "max_steps=8"]
-    train(SCRIPTS[0], small_run, tmp_path / "whole", *shared, ranks=2)
+    train(SCRIPTS[0], small_run, tmp_path / "uninterrupted", *shared, ranks=2)
     train(SCRIPTS[0], small_run, tmp_path / "parts", *shared, "max_steps=4", ranks=2)
     train(SCRIPTS[0], small_run, tmp_path / "parts", *shared, "resume=auto", ranks=2)
-    assert_same_checkpoint(tmp_path / "whole", tmp_path / "parts", 8)
-    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+    assert_same_checkpoint(tmp_path / "uninterrupted", tmp_path / "parts", 8)
+    assert metrics(tmp_path / "uninterrupted") == metrics(tmp_path / "parts")
 
 
 def test_an_output_that_holds_another_run_is_refused(small_run, tmp_path):
     script = SCRIPTS[0]
     train(script, small_run, tmp_path, "max_steps=2")
 
-    def refused(words: str, *more: str, script: str = script) -> None:
+    def refused(message: str, *more: str, script: str = script) -> None:
         done = run_script(script, *small_run, f"output={tmp_path}", *more)
-        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
 
     refused("holds a run with checkpoints of steps 2")
     refused("width 0.125 (now 0.25)", "resume=auto", "width=0.25")
@@ -184,8 +184,8 @@ def test_a_teacher_that_is_not_finite_is_refused(small_run, tmp_path):
     assert done.returncode == 2 and "not finite (output_layer.linear.weight)" in done.stderr
 
 
-def test_init_from_starts_at_step_0_from_the_given_weights(whole_run, small_run, tmp_path):
-    script, output = whole_run
+def test_init_from_starts_at_step_0_from_the_given_weights(uninterrupted_run, small_run, tmp_path):
+    script, output = uninterrupted_run
     train(script, small_run, tmp_path, f"init_from={output / '12backbone.pth'}", "max_steps=1", "lr=1e-9")
     first, last = (
         torch.load(path, weights_only=True) for path in (output / "12backbone.pth", tmp_path / "1backbone.pth")

@@ -1,9 +1,9 @@
-"""Check a whole training set or verification set and report everything that is wrong with it.
+"""Check a complete training set or verification set and report everything that is wrong with it.
 
 Record sets: the index must fit the file and list all of its records; record 0, property and labels must agree; every
 image must decode; no image may occur in two identities. Verification sets (.bin or Arrow): every image must decode,
-and pairs must not contradict each other. With --teacher, a trained network also checks labels and colour order: it must
-find images of one identity more similar than images of two, and RGB must not be worse than BGR.
+and pairs must not contradict each other. With --teacher, a trained network also checks labels and colour order: for
+this network, pairs of one identity must be more similar than pairs of two, and RGB must not be worse than BGR.
 """
 
 import argparse
@@ -17,10 +17,11 @@ from config import BASE, load_config
 from utils.errors import InputError, exit_on_input_error
 
 EPILOG = """
-Problems stop training or evaluation, or falsify the result. Examples: an identity without images, an image in two
+Problems stop training or evaluation, or make the result wrong. Examples: an identity without images, an image in two
 identities, a teacher that finds no difference between same and different pairs, or a clearly larger one in BGR.
-Notes also occur in good sets: identities with one image, an image that occurs twice in an identity, a pair that occurs
-twice, images of a verification set that must be resized, a fold with only same or only different pairs.
+Notes are about things that also occur in good sets: identities with one image, an image that occurs twice in an
+identity, a pair that occurs twice, images of a verification set that must be resized, a fold with only same or only
+different pairs.
 
 The teacher is measured by the mean cosine of same pairs minus the mean cosine of different pairs. The difference must
 exceed 0 by three standard errors. BGR counts as better if its difference exceeds that of RGB, compared pair by pair, by
@@ -43,12 +44,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "path", type=Path, help="folder with train.rec and train.idx, .bin file, or folder of an Arrow verification set"
     )
-    parser.add_argument("--num-workers", type=int, default=4, help="processes that decode; 0: none (default: 4)")
+    parser.add_argument(
+        "--num-workers",
+        type=int,
+        default=4,
+        help="decoding processes; 0: use the main one (default: 4)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report to this file")
     parser.add_argument("--force", action="store_true", help="overwrite FILE even if it is not a report")
     parser.add_argument("--teacher", action="store_true", help="also check with the teacher that the config names")
     parser.add_argument("--config", default=str(BASE), help="config or preset file (default: config/config.py)")
-    parser.add_argument("--pairs", type=int, default=1000, help="same and different pairs for it (default: 1000 each)")
+    parser.add_argument("--pairs", type=int, default=1000, help="pairs of each kind for the teacher (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of pairs (default: 0)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys, for --teacher")
     args = parser.parse_intermixed_args()
@@ -103,7 +109,7 @@ def is_report(path: Path) -> bool:
 
 
 def check_with_teacher(cfg, images, pairs, report, num_workers: int) -> None:
-    """Embed the `pairs` of `images` (tools.examine) with the teacher, in RGB and BGR; add the findings to `report`."""
+    """Embed the `pairs` of `images` (an ImageSource) with the teacher, in RGB and BGR; add findings to `report`."""
     import numpy as np
     from tqdm import tqdm
 
@@ -135,7 +141,7 @@ def check_with_teacher(cfg, images, pairs, report, num_workers: int) -> None:
             bar = tqdm(embedded, f"embedding in {colours}", len(batches), unit="batch")
             embeddings = np.concatenate([views[0].cpu().numpy() for _, views in bar])
             if not np.isfinite(embeddings).all():
-                raise InputError(f"{release.origin}: its embeddings are not finite; fetch the weights again")
+                raise InputError(f"{release.origin}: its embeddings are not finite; download the weights again")
             measured = cosines[colours] = pair_cosines(pairs, positions, unit_length(embeddings))
             report.figures[f"{colours}_same"] = round(float(measured.same.mean()), 4)
             report.figures[f"{colours}_different"] = round(float(measured.different.mean()), 4)

@@ -1,7 +1,7 @@
 """Turn a list of pairs into a .bin verification set.
 
 The list has one line per pair: two image paths and 1 (same person) or 0, separated by tabs, or by spaces if no path
-contains a space. Evaluation cuts ten folds from the list in its order, so mix same and different pairs evenly.
+contains a space. Evaluation divides the list into ten folds of consecutive pairs: alternate same and different pairs.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from utils.errors import InputError, exit_on_input_error
 
 
 def read_pairs(path: Path) -> list[tuple[str, str, bool]]:
-    """One (first image, second image, is_same) per line. Raises InputError with the number of the line."""
+    """Read one (first image, second image, is_same) per line. Raises InputError with the number of a wrong line."""
     pairs = []
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         if not line.strip():

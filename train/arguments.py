@@ -1,4 +1,4 @@
-"""The command line of the training scripts. Nothing here imports torch, so `--help` and a wrong key answer at once."""
+"""The command line of the training scripts. This module does not import torch, so `--help` is fast."""
 
 import argparse
 
@@ -10,8 +10,8 @@ def parse_arguments(description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=description,
         epilog="One process: python SCRIPT. Several GPUs: torchrun --standalone --nproc_per_node=2 SCRIPT. "
-        "docs/config.md lists the keys, their meaning and the values that they allow.",
+        "docs/config.md lists the keys, their meanings and their allowed values.",
     )
     parser.add_argument("--config", default=str(BASE), help="config or preset file (default: config/config.py)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the config, as in batch_size=64")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys, for example batch_size=64")
     return parser.parse_args()

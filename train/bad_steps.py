@@ -1,9 +1,10 @@
-"""Bad steps, those with a number that is not finite: skipped, undone and counted without waiting for the device.
+"""Skips, undoes and counts bad steps, without waiting for the device.
 
-A step is bad if the loss, a statistic or the gradient of any rank is not finite. It then changes nothing: weights,
-momentum, BatchNorm buffers, class centers and norm statistics stay as they were before it.
+A step is bad if the loss, a statistic or the gradient of any rank is not finite. A bad step changes nothing: weights,
+momentum, BatchNorm buffers, class centers and norm statistics are the same as before it.
 """
 
+import math
 from collections import deque
 from typing import Any
 
@@ -17,20 +18,20 @@ from utils.errors import InputError
 
 
 class TrainingError(InputError):
-    """Training cannot go on. The message says at which step, and where to look."""
+    """Training cannot continue. The message states the step and the usual causes."""
 
 
 def skippable_sgd(parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """torch's fused SGD, prepared for steps that are skipped."""
+    """Build torch's fused SGD, with momentum buffers that exist before the first step, which may be skipped."""
     optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
-    if momentum:  # torch would create it from the first gradient, and leave it undefined if that step is skipped
+    if momentum:  # torch would create the buffer in the first step, and leave it undefined if that step is skipped
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
 class Snapshot:
-    """A copy of tensors, made in few operations, that can be restored without waiting for the device."""
+    """A copy of tensors. Copying and restoring take few operations and do not wait for the device."""
 
     def __init__(self, tensors: list[Tensor]) -> None:
         dtypes = {tensor.dtype for tensor in tensors}
@@ -41,7 +42,7 @@ class Snapshot:
         """Restore the tensors if `undo`, a bool [] on the device, is true."""
         for tensors, copy in zip(self._groups, self._copies, strict=True):
             parts = torch.where(undo, copy, _flattened(tensors)).split([tensor.numel() for tensor in tensors])
-            # Not public, but nothing public copies many tensors in one operation.
+            # A private function of torch, because no public one copies many tensors in one operation.
             torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
 
 
@@ -52,11 +53,12 @@ def _flattened(tensors: list[Tensor]) -> Tensor:
 class BadSteps:
     """Takes optimiser steps, skips and undoes the bad ones, and counts them.
 
-    Around the forward passes of a step call `begin`, then `one_or_nan` for each loss, then `take_step`. On a GPU the
-    number of bad steps in a row is known some steps later, because nothing waits for the device.
+    In each step, call `begin` before the first forward pass, multiply each loss by `one_or_nan`, and call `take_step`
+    after the last backward pass. On a GPU the number of bad steps in a row is known some steps later, because nothing
+    waits for the device.
 
-    optimizer: made by `skippable_sgd`; student, head: the modules that forward passes change; max_in_a_row: the number
-    of bad steps in a row that is still allowed.
+    optimizer: made by `skippable_sgd`; student, head: the modules that forward passes change; max_in_a_row: how
+    many bad steps in a row are allowed.
     """
 
     def __init__(
@@ -65,12 +67,12 @@ class BadSteps:
         self._optimizer, self._head, self._max_in_a_row, self._device = optimizer, head, max_in_a_row, device
         self._buffers = [*student.buffers(), *head.softmax.buffers()]
         self._snapshot: Snapshot | None = None
-        self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # in a row, in total
-        self._keep_total = torch.tensor([0, 1], device=device)
-        self._names: list[str] = []  # of the statistics
-        self._last_good: Tensor | None = None  # of the last good step: its number and its statistics
-        self._on_the_way: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()  # counts being copied to the host
-        self._in_a_row = 0
+        self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # bad steps in a row, and in total
+        self._keep_total = torch.tensor([0, 1], device=device)  # a factor that resets the first count only
+        self._names: list[str] = []  # names of the statistics
+        self._last_good: Tensor | None = None  # number and statistics of the last good step
+        self._pending: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()  # counts that are copied to the host
+        self._in_a_row = 0  # as far as the host knows
 
     @property
     def total(self) -> Tensor:
@@ -78,22 +80,22 @@ class BadSteps:
         return self._counts[1]
 
     def begin(self) -> None:
-        """Remember everything that forward passes change, so that `take_step` can undo it."""
+        """Save everything that forward passes change, so that `take_step` can restore it."""
         self._snapshot = Snapshot(self._buffers)
         self._head.begin_step()
 
     def one_or_nan(self, output: HeadOutput) -> Tensor:
-        """A factor for the loss: 1, or NaN if the loss or a statistic is not finite.
+        """Return a factor for the loss, float [] on the device: 1, or NaN if the loss or a statistic is not finite.
 
-        NaN makes this rank's gradients NaN, and sharing these makes the gradients of all ranks NaN.
+        NaN makes all gradients of this rank NaN, and averaging then makes the gradients of all ranks NaN.
         """
         finite = torch.stack([output.loss.detach(), *output.stats.values()]).isfinite().all()
         return torch.where(finite, 1.0, torch.nan)
 
     def take_step(self, number: int, stats: dict[str, Tensor], grad_norm: Tensor) -> None:
-        """Take optimiser step `number`, unless `grad_norm` [] is not finite: then undo the step and count it."""
+        """Take optimiser step `number`. If `grad_norm` [] is not finite, undo the step and count it as bad instead."""
         bad = ~grad_norm.isfinite()
-        self._optimizer.found_inf = bad.float()  # torch's loss scaling makes fused optimisers skip a step in this way
+        self._optimizer.found_inf = bad.float()  # at 1, fused optimisers skip the step, as in loss scaling
         self._optimizer.step()
         self._snapshot.restore(bad)
         self._head.end_step(bad)
@@ -106,38 +108,38 @@ class BadSteps:
         before = torch.full_like(now, torch.nan) if self._last_good is None else self._last_good
         self._last_good = torch.where(bad, before, now)
         event = torch.cuda.Event() if self._device.type == "cuda" else None
-        self._on_the_way.append((self._counts[0].to("cpu", non_blocking=True), event))
+        self._pending.append((self._counts[0].to("cpu", non_blocking=True), event))
         if event is not None:
             event.record()
 
     def too_many(self, wait: bool = False) -> bool:
-        """Whether too many steps in a row were bad, by the counts that have reached the host, or by all if `wait`."""
-        while self._on_the_way and (wait or self._on_the_way[0][1] is None or self._on_the_way[0][1].query()):
-            count, event = self._on_the_way.popleft()
+        """Whether too many steps in a row were bad. Without `wait`, only counts that have reached the host are used."""
+        while self._pending and (wait or self._pending[0][1] is None or self._pending[0][1].query()):
+            count, event = self._pending.popleft()
             if wait and event is not None:
                 event.synchronize()
             self._in_a_row = int(count)
         return self._in_a_row > self._max_in_a_row
 
     def error(self, step: int) -> TrainingError:
-        """The error to raise at `step` after too many bad steps. Every rank must call it."""
+        """Build the error to raise at `step` after too many bad steps. Every rank must call it."""
         last = mean_over_ranks(dict(zip(["step", *self._names], self._last_good, strict=True)))
         good = last.pop("step")
         shown = " ".join(f"{name} {value:.4g}" for name, value in last.items())
-        before = f"the last good one, {good:.0f}, had {shown}" if good == good else "no step before them was good"
+        before = "no step before them was good" if math.isnan(good) else f"the last good one, {good:.0f}, had {shown}"
         return TrainingError(
             f"step {step}: the loss or gradient of the last {int(self._counts[0])} steps was not finite, more than "
             f"max_bad_steps = {self._max_in_a_row} in a row; they were skipped, and {before}. Usual causes: a learning "
-            "rate too high for the batch, float16 where bfloat16 would do, a broken teacher or broken images "
+            "rate too high for the batch size, float16 instead of bfloat16, a broken teacher or broken images "
             "(tools/check_data.py). See docs/troubleshooting.md, NaN loss"
         )
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint stores."""
         return {"in_a_row": self._counts[0], "total": self._counts[1], "names": self._names, "last": self._last_good}
 
     def load(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
+        """Restore what `state` returned."""
         self._counts = torch.stack([state["in_a_row"], state["total"]]).to(self._device)
         self._names = state["names"]
         self._last_good = None if state["last"] is None else state["last"].to(self._device)

@@ -1,4 +1,4 @@
-"""Embed the training set and its mirror images with the teacher, once: the file `teacher_embeddings` to train from."""
+"""Embed the training images and their mirror images with the teacher, and write the file `teacher_embeddings`."""
 
 import sys
 from pathlib import Path
@@ -15,9 +15,9 @@ def main() -> None:
     args = parse_arguments(__doc__)
     cfg = load_config(args.config, args.overrides, DATA)
     if not cfg.teacher_embeddings:
-        raise InputError("teacher_embeddings: name the file to make, as in teacher_embeddings=output/teacher/ir50.npy")
+        raise InputError("teacher_embeddings: name the file to make, for example output/teacher/ir50.npy")
 
-    # Imported only now: --help and a wrong key are answered at once, without torch.
+    # Imported here, so that --help and errors in the config appear at once, without loading torch.
     from data.dataset import build_dataset
     from train.teachers import build_cached_teacher
     from utils.distributed import process_group, rank

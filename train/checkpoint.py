@@ -1,7 +1,7 @@
 """Checkpoints of a run, four files per step.
 
 <step>backbone.pth holds the student, <step>header.pth the class centers, <step>state.pth everything else that resuming
-needs, and <step>sha256.txt the checksums of the three, which `sha256sum -c` reads too.
+needs, and <step>sha256.txt the checksums of these three files, in the format of `sha256sum -c`.
 """
 
 import io
@@ -24,14 +24,14 @@ SUMS = "sha256.txt"
 
 
 class CheckpointError(InputError):
-    """A checkpoint that does not exist, or belongs to another run. The message names it and those that exist."""
+    """A checkpoint is missing, broken or of another run. The message names it and says what to do."""
 
 
 class Checkpoint(NamedTuple):
     """The content of the three files.
 
-    backbone: the student's plain state dict; header: `kernel` [D, C] (the centers, transposed) and the margin's
-    statistics; state: optimiser, loss scale, bad steps and the identity of the run.
+    backbone: the state dict of the bare student; header: `kernel` [D, C] (the centers, transposed) and the margin's
+    statistics; state: optimiser, loss scale, bad steps and the settings that must not change.
     """
 
     backbone: dict[str, Tensor]
@@ -40,11 +40,11 @@ class Checkpoint(NamedTuple):
 
 
 def save(folder: str | os.PathLike, step: int, checkpoint: Checkpoint) -> Path:
-    """Write the files atomically, the state and the checksums last. Returns the path of the student."""
+    """Write the files atomically, the state and the checksums last. Returns the path of the backbone file."""
     remove(folder, step)  # files of an older checkpoint of this step must not mix with the new ones
     sums = ""
     for part, content in zip(PARTS, checkpoint, strict=True):
-        written = io.BytesIO()  # not the file itself: torch would report a full disk as an error of its own format
+        written = io.BytesIO()  # torch.save to a file reports a full disk as an error of its file format
         torch.save(content, written)
         with atomic_write(Path(folder, f"{step}{part}")) as file:
             file.write(written.getbuffer())
@@ -56,10 +56,10 @@ def save(folder: str | os.PathLike, step: int, checkpoint: Checkpoint) -> Path:
 class Saver:
     """Saves checkpoints in a thread. Training waits only for the copy to host memory.
 
-    If a checkpoint cannot be written (disk full, no permission), `log_line` gets a message and training goes on. Only
-    the next save and the end of the run wait for a checkpoint that is still being written.
+    If a checkpoint cannot be written (disk full, no permission), `log_line` gets a message and training continues.
+    Only the next save and the end of the run wait for a checkpoint that is still being written.
 
-    unsaved: the step of the last checkpoint, if it could not be written, else None.
+    unsaved: the step of the last checkpoint if it could not be written, otherwise None.
     """
 
     def __init__(self, folder: str | os.PathLike, keep: int, log_line: Callable[[str], None]) -> None:
@@ -96,7 +96,7 @@ class Saver:
         except OSError as error:
             self.unsaved = step
             return [
-                f"NOT SAVED: the checkpoint of step {step} ({error}); training goes on and tries again at the next "
+                f"NOT SAVED: the checkpoint of step {step} ({error}); training continues and tries again at the next "
                 "checkpoint, and older ones are intact; free disk space, or fix the permissions"
             ]
         try:
@@ -119,10 +119,10 @@ def _copied(value: Any) -> Any:
 
 
 def damage(folder: str | os.PathLike, step: int) -> str | None:
-    """What is wrong with the files of a complete checkpoint; None if they are as they were written.
+    """Describe what is wrong with the files of a complete checkpoint; None if they match their checksums.
 
-    A checkpoint without checksums is accepted: a kill before the last file leaves it like that, and each of its files
-    was written atomically.
+    A checkpoint without checksums is accepted: it was interrupted before the last file, and each of the others was
+    written atomically.
     """
     sums = Path(folder, f"{step}{SUMS}")
     names = [f"{step}{part}" for part in PARTS]
@@ -139,11 +139,11 @@ def damage(folder: str | os.PathLike, step: int) -> str | None:
 
 
 def load(folder: str | os.PathLike, step: int) -> Checkpoint:
-    """Read the checkpoint of `step` to the CPU. Raises CheckpointError, with the steps that exist."""
+    """Read the checkpoint of `step` to the CPU. Raises CheckpointError, which lists the steps that exist."""
     steps = complete_steps(folder)
     if step not in steps:
-        existing = f"there are {', '.join(map(str, steps))}" if steps else "there is none"
-        raise CheckpointError(f"{folder}: no complete checkpoint of step {step}; {existing}")
+        available = ", ".join(map(str, steps)) or "none"
+        raise CheckpointError(f"{folder}: no complete checkpoint of step {step}; available steps: {available}")
     return Checkpoint(*(_read(Path(folder, f"{step}{part}")) for part in PARTS))
 
 
@@ -151,7 +151,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return read_weights_file(path)
     except WeightsError as error:
-        raise CheckpointError(f"{path}: broken or cut short; resume an older step ({error})") from error
+        raise CheckpointError(f"{path}: broken or cut short; resume from an older step ({error})") from error
 
 
 def complete_steps(folder: str | os.PathLike) -> list[int]:
@@ -160,7 +160,7 @@ def complete_steps(folder: str | os.PathLike) -> list[int]:
 
 
 def _files(folder: str | os.PathLike) -> dict[int, set[str]]:
-    """Step -> which files of its checkpoint exist; ascending by step."""
+    """For each step, in ascending order: the files of its checkpoint that exist."""
     found: dict[int, set[str]] = {}
     for name in os.listdir(folder) if os.path.isdir(folder) else []:
         match = re.fullmatch(r"(\d+)(\w+\.\w+)", name)
@@ -187,7 +187,7 @@ def remove_after(folder: str | os.PathLike, step: int) -> None:
 
 
 def remove(folder: str | os.PathLike, step: int) -> None:
-    """Remove the checkpoint of `step`, if it exists: the state first, so that what a kill leaves is not complete."""
+    """Remove the checkpoint of `step`, if it exists: the state first, so that an interruption leaves it incomplete."""
     for part in (*reversed(PARTS), SUMS):
         Path(folder, f"{step}{part}").unlink(missing_ok=True)
 
@@ -200,10 +200,11 @@ def remove_unfinished(folder: str | os.PathLike) -> None:
 
 
 def step_to_resume(folder: str | os.PathLike, newest: bool, global_step: int) -> tuple[int, list[str]]:
-    """The step to resume from, 0 for none, and what is wrong with the newer checkpoints that are passed over.
+    """Choose the step to resume from, 0 for a new run. Also return what is wrong with newer checkpoints.
 
-    newest: resume from the newest intact checkpoint, if there is one (resume=auto); otherwise from `global_step`, where
-    0 starts a new run. Raises CheckpointError if all checkpoints are broken, or if a new run would mix with an old one.
+    newest: choose the newest intact checkpoint if there is one (resume=auto), instead of `global_step`; a `global_step`
+    of 0 starts a new run. Raises CheckpointError if all checkpoints are broken, or if a new run would mix with an
+    old one.
     """
     steps = complete_steps(folder)
     if newest:

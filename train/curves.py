@@ -13,7 +13,7 @@ NOT_DRAWN = ("step", "kind", "epoch", "time")
 
 
 def save_curves(metrics: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Write a PNG with one panel for each value that metrics.jsonl holds from training, and one for the accuracies."""
+    """Write a PNG with one panel per training metric in `metrics` (metrics.jsonl), and one for the accuracies."""
     from matplotlib.figure import Figure  # slow to import, and needed once per run
 
     entries = [json.loads(line) for line in Path(metrics).read_text().splitlines()]
@@ -40,7 +40,7 @@ def save_curves(metrics: str | os.PathLike, path: str | os.PathLike) -> None:
 
 
 def _accuracies(evaluations: Iterable[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """Verification set -> (step, accuracy in percent), sorted by name."""
+    """For each verification set, sorted by name: its points (step, accuracy in percent)."""
     points: dict[str, list[tuple[int, float]]] = {}
     for entry in evaluations:
         for name, value in entry.items():

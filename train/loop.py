@@ -1,4 +1,4 @@
-"""The training loop: steps, evaluation, checkpoints, and an end at any signal. It does not know the method."""
+"""The training loop: steps, evaluation, checkpoints, and stopping on a signal. It does not know the method."""
 
 import signal
 import sys
@@ -30,7 +30,7 @@ from utils.files import write_text
 
 
 class Trainer:
-    """Trains a task from where the config says to the end. Leaves checkpoints, logs and curves in cfg.output."""
+    """Trains a task, from step 0 or a checkpoint to the end. Writes checkpoints, logs and curves to cfg.output."""
 
     def __init__(self, cfg: EasyDict, task: Task, dataset: FaceDataset, device: torch.device) -> None:
         torch.backends.cudnn.benchmark = True  # the shapes of training are always the same
@@ -38,11 +38,13 @@ class Trainer:
         self.total_batch = cfg.batch_size * world_size() * cfg.accumulate_steps
         self.steps_per_epoch = len(dataset) // self.total_batch
         if cfg.batch_size * (world_size() if cfg.sync_bn else 1) < 2:
-            raise InputError("batch_size = 1: BatchNorm needs two images; raise it, or sync_bn=True on several ranks")
+            raise InputError(
+                "batch_size = 1: BatchNorm needs two images; raise it or set sync_bn=True on several ranks"
+            )
         if self.steps_per_epoch == 0:
-            raise InputError(f"a batch of {self.total_batch} from {len(dataset)} images: lower batch_size")
+            raise InputError(f"a step needs {self.total_batch} images, the set has {len(dataset)}: lower batch_size")
         self.total_steps = min(cfg.num_epoch * self.steps_per_epoch, cfg.max_steps or sys.maxsize)
-        self.step = 0  # optimiser steps done
+        self.step = 0  # completed optimiser steps
         self.take_step = TrainingStep(cfg, task, self.steps_per_epoch, self.total_batch, device)
         self.bad_steps, self.dtype = self.take_step.bad_steps, self.take_step.dtype
         self.state = RunState(cfg, self.total_batch, task, self.take_step)
@@ -63,6 +65,7 @@ class Trainer:
         self.step, notes = self.state.resume()
         with self.files.opened(self.step):
             self._describe(notes)
+            # An earlier part of the run may have ended between the checkpoint of an epoch and its evaluation.
             missed = self._at_epoch_end() and not from_rank_0(self.step in self.log.evaluated)
             if missed or (self.step == 0 and self.cfg.run_eval_at_start):
                 self.evaluate(self.step, self.step // self.steps_per_epoch)
@@ -75,7 +78,7 @@ class Trainer:
         self.evaluate.require_success()
 
     def _train(self, profile: StepProfile) -> bool:
-        """Train to the last step. Returns whether a signal ended the run before."""
+        """Train to the last step. Returns whether a signal ended the run before the last step."""
         agreement, rate = Agreement(), Rate()
         while self.step < self.total_steps:
             epoch, done = divmod(self.step, self.steps_per_epoch)
@@ -110,7 +113,7 @@ class Trainer:
 
     def _report(self, result: StepResult, images_per_second: float) -> None:
         """Log the statistics of a step, as means over the ranks."""
-        barrier()  # on the host, where a rank that hangs is named, before the GPU is waited for
+        barrier()  # waits on the host, where a rank that hangs is detected; only then wait for the GPU
         values = mean_over_ranks({**result.stats, "bad_steps": self.bad_steps.total})
         if self.take_step.scaler.is_enabled():
             values["loss_scale"] = self.take_step.scaler.get_scale()
@@ -135,11 +138,11 @@ class Trainer:
             self.files.saver.save(self.step, self.state.checkpoint())
 
     def _with_preview(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Pass the batches on. Before the first step of a run, rank 0 saves a picture of the first batch."""
+        """Yield the batches. Before the first step of a run, rank 0 saves a picture of the first batch."""
         if self.step == 0 and rank() == 0:
             first = next(batches)
             path = self.files.folder / "first_batch.png"
-            self.log.unless_full(partial(save_preview, path, first.images, first.labels))
+            self.log.try_writing(partial(save_preview, path, first.images, first.labels))
             yield first
             del first
         yield from batches

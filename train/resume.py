@@ -1,4 +1,4 @@
-"""What a run keeps in its checkpoints, and how it resumes from one."""
+"""What a run stores in its checkpoints, and how it resumes from one."""
 
 from easydict import EasyDict
 
@@ -26,7 +26,7 @@ class RunState:
     def resume(self) -> tuple[int, list[str]]:
         """Load the checkpoint that the config asks for. Every rank must call it. Raises CheckpointError.
 
-        Returns its step, 0 for none, and lines for the log about the checkpoints that were passed over.
+        Returns its step, 0 for a new run, and lines for the log about newer checkpoints that are not intact.
         """
         folder = self._cfg.output
         on_rank_0(lambda: checkpoint.remove_unfinished(folder))
@@ -44,8 +44,8 @@ class RunState:
         if before != now:
             changed = [f"{key} {before.get(key)!r} (now {now[key]!r})" for key in now if before.get(key) != now[key]]
             raise CheckpointError(
-                f"{source} was trained with {', '.join(changed)}; resume with the same, or start a new run in another "
-                "output from its weights, with init_from"
+                f"{source} was trained with {', '.join(changed)}; resume with the same settings, or start a "
+                "new run from its weights (init_from) in another output"
             )
         self._task.student.load_state_dict(saved.backbone)
         self._task.head.load_header(saved.header)

@@ -1,4 +1,4 @@
-"""Everything that a run holds open while it trains: its output folder, its log, its checkpoints and its signals."""
+"""What a run opens at its start and closes at its end: output folder, log, checkpoints and signal handlers."""
 
 import signal
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ class RunFiles:
     """The files of a run in `folder`, and the signals that end it.
 
     log: training.log, metrics.jsonl, TensorBoard and the progress bar; saver: writes checkpoints; stop_signal: the
-    number of the SIGINT or SIGTERM that has arrived, 0 before.
+    number of the SIGINT or SIGTERM that has arrived, or 0.
     """
 
     def __init__(self, folder: Path, keep_checkpoints: int, total_steps: int) -> None:
@@ -29,13 +29,13 @@ class RunFiles:
         self._lock: BinaryIO | None = None
 
     def lock(self) -> None:
-        """Make the folder and lock it for this process. For rank 0. Raises OSError if another run writes there."""
+        """Make the folder and lock it. Call it on rank 0 only. Raises OSError if another run writes there."""
         make_writable_folder(self.folder)
         self._lock = lock_folder(self.folder)
 
     @contextmanager
     def opened(self, first_step: int) -> Iterator[None]:
-        """Open the log of a run that starts at `first_step` and take over SIGINT and SIGTERM; at the end, close all."""
+        """Open the log of a run that starts at `first_step`, and handle SIGINT and SIGTERM. At the end, close all."""
         self.log.open(first_step)
         handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -44,7 +44,8 @@ class RunFiles:
                 stack.callback(self.saver.finish)
                 yield
         except RuntimeError:
-            # A rank may be lost. The launcher's SIGTERM must not end this process before it has said which one.
+            # A rank may be lost. Keep the handlers: torchrun's SIGTERM must not end this process before it has reported
+            # which rank it is.
             handlers = {}
             raise
         finally:
@@ -52,9 +53,9 @@ class RunFiles:
                 signal.signal(number, handler)
 
     def finish(self, step: int, stopped: bool) -> None:
-        """Draw the curves, wait for the last checkpoint, and say how the run ended at `step`."""
+        """Draw the curves, wait for the last checkpoint, and log how the run ended at `step`."""
         if rank() == 0:
-            self.log.unless_full(lambda: save_curves(self.folder / "metrics.jsonl", self.folder / "curves.png"))
+            self.log.try_writing(lambda: save_curves(self.folder / "metrics.jsonl", self.folder / "curves.png"))
         self.saver.finish()
         saved = self.saver.unsaved is None
         self.log.line(

@@ -20,7 +20,7 @@ from utils.files import atomic_write
 class RunLog:
     """Lines, metrics and progress of one run in `folder`. Does nothing on ranks other than 0.
 
-    evaluated: the steps whose evaluation an earlier part of the run has logged already.
+    evaluated: the steps whose evaluation was already logged by an earlier part of the run.
     """
 
     def __init__(self, folder: Path, total_steps: int) -> None:
@@ -33,7 +33,7 @@ class RunLog:
         self._bar: tqdm | None = None
 
     def open(self, first_step: int) -> None:
-        """Open the files. What an earlier part of the run logged after `first_step` is removed or hidden."""
+        """Open the files. Metrics that an earlier part of the run logged after `first_step` are removed or hidden."""
         if not self.active:
             return
         self._logger.setLevel(logging.INFO)
@@ -75,31 +75,32 @@ class RunLog:
             self._bar.update()
 
     def metrics(self, step: int, kind: str, values: dict[str, float | None], **extra: float) -> None:
-        """Write one line to metrics.jsonl, and its values to TensorBoard under `kind` ("training" or "evaluation").
+        """Write `values` and `extra` to metrics.jsonl as one line, and to TensorBoard.
 
-        A value that is None or not finite is null in the line and left out of TensorBoard.
+        kind: "training" or "evaluation". A value that is None or not finite is null in the line and left out of
+        TensorBoard.
         """
         if not self.active:
             return
         numbers = {name: value if _is_finite(value) else None for name, value in {**values, **extra}.items()}
         entry: dict[str, Any] = {"step": step, "kind": kind, **numbers}
-        self.unless_full(lambda: self._metrics.write(json.dumps(entry, allow_nan=False) + "\n"))
-        self.unless_full(lambda: self._board.write(entry))
+        self.try_writing(lambda: self._metrics.write(json.dumps(entry, allow_nan=False) + "\n"))
+        self.try_writing(lambda: self._board.write(entry))
 
     def retry(self) -> None:
-        """Write the lines of metrics.jsonl that could not be written before."""
+        """Try again to write the lines of metrics.jsonl that could not be written."""
         if self.active:
-            self.unless_full(lambda: self._metrics.write(""))
+            self.try_writing(lambda: self._metrics.write(""))
 
-    def unless_full(self, write: Callable[[], None]) -> None:
-        """Call `write` on rank 0. An OSError (disk full, no permission) is logged, and training goes on."""
+    def try_writing(self, write: Callable[[], None]) -> None:
+        """Call `write`. If it raises OSError (disk full, no permission), log that and continue. For rank 0."""
         try:
             write()
         except OSError as error:
-            self.line(f"NOT WRITTEN: {error}; training goes on")
+            self.line(f"NOT WRITTEN: {error}; training continues")
 
     def postfix(self, **values: float | str) -> None:
-        """Show values beside the progress bar."""
+        """Show values at the end of the progress bar."""
         if self.active:
             self._bar.set_postfix(values)
 
@@ -108,7 +109,7 @@ class RunLog:
         if not self.active:
             return
         self._bar.close()
-        self.unless_full(self._metrics.close)
+        self.try_writing(self._metrics.close)
         self._board.close()
         for handler in list(self._logger.handlers):
             with suppress(OSError):
@@ -117,16 +118,16 @@ class RunLog:
 
 
 class _Board:
-    """TensorBoard scalars. What a full disk kept from being written is written with the next entry."""
+    """TensorBoard scalars. Entries that could not be written (disk full) are written with the next entry."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = str(folder)
         self._writer: SummaryWriter | None = None
         self._written: list[dict[str, Any]] = []  # entries of the last written step
-        self._waiting: list[dict[str, Any]] = []
+        self._waiting: list[dict[str, Any]] = []  # entries that could not be written yet
 
     def open(self, first_step: int) -> None:
-        """Start a writer that hides what was written after `first_step`."""
+        """Start a writer that hides what an earlier part of the run wrote after `first_step`."""
         self._writer = SummaryWriter(self._folder, purge_step=first_step + 1 if first_step else 0)
 
     def write(self, entry: dict[str, Any]) -> None:
@@ -135,7 +136,8 @@ class _Board:
         try:
             if self._writer is None:
                 first = self._waiting[0]["step"]
-                self._writer = SummaryWriter(self._folder, purge_step=first)  # hides all of this step: write it again
+                # This hides all entries of the step `first`, so all of them are written again.
+                self._writer = SummaryWriter(self._folder, purge_step=first)
                 again = [entry for entry in self._written if entry["step"] == first]
                 self._waiting, self._written = again + self._waiting, []
             for waiting in self._waiting:
@@ -159,10 +161,10 @@ class _Board:
 
 
 class _LineFile:
-    """A file of lines. What could not be written is written before the next line."""
+    """A file of lines. Lines that could not be written are written before the next one."""
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open as long as the run
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - it stays open until the run ends
         self._rest = b""
 
     def write(self, line: str) -> None:
@@ -172,7 +174,7 @@ class _LineFile:
             self._rest = self._rest[self._file.write(self._rest) :]
 
     def close(self) -> None:
-        """Write what is left, and close the file. Raises OSError."""
+        """Write the lines that could not be written before, and close the file. Raises OSError."""
         try:
             self.write("")
         finally:
@@ -181,7 +183,7 @@ class _LineFile:
 
 class _LogFileHandler(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
-        """The disk is full: the line is on the screen only."""
+        """Ignore a line that cannot be written (disk full). It is still shown on the screen."""
 
 
 class _BarHandler(logging.Handler):
@@ -193,7 +195,7 @@ class _BarHandler(logging.Handler):
 
 
 class _Screen:
-    """Standard output or error. If that is a file on a full disk, what cannot be written is dropped."""
+    """Standard output or error. Text that cannot be written (a file on a full disk) is dropped."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -215,7 +217,7 @@ def _is_finite(value: float | None) -> bool:
 
 
 class Rate:
-    """Images per second since the last reading."""
+    """Images per second since the last call of `read`."""
 
     def __init__(self) -> None:
         self._images, self._since = 0, time.perf_counter()

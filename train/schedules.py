@@ -26,9 +26,10 @@ LR_SCHEDULES: dict[str, Callable[[EasyDict], Schedule]] = names.resolve(names.LR
 
 
 def build_learning_rate(cfg: EasyDict, total_batch: int) -> Schedule:
-    """The learning rate by the fractional epoch e, for `total_batch` images per step; cfg.lr is for 512.
+    """Return the learning rate as a function of the fractional epoch e, for `total_batch` images per step.
 
-    While e < W = cfg.warmup_epoch the factor is ((e + 1) / (W + 1))^2, afterwards that of cfg.lr_schedule.
+    The peak is cfg.lr for 512 images per step, and proportional to their number. While e < W = cfg.warmup_epoch, the
+    peak is multiplied by ((e + 1) / (W + 1))^2, afterwards by the factor of cfg.lr_schedule.
     """
     peak, warmup, schedule = cfg.lr * total_batch / 512, cfg.warmup_epoch, LR_SCHEDULES[cfg.lr_schedule](cfg)
 

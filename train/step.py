@@ -1,4 +1,4 @@
-"""One optimiser step: forward, backward, clipping, SGD. It does not know the method: the task gives the loss."""
+"""One optimiser step: forward, backward, clipping, SGD. It does not know the method: the task returns the loss."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -18,16 +18,16 @@ from utils.precision import compute_type
 
 
 class StepResult(NamedTuple):
-    """lr: the learning rate; stats: 0-d tensors by name, from this rank's last forward pass, and grad_norm."""
+    """lr: the learning rate; stats: statistics of this rank's last forward pass, and grad_norm, each a tensor []."""
 
     lr: float
     stats: dict[str, Tensor]
 
 
 class TrainingStep:
-    """step(batches, done): the optimiser step after `done` steps, on the next `accumulate_steps` batches.
+    """Takes optimiser steps: step(batches, done) takes the next `accumulate_steps` batches, after `done` earlier steps.
 
-    steps_per_epoch and total_batch (images per step, over all ranks) set the learning rate.
+    The learning rate depends on steps_per_epoch and total_batch, the number of images per step over all ranks.
     """
 
     def __init__(self, cfg: EasyDict, task: Task, steps_per_epoch: int, total_batch: int, device: torch.device) -> None:
@@ -46,7 +46,7 @@ class TrainingStep:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.task.head.set_epoch(epoch)
-        # What is random in a network (dropout) depends on seed, step and rank only, so that a resumed run repeats it.
+        # Random numbers in a network (dropout) depend only on seed, step and rank: a resumed run draws the same ones.
         torch.manual_seed(hash((self.cfg.seed, done, rank())) & (2**63 - 1))
         self.bad_steps.begin()
         for number in range(self.cfg.accumulate_steps):
@@ -70,7 +70,7 @@ class TrainingStep:
         return StepResult(lr, {**output.stats, "grad_norm": grad_norm})
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint stores."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -78,10 +78,10 @@ class TrainingStep:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
+        """Restore what `state` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups:
-            group["fused"] = True  # whatever the earlier run was made with
+            group["fused"] = True  # also if the checkpoint was written without fused SGD
         self.scaler.load_state_dict(state["scaler"])
-        if "bad_steps" in state:  # checkpoints from before bad steps were counted have no entry
+        if "bad_steps" in state:  # checkpoints of older versions have no such entry
             self.bad_steps.load(state["bad_steps"])

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: a trace of some steps by torch's profiler, and a table made from it."""
+"""Profiles some steps with torch's profiler: writes a trace, and a table of where the time of a step goes."""
 
 import os
 from bisect import bisect
@@ -13,8 +13,15 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from utils.distributed import rank
 
-WARM_UP = 5  # steps before the first profiled one: they compile, select convolutions and fill the loader
-PHASES = ("input", "student", "teacher", "head", "backward", "optimiser")  # record_function names in the loop and tasks
+WARM_UP = 5  # steps before profiling starts, in which kernels are compiled and selected, and the loader fills
+PHASES = (
+    "input",
+    "student",
+    "teacher",
+    "head",
+    "backward",
+    "optimiser",
+)  # names given to record_function
 OPERATORS = 8  # rows of the table
 _STEP = "ProfilerStep"  # the profiler's name for a step
 
@@ -50,12 +57,12 @@ class StepProfile:
         if self._profile:
             self._profile.stop()
             if self._profile.step_num <= WARM_UP:
-                self._log_line(f"no profile: it begins after {WARM_UP} steps, and the run had no more than that")
+                self._log_line(f"no profile: profiling starts after {WARM_UP} steps, but the run had no more")
 
     def _report(self, profiled: profile) -> None:
         if profiled.step_num <= WARM_UP:
             return
-        temporary = self._path.with_name(f".{os.getpid()}.{self._path.name}")  # it compresses because of .gz
+        temporary = self._path.with_name(f".{os.getpid()}.{self._path.name}")  # the suffix .gz makes torch compress it
         place = f"{self._path}, open it in ui.perfetto.dev"
         try:
             profiled.export_chrome_trace(str(temporary))
@@ -66,11 +73,11 @@ class StepProfile:
 
 
 def table(events: list[FunctionEvent], on_gpu: bool) -> str:
-    """Milliseconds per step of each phase and of the slowest operators, from a profiler's events.
+    """Format a table from a profiler's events: milliseconds per step of each phase and of the slowest operators.
 
-    On a GPU these are the times of the kernels, by the phase that launched them, beside the time that launching took.
-    Backward runs in another thread, so an event belongs to the phase at whose time it started. "idle" is the time in
-    which no kernel was running.
+    On a GPU these are the times of the kernels, by the phase that launched them. The last column is the time that
+    launching took, and "idle" is the time in which no kernel was running. An event belongs to the phase during which it
+    started, because backward runs in another thread.
     """
     on_device = [event for event in events if event.device_type != DeviceType.CPU and not event.is_user_annotation]
     events = [event for event in events if event.device_type == DeviceType.CPU]

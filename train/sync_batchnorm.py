@@ -1,4 +1,4 @@
-"""BatchNorm with the statistics of the global batch: torch's own on GPUs, this one on CPUs, where torch has none."""
+"""BatchNorm with the statistics of the global batch. GPUs use torch's class; torch has none for CPUs, so it is here."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from utils.distributed import world_size
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """BatchNorm of [B, C, ...] with mean and variance over all ranks, whose batches must have the same size."""
+    """BatchNorm of [B, C, ...] with mean and variance over all ranks. All ranks must have the same batch size."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
@@ -31,7 +31,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
 
 
 def synchronise(network: nn.Module, device: torch.device) -> nn.Module:
-    """Replace the BatchNorm layers by synchronised ones, if there are several ranks. Key names and weights stay."""
+    """Replace the BatchNorm layers by synchronised ones if there are several ranks. Names and weights stay the same."""
     if world_size() == 1:
         return network
     if device.type == "cuda":

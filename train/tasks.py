@@ -1,4 +1,4 @@
-"""The two tasks that the loop can train: a student under a teacher, and a network without a teacher."""
+"""The two tasks that the loop can train: a student with a teacher, and a network without a teacher."""
 
 from contextlib import AbstractContextManager
 from functools import partial
@@ -25,13 +25,13 @@ from utils.precision import compute_type
 
 
 class Task:
-    """A student and a head: bare, as checkpoints hold them, and wrapped in DDP and compiled, as training uses them."""
+    """A student and a head. `student` and `head` are bare, for checkpoints; training uses wrapped and compiled ones."""
 
-    notes: tuple[str, ...] = ()  # lines for the log: about the teacher, and about settings that have no effect
-    embeddings: EmbeddingFile | None = None  # the teacher's embeddings of the training images, to come with each batch
+    notes: tuple[str, ...] = ()  # lines for the log, about the teacher and about settings without effect
+    embeddings: EmbeddingFile | None = None  # the teacher's embeddings; the loader adds them to each batch
 
     def __init__(self, cfg: EasyDict, head: Head, device: torch.device) -> None:
-        torch.manual_seed(cfg.seed)  # the initial weights do not depend on what was built before
+        torch.manual_seed(cfg.seed)  # so that the initial weights do not depend on what was built before
         student = build_backbone(cfg)
         student = synchronise(student, device) if cfg.sync_bn else student
         self.student = student.to(device, memory_format=torch.channels_last)
@@ -45,16 +45,16 @@ class Task:
             self.notes += (f"the student is not compiled: torch.compile needs {missing}",)
 
     def forward(self, batch: Batch) -> HeadOutput:
-        """Loss and statistics of this rank's part of a batch."""
+        """Return loss and statistics of this rank's part of a global batch."""
         raise NotImplementedError
 
     def no_sync(self) -> AbstractContextManager:
-        """A context in which gradients are summed up but not shared over ranks yet."""
+        """A context in which gradients are accumulated, but not averaged over the ranks yet."""
         return without_sharing(*self._sharing)
 
 
 class Distillation(Task):
-    """The student under a frozen teacher: the live network, or its embeddings in a file and no teacher in memory."""
+    """A student with a frozen teacher, which is the live network or a file with its embeddings of the training set."""
 
     def __init__(self, cfg: EasyDict, dataset: FaceDataset, device: torch.device) -> None:
         self._view = cfg.teacher_view
@@ -68,9 +68,9 @@ class Distillation(Task):
             self.notes += teacher_notes(dataset, partial(self._embed, cfg, dataset, device), cfg.seed)
         super().__init__(cfg, build_head(cfg), device)
         if cfg.use_geom_margin and not self.head.softmax.margin.takes_geometry:
-            self.notes += (f"use_geom_margin is ignored: {cfg.loss} has no geometry term, AdaFace has",)
+            self.notes += (f"use_geom_margin is ignored: {cfg.loss} has no geometry term (AdaFace has one)",)
         if cfg.pretrained_teacher_header_path and cfg.centers == "ema":
-            self.notes += ("pretrained_teacher_header_path is ignored: centers = 'ema' start at random",)
+            self.notes += ("pretrained_teacher_header_path is ignored: with centers = 'ema' they start at random",)
 
     def forward(self, batch: Batch) -> HeadOutput:
         with record_function("student"):

@@ -1,4 +1,4 @@
-"""The teacher as training uses it: the frozen network, or a file with its embeddings of the whole training set."""
+"""The teacher in training: the frozen network, or a file with its embeddings of the whole training set."""
 
 import os
 import re
@@ -21,7 +21,7 @@ from utils.precision import cast_products, compute_type
 
 
 def build_live_teacher(cfg: EasyDict, device: torch.device, release: Release) -> nn.Module:
-    """The frozen teacher on the device, channels-last, with its matrix products in the compute type."""
+    """Build the frozen teacher on the device, channels-last, with its matrix products in the data type of the run."""
     teacher = cast_products(build_teacher(cfg, release), compute_type(cfg.dtype, device))
     return teacher.to(device, memory_format=torch.channels_last)
 
@@ -29,11 +29,11 @@ def build_live_teacher(cfg: EasyDict, device: torch.device, release: Release) ->
 def build_cached_teacher(
     cfg: EasyDict, dataset: FaceDataset, device: torch.device
 ) -> tuple[EmbeddingFile, tuple[str, ...]]:
-    """The file `teacher_embeddings`, made first if it is missing, and lines for the log. Every rank must call it.
+    """Open the file `teacher_embeddings`; make it first if it is missing. Every rank must call it.
 
-    Raises EmbeddingError if the file belongs to another teacher, other images or another preprocessing. If the
-    teacher's weights are not available, a finished file must have been made from the same path, or from the same
-    repository and commit, that the config names.
+    Returns the file and lines for the log. Raises EmbeddingError if the file belongs to another teacher, other images
+    or another preprocessing. If the teacher's weights are not available, the file must have been made from the same
+    path, or from the same repository and commit, that the config names.
     """
     exists = on_rank_0(lambda: os.path.exists(cfg.teacher_embeddings))
     wanted = on_rank_0(lambda: describe_embeddings(cfg, dataset, weights_may_be_missing=exists))
@@ -46,10 +46,10 @@ def build_cached_teacher(
         if not _is_origin(cfg, origin):
             asked = cfg.pretrained_teacher_path or f"{_repository(cfg)}@{cfg.teacher_revision or 'main'}"
             raise EmbeddingError(
-                f"{embeddings.path}: embeddings by {origin}, but the config asks for {asked}, whose weights are not "
-                "here to be compared; name the former, or fetch the latter"
+                f"{embeddings.path}: embeddings by {origin}, but the config names {asked}, whose weights are not "
+                "available for a comparison; name the teacher that made the file, or download the weights"
             )
-        notes += ("the teacher's weights are not here: its embeddings were checked by its name only",)
+        notes += ("the teacher's weights are not available: its embeddings were checked by its name only",)
     return embeddings, notes
 
 
@@ -65,7 +65,7 @@ def describe_embeddings(cfg: EasyDict, dataset: FaceDataset, weights_may_be_miss
     except MissingWeights:
         if not weights_may_be_missing:
             raise
-        # For a CVLFace release even the network is unknown: its model.yaml states it.
+        # For a CVLFace release even the network is unknown, because its model.yaml states it.
         teacher = {} if cfg.teacher in REPOSITORIES else {"network": cfg.teacher}
     return {
         "embeddings": {"shape": [len(dataset), 2, cfg.embedding_size], "type": "float16"},
@@ -82,7 +82,7 @@ def _embed_dataset(cfg: EasyDict, dataset: FaceDataset, device: torch.device, de
     release = find_teacher(cfg)
     if release.describe()["sha256"] != description["teacher"]["sha256"]:
         raise EmbeddingError(
-            f"{release.weights}: not the weights that rank 0 found first; pin them by teacher_revision"
+            f"{release.weights}: not the weights that rank 0 found; set teacher_revision to one commit"
         )
     teacher, dtype = build_live_teacher(cfg, device, release), compute_type(cfg.dtype, device)
     description["embeddings"]["computed_in"] = str(dtype).removeprefix("torch.")  # one type for the whole file
@@ -104,7 +104,7 @@ def _repository(cfg: EasyDict) -> str | None:
 
 
 def _is_origin(cfg: EasyDict, origin: str) -> bool:
-    """Whether the config names this origin of a teacher: a path, or repository@commit."""
+    """Whether the config names the teacher of this origin, which is a path or repository@commit."""
     if cfg.pretrained_teacher_path:
         return origin == cfg.pretrained_teacher_path
     repository, _, commit = origin.rpartition("@")

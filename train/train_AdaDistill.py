@@ -1,4 +1,4 @@
-"""Train the student under the frozen teacher by AdaDistill."""
+"""Train the student with the frozen teacher, by AdaDistill."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ def main() -> None:
     args = parse_arguments(__doc__)
     cfg = load_config(args.config, args.overrides)
 
-    # Imported only now: --help and a wrong key are answered at once, without torch.
+    # Imported here, so that --help and errors in the config appear at once, without loading torch.
     from data.dataset import build_dataset
     from train.loop import Trainer
     from train.tasks import Distillation

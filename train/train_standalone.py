@@ -15,7 +15,7 @@ def main() -> None:
     args = parse_arguments(__doc__)
     cfg = load_config(args.config, args.overrides, STANDALONE)
 
-    # Imported only now: --help and a wrong key are answered at once, without torch.
+    # Imported here, so that --help and errors in the config appear at once, without loading torch.
     from data.dataset import build_dataset
     from train.loop import Trainer
     from train.tasks import Standalone

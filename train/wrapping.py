@@ -1,4 +1,4 @@
-"""What is put around the bare networks for training: DistributedDataParallel, synchronised BatchNorm, torch.compile."""
+"""What training adds to the bare networks: DistributedDataParallel (DDP) and torch.compile."""
 
 import importlib.util
 import os
@@ -13,11 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.distributed import world_size
 
-BUCKETS = 8  # gradients are sent in about this many parts, so that sending overlaps with backward in small networks too
+BUCKETS = 8  # gradients are sent in about 8 parts, so that sending overlaps with backward, also in small networks
 
 
 def share_gradients(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module in DDP if there are several ranks and it has weights to train, else the module itself."""
+    """Wrap a module in DDP if there are several ranks and it has weights to train; otherwise return the module."""
     if world_size() == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
         return module
     megabytes = sum(parameter.nbytes for parameter in module.parameters()) / 2**20
@@ -31,7 +31,7 @@ def share_gradients(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def without_sharing(*modules: nn.Module) -> AbstractContextManager:
-    """A context in which the modules in DDP sum gradients up locally and do not share them over ranks yet."""
+    """A context in which modules in DDP accumulate gradients locally, without averaging them over the ranks."""
     stack = ExitStack()
     for module in modules:
         if isinstance(module, DistributedDataParallel):
@@ -40,14 +40,14 @@ def without_sharing(*modules: nn.Module) -> AbstractContextManager:
 
 
 def compiles(setting: str, device: torch.device) -> bool:
-    """Whether to compile: "on", "off", or "auto": on GPUs, if everything that the compiler needs is installed."""
+    """Whether to compile. setting: "on", "off", or "auto" (on GPUs, if everything that the compiler needs is there)."""
     if setting != "auto":
         return setting == "on"
     return device.type == "cuda" and not missing_for_compiling(device)
 
 
 def missing_for_compiling(device: torch.device) -> list[str]:
-    """What torch.compile needs for this GPU and does not find."""
+    """List what torch.compile needs for this GPU but does not find."""
     compilers = (os.environ.get("CC"), "gcc", "clang", "cc")
     needed = {
         "a GPU of compute capability 7.0 or higher": torch.cuda.get_device_capability(device) >= (7, 0),

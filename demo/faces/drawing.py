@@ -26,7 +26,7 @@ RELIEF_STEP = 2  # pixels between two points of the height field
 
 
 def relief_slopes(head: Head, identity: Identity) -> tuple[np.ndarray, np.ndarray]:
-    """Slopes of the height field in the upright plane, in x and y: two float32 [56, 56].
+    """Compute the slopes of the height field in the upright plane, in x and y: two float32 [56, 56].
 
     The height field is a rounded head plus Gaussian hills. It is smooth, so one point per two pixels is enough.
     """
@@ -66,7 +66,7 @@ def relief_slopes(head: Head, identity: Identity) -> tuple[np.ndarray, np.ndarra
 
 
 def light_head(head: Head, identity: Identity, view: View) -> np.ndarray:
-    """Lambertian light and gloss for every pixel, float32 [SIZE, SIZE, 2]."""
+    """Compute Lambertian light and gloss for every pixel, float32 [SIZE, SIZE, 2]."""
     slope_x, slope_y = relief_slopes(head, identity)
     azimuth, elevation, roll = np.deg2rad([view.light_azimuth, view.light_elevation, view.roll])
     across, down = np.sin(azimuth) * np.cos(elevation), -np.sin(elevation)
@@ -117,7 +117,7 @@ def degrade(picture: np.ndarray, view: View) -> np.ndarray:
 
 
 def sketch_face(head: Head, identity: Identity, view: View, rng: np.random.Generator) -> Sketch:
-    """All shapes of a picture, from back to front. `rng` chooses the clothes."""
+    """Sketch all shapes of a picture, from back to front. `rng` chooses the clothes."""
     sketch, palette = Sketch(), Palette(identity)
     far = 1 if view.yaw > 0 else -1
     hair = hair_edges(head, replace(identity, hair_volume=3.0) if view.occlusion == "hat" else identity)
@@ -160,7 +160,7 @@ def draw_face(identity: Identity, view: View) -> np.ndarray:
 
 
 def contact_sheet(n_identities: int, n_views: int, seed: int) -> np.ndarray:
-    """Rows of identities, columns of views from the clean portrait on, RGB uint8 [112 n_identities, 112 n_views, 3]."""
+    """Draw rows of identities; the first column is the clean portrait. RGB uint8 [112 n_identities, 112 n_views, 3]."""
     rows = []
     for number in range(n_identities):
         views = [make_view(seed, number, image, min(image, 1)) for image in range(n_views)]

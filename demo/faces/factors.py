@@ -137,7 +137,7 @@ def sample_identity(rng: np.random.Generator) -> Identity:
     values["lashes"] *= 0.3 if bearded else 1.0
     values["jaw_width"] += 1.5 if bearded else -1.0
     values["brow_thickness"] *= 1.2 if bearded else 0.85
-    # Red or grey hair, many freckles and many wrinkles are rare: high powers make large values unlikely.
+    # Red or grey hair, many freckles and many wrinkles are rare: powers make large values unlikely.
     values["hair_red"] **= 5
     values["age"] **= 1.3
     values["hair_grey"] = values["hair_grey"] ** 5 * (0.3 + values["age"])
@@ -151,7 +151,7 @@ def sample_identity(rng: np.random.Generator) -> Identity:
 
 
 def sample_view(rng: np.random.Generator, difficulty: float = 1.0) -> View:
-    """Sample a view. Difficulty 0 is a clean frontal portrait, 1 a difficult photo; all deviations grow with it."""
+    """Sample a view. difficulty: from 0, a clean frontal portrait, to 1, a difficult photo."""
     values = sample_factors(View, rng, difficulty)
     if rng.random() < 0.3 * difficulty:
         values["occlusion"] = str(rng.choice(OCCLUSIONS[1:]))
@@ -168,11 +168,11 @@ def sample_view(rng: np.random.Generator, difficulty: float = 1.0) -> View:
 
 
 def make_identity(seed: int, number: int) -> Identity:
-    """The identity with this number. It depends only on the two integers (>= 0)."""
+    """Sample the identity with this number. It depends only on the two integers (>= 0)."""
     return sample_identity(np.random.default_rng((seed, number)))
 
 
 def make_view(seed: int, identity: int, image: int, difficulty: float = 1.0) -> View:
-    """The view of an image of an identity. It depends only on the arguments (integers >= 0)."""
-    # The seeds (a, b) and (a, b, 0) give the same stream. Images count from 1, so none shares that of its identity.
+    """Sample the view of an image of an identity. It depends only on the arguments (integers >= 0)."""
+    # NumPy draws the same numbers for the seeds (a, b) and (a, b, 0). So image + 1 is used, which is never 0.
     return sample_view(np.random.default_rng((seed, identity, image + 1)), difficulty)

@@ -92,7 +92,7 @@ def draw_beard(sketch: Sketch, head: Head, identity: Identity, palette: Palette)
 
 
 def draw_nose(sketch: Sketch, head: Head, identity: Identity, palette: Palette) -> None:
-    """The nose. Its bridge and tip stand out of the face, so a turned head shows them in front of the far cheek."""
+    """The nose. Its bridge and tip rise above the face, so on a turned head they are in front of the far cheek."""
     tip, wide, bend, bridge = identity.nose_length, identity.nose_width, identity.nose_bend, identity.nose_bridge
     y = np.array([-6.0, 2, 10, tip - 4, tip - 0.5, tip + 2.5])
     lift = np.array([1.0, 3.5, 7, 11, 13.5, 8]) * (0.7 + 0.3 * identity.nose_tip)

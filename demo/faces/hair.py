@@ -10,7 +10,7 @@ STRAND = np.linspace(0.04, 0.96, 9)[:, None]  # positions along a strand
 
 
 def hair_edges(head: Head, identity: Identity) -> tuple[np.ndarray, np.ndarray]:
-    """Outline of the hair, and hairline: two curves [61, 2] in the upright plane, from left over the top to right."""
+    """Compute the outline of the hair and the hairline: two curves [61, 2] in the upright plane, left to right."""
     length, share, arch = identity.hair_length, HAIR, 1 - np.cos(HAIR * np.pi / 2)
     bottom = -4 + 16 * min(length, 0.5) + 120 * max(length - 0.5, 0)
     front = identity.hairline - identity.temple_recession * np.exp(-(((np.abs(share) - 0.6) / 0.2) ** 2))
@@ -20,7 +20,7 @@ def hair_edges(head: Head, identity: Identity) -> tuple[np.ndarray, np.ndarray]:
     hairline = front + (bottom - front) * np.clip((np.abs(share) - 0.72) / 0.28, 0, 1) ** 1.7
     volume = identity.hair_volume * np.clip(length * 3, 0.1, 1)
     crown = head.rows[0] + (bottom - head.rows[0]) * arch
-    # Below the ears hair hangs straight down, whatever the jaw does.
+    # Below the ears, hair hangs straight down and does not follow the jaw.
     high, low = np.minimum(hairline, 14), np.minimum(crown, 14)
     reach = np.interp(high, head.rows, head.width)
     skin = surface(np.sin(share * np.pi / 2) * reach, high, 0.4)
@@ -33,7 +33,7 @@ def hair_edges(head: Head, identity: Identity) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_hair(sketch: Sketch, edges: tuple[np.ndarray, np.ndarray], identity: Identity, palette: Palette) -> None:
-    """The hair in front: a cap between outline and hairline, with strands."""
+    """Draw the front hair: a cap between outline and hairline, with strands."""
     outer, inner = edges
     colour = mix(palette.skin, palette.hair, min(0.6 + 3 * identity.hair_length, 1))
     sketch.add_flat(np.concatenate([outer, inner[::-1]]), colour, 0, 210)

@@ -72,7 +72,7 @@ def curve(points, closed: bool = False) -> np.ndarray:
 
 
 def surface(x, y, lift=0.0) -> np.ndarray:
-    """Points [N, 3]: x, y and height above the skin, from arrays [N] or numbers. x = +-inf is the visible outline."""
+    """Build points [N, 3] of x, y and height above the skin: arrays [N] or numbers. x = +-inf: the visible outline."""
     points = np.empty((max(np.size(x), np.size(y)), 3))
     points[:, 0], points[:, 1], points[:, 2] = x, y, lift
     return points
@@ -144,7 +144,7 @@ class Sketch:
         self.solid, self.flat, self.shapes = [], [], []
 
     def add(self, points: np.ndarray, colour: tuple, width=0.0, relief=255, mirror=False) -> None:
-        """A shape on the head: `surface` points [N, 3] or several such shapes [M, N, 3].
+        """Add a shape on the head: `surface` points [N, 3], or several such shapes [M, N, 3].
 
         width: 0 fills a polygon, otherwise the width of a line in pixels. relief: 0..255, how strongly light shades the
         shape. mirror: also add the mirror image on the other side.

@@ -1,4 +1,4 @@
-"""embed_large_set.py FOLDER BYTES: embed the template set FOLDER/small, then FOLDER/large in BYTES more memory."""
+"""embed_large_set.py FOLDER BYTES: embed the template set FOLDER/small, then FOLDER/large with BYTES more memory."""
 
 import resource
 import sys

@@ -1,4 +1,4 @@
-"""Readers that do what no reader may do, to test the watch of fuzzing.py."""
+"""Readers that do forbidden things, to test the monitor of fuzzing.py."""
 
 import ctypes
 import os
@@ -15,7 +15,7 @@ from mutation import Seed
 
 from utils.errors import InputError
 
-# Readers with one fault each. The key is part of the message that the watch must give.
+# Readers with one fault each. The key is a part of the message that the monitor must report.
 FAULTY: dict[str, Callable[[Path], Any]] = {
     "ended with code": lambda folder: os.abort(),
     "took more than": lambda folder: time.sleep(60),
@@ -40,7 +40,7 @@ def _allocate_too_much() -> None:
 
 
 def faulty_target(fault: Callable[[Path], Any]) -> Target:
-    """A target whose seed is read correctly, and any other content by the reader with the fault."""
+    """Make a target whose seed is read without a fault, and any other content with the fault."""
 
     def read(folder: Path) -> None:
         if (folder / "file").read_bytes() != b"the seed":

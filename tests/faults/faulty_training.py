@@ -1,4 +1,4 @@
-"""train_AdaDistill.py with a fault. FAULT=what:first:last:rank puts it into forward passes first to last of a rank."""
+"""train_AdaDistill.py with a fault. FAULT=what:first:last:rank: in the forward passes first to last of this rank."""
 
 import os
 import signal
@@ -46,20 +46,20 @@ def main():
     from train.tasks import Distillation
     from utils.distributed import process_group, rank
 
-    what, first, last, where = os.environ["FAULT"].split(":")
+    what, first, last, faulty_rank = os.environ["FAULT"].split(":")
 
     class Faulty(Distillation):
         passes = 0
 
         def forward(self, batch):
             self.passes += 1
-            self.now = int(first) <= self.passes <= int(last) and rank() == int(where)
+            self.is_faulty = int(first) <= self.passes <= int(last) and rank() == int(faulty_rank)
             output = super().forward(batch)
-            return AFTER[what](output) if self.now and what in AFTER else output
+            return AFTER[what](output) if self.is_faulty and what in AFTER else output
 
         def _teacher_embeddings(self, batch):
             teacher = super()._teacher_embeddings(batch)
-            return teacher * float("nan") if self.now and what == "nan_teacher" else teacher
+            return teacher * float("nan") if self.is_faulty and what == "nan_teacher" else teacher
 
     with process_group(timeout=cfg.rank_timeout) as device:
         dataset = build_dataset(cfg)

@@ -1,4 +1,4 @@
-"""What the process that test_changed_files.py starts and watches runs."""
+"""The process that test_changed_files.py starts and monitors."""
 
 import os
 from multiprocessing.connection import Connection
@@ -10,7 +10,7 @@ from fuzzing import fuzz
 
 
 def run(name: str, times: int, folder: Path, reports: Connection) -> None:
-    """Fuzz the target of this name, from TARGETS or FAULTY; send the reports."""
+    """Fuzz the target of this name, from TARGETS or FAULTY, and send the reports."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders complain about every broken image
     target = TARGETS[name](folder) if name in TARGETS else faulty_target(FAULTY[name])
     fuzz(target, times, 1, folder, reports.send)

@@ -1,4 +1,4 @@
-"""The readers of files from other people, each with valid files to start from, for test_changed_files.py."""
+"""Targets for test_changed_files.py: readers of files from other people, each with valid files to change."""
 
 import contextlib
 import io
@@ -28,14 +28,14 @@ from utils.weights import read_state_dict
 
 
 def saved(save: Callable, *content: object, **options: object) -> bytes:
-    """The bytes that save(..., file) writes."""
+    """Return the bytes that save(..., file) writes."""
     file = io.BytesIO()
     save(*content, file, **options) if save is torch.save else save(file, *content, **options)
     return file.getvalue()
 
 
 def record_files(folder: Path) -> dict[str, bytes]:
-    """A record set with all types of records: one label, several, split at the magic, InsightFace's record 0."""
+    """Return a record set with all types of records: one label, several, split at the magic number, record 0."""
     with RecordWriter(folder / "train") as writer:
         writer.write(0, [5.0, 7.0], b"")
         for key in range(1, 5):
@@ -74,7 +74,7 @@ def training_set(folder: Path) -> Target:
     return Target(read_training_set, "data/dataset.py", seeds)
 
 
-# Opcodes whose arguments state a large size, or that make large objects from little data.
+# Opcodes whose arguments state a large size, or that build large objects from little data.
 HOSTILE_OPCODES = [
     b"\x8e" + struct.pack("<Q", 2**40) + b"x",  # BINBYTES8
     b"\x96" + struct.pack("<Q", 2**34) + b"x",  # BYTEARRAY8
@@ -98,10 +98,10 @@ HOSTILE_OPCODES = [
     b"0", b"1", b"2", b"(", b"]", b"}", b")", b"\x8f", b"a", b"e", b"s", b"u", b"b", b"R", b"t", b"l", b"d", b"\x90",
     b"\x91", b"\x85", b"\x86", b"\x87", b"\x97", b"\x98", b"P1\n", b"Q", b"\x82\x01", b".", b"N", b"\x88", b"\x89",
 ]  # fmt: skip
-# Bytes as Python 3 writes them in protocol 2.
+# A bytes object as Python 3 writes it in protocol 2.
 LATIN1 = b"c_codecs\nencode\nX\x02\x00\x00\x00\xc3\xbfX\x06\x00\x00\x00latin1\x86R"
 PICKLE_WORDS = [*HOSTILE_OPCODES, LATIN1]
-# torch allocates the length that a text states in 4 bytes before it reads the text.
+# Before torch reads a text, it allocates the length that the file states for it (4 bytes, so up to 4 GiB).
 TORCH_ALLOCATION = 5 * 2**30
 
 
@@ -127,9 +127,9 @@ def bin_files(folder: Path) -> Target:
 
 
 def torch_files(content: object, name: str) -> list[Seed]:
-    """Files of torch.save in the old and the new format, and the pickle alone, to be put into a valid archive."""
-    whole, old = saved(torch.save, content), saved(torch.save, content, _use_new_zipfile_serialization=False)
-    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+    """Seeds from torch.save: a file in the old format, one in the new format, and the pickle of a valid archive."""
+    new, old = saved(torch.save, content), saved(torch.save, content, _use_new_zipfile_serialization=False)
+    with zipfile.ZipFile(io.BytesIO(new)) as archive:
         entries = {entry: archive.read(entry) for entry in archive.namelist()}
     inside = next(entry for entry in entries if entry.endswith("data.pkl"))
 
@@ -140,7 +140,7 @@ def torch_files(content: object, name: str) -> list[Seed]:
                 archive.writestr(entry, data if entry == inside else stored)
         return file.getvalue()
 
-    return [Seed(name, whole), Seed(name, old, opcodes), Seed(name, entries[inside], opcodes, pack)]
+    return [Seed(name, new), Seed(name, old, opcodes), Seed(name, entries[inside], opcodes, pack)]
 
 
 def metadata(folder: Path) -> Target:

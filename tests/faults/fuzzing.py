@@ -1,7 +1,7 @@
-"""Feeds randomly changed files to a reader, in a process that is watched (test_changed_files.py starts it).
+"""Gives randomly changed files to a reader and monitors it, in a process that test_changed_files.py starts.
 
 A reader passes an input if it returns a result or raises InputError, and does not crash, hang, allocate much memory or
-do anything that reading data does not need. Each input depends on the seed and on the inputs before it.
+do anything that reading data does not need. Each input depends on the seed and on the previous inputs.
 """
 
 import os
@@ -22,8 +22,8 @@ from utils.errors import InputError
 
 MAX_SECONDS = 5  # for one input of some kilobytes; most take a millisecond
 MAX_GROWTH = 64 * 2**20  # bytes by which memory may grow over all inputs of a run
-MAX_CORPUS = 300  # seeds, and inputs that reached new lines
-TRACE_EVERY = 8  # one of so many inputs is traced
+MAX_CORPUS = 300  # largest number of seeds, including inputs that reached new lines
+TRACE_EVERY = 8  # every eighth input is traced
 
 
 @dataclass
@@ -47,8 +47,8 @@ class _HangError(BaseException):
     pass
 
 
-class _Watch:
-    """Notes actions that no reader of data needs: writing, importing, executing, starting processes, networking."""
+class _Monitor:
+    """Detects actions that no reader of data needs: writing, importing, executing, starting processes, networking."""
 
     def __init__(self) -> None:
         self.armed, self.violation = False, ""
@@ -79,7 +79,7 @@ class _Watch:
 
 
 def _is_importing() -> bool:
-    """Whether an import is running: modules of the allowed libraries execute texts to make named tuples."""
+    """Whether an import is running. The allowed libraries execute code from strings then, to define named tuples."""
     frame = sys._getframe()
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
@@ -89,7 +89,7 @@ def _is_importing() -> bool:
 
 
 class _Lines:
-    """Trace function that records which lines of one file ran."""
+    """A trace function that records which lines of one file were executed."""
 
     def __init__(self, file: str) -> None:
         self.file, self.covered, self.has_new = file, set[int](), False
@@ -117,7 +117,7 @@ def _raise_hang(*_: object) -> None:
 
 
 class _Fuzzer:
-    """Feeds changed files to the reader of a target."""
+    """Gives changed files to the reader of a target."""
 
     def __init__(self, target: Target, seed: int, folder: Path) -> None:
         self.target, self.folder = target, folder
@@ -130,22 +130,22 @@ class _Fuzzer:
             Path(folder, file.file).write_bytes(file.pack(file.data))
             target.read(folder)
             Path(folder, file.file).write_bytes(self.originals[file.file])
-        self.lines, self.watch = _Lines(target.module), _Watch()
+        self.lines, self.monitor = _Lines(target.module), _Monitor()
         signal.signal(signal.SIGALRM, _raise_hang)
         limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + target.max_allocation
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
         self.peak = _peak_memory()
 
     def try_one(self, number: int) -> str:
-        """Read one changed input; returns what the reader did wrong, "" for nothing. A failing input is kept."""
+        """Read one changed input. Returns what the reader did wrong, or "". An input that fails is kept."""
         file = mutate(self.source, self.source.choice(self.corpus), self.corpus, self.target.words)
         path = Path(self.folder, file.file)
         path.write_bytes(file.pack(file.data))
         failure = self._read(is_traced=number % TRACE_EVERY == 0)
         if (peak := _peak_memory()) > self.peak + MAX_GROWTH:
             failure, self.peak = failure or f"memory grew by {peak - self.peak} bytes", peak
-        if self.watch.violation:
-            failure, self.watch.violation = self.watch.violation, ""
+        if self.monitor.violation:
+            failure, self.monitor.violation = self.monitor.violation, ""
         if self.lines.has_new and len(self.corpus) < MAX_CORPUS:
             self.corpus.append(file)
         self.lines.has_new = False
@@ -157,9 +157,9 @@ class _Fuzzer:
         return failure
 
     def _read(self, is_traced: bool) -> str:
-        """Read the files once, under watch; returns how that failed, "" where it gave a result or an InputError."""
+        """Read the files once, with the monitor. Returns what went wrong; "" after a result or an InputError."""
         signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS)
-        self.watch.armed = True
+        self.monitor.armed = True
         try:
             if is_traced:
                 sys.settrace(self.lines)
@@ -174,7 +174,7 @@ class _Fuzzer:
         finally:
             sys.settrace(None)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            self.watch.armed = False
+            self.monitor.armed = False
         return ""
 
 
@@ -183,10 +183,10 @@ def _peak_memory() -> int:
 
 
 def fuzz(target: Target, times: int, seed: int, folder: Path, report: Callable[[str], None]) -> None:
-    """Read `times` changed inputs in `folder`. `report` gets one line per failure, and empty ones as signs of life.
+    """Read `times` changed inputs in `folder`. `report` gets one line per failure, and "" regularly as a heartbeat.
 
-    The changed file of an input that fails is kept as failed-N-FILE. A crash or a hang in C code leaves the input in
-    the folder. Stops after the tenth failure.
+    The changed file of an input that fails is kept as failed-N-FILE. After a crash or a hang in C code, the input is
+    still in the folder. Stops after the tenth failure.
     """
     fuzzer, failures = _Fuzzer(target, seed, folder), 0
     for number in range(times):

@@ -1,4 +1,4 @@
-"""Random changes of files: of bytes, and of the pieces that a file consists of (opcodes, words)."""
+"""Random changes of files: of their bytes, or of the pieces that they consist of (opcodes, words)."""
 
 import contextlib
 import pickletools
@@ -20,7 +20,7 @@ WORDS = [
 
 @dataclass
 class Seed:
-    """Content to change: `pack(data)` is written to `file`. tokens: splits the data into the pieces it consists of."""
+    """Content to change; `pack(data)` is written to `file`. tokens: splits the data into pieces."""
 
     file: str
     data: bytes
@@ -29,9 +29,9 @@ class Seed:
 
 
 def opcodes(data: bytes) -> list[bytes]:
-    """Split a pickle into its opcodes, each with its argument. Data that cannot be read is one piece."""
+    """Split a pickle into its opcodes, each with its argument. Data that is not a pickle is one piece."""
     starts = []
-    with contextlib.suppress(Exception):  # the part before the broken one is enough
+    with contextlib.suppress(Exception):  # keep the opcodes before the broken one
         for _, _, at in pickletools.genops(data):
             starts.append(at)
     return [data[a:b] for a, b in zip([0, *starts[1:]], [*starts[1:], len(data)], strict=True)] if starts else [data]

@@ -1,4 +1,4 @@
-"""Files changed at random, a process that reads them, and the watch over it."""
+"""Randomly changed files are read in a separate process, which is monitored."""
 
 import multiprocessing
 import os
@@ -19,8 +19,8 @@ _LONG = {
 
 
 def failures(name: str, times: int, kept: Path) -> list[str]:
-    """What is said of the inputs that did not survive; these are kept in the folder `kept`."""
-    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # files that are written 100,000 times
+    """Return the reports about inputs that failed. These inputs are copied to the folder `kept`."""
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # the files are written up to 100,000 times
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         ours, theirs = multiprocessing.Pipe(duplex=False)
         process = WARM.Process(target=run, args=(name, times, Path(folder), theirs))
@@ -30,13 +30,13 @@ def failures(name: str, times: int, kept: Path) -> list[str]:
         try:
             while ours.poll(60):
                 failed += filter(None, [ours.recv()])
-            failed.append("a minute without a word")
+            failed.append("no report for a minute")
             process.kill()
         except EOFError:
             process.join()
             if process.exitcode:
                 failed.append(f"the process ended with code {process.exitcode}")
-        if failed:  # under failed-N-FILE, or, after a crash or a hang, as it stands
+        if failed:  # they are failed-N-FILE or, after a crash or a hang, still have their own names
             shutil.copytree(folder, kept)
             print(*failed, f"the inputs are in {kept}", sep="\n")
     return failed
@@ -51,5 +51,5 @@ def test_changed_files_are_read_or_refused(tmp_path, tried, name):
 
 
 @pytest.mark.parametrize("fault", FAULTY)
-def test_the_watch_sees_a_reader_at_fault(tmp_path, fault):
+def test_the_monitor_detects_a_faulty_reader(tmp_path, fault):
     assert fault in failures(fault, 2, tmp_path / "inputs")[0]

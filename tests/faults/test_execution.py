@@ -31,7 +31,7 @@ from utils.errors import InputError
 
 
 class Touch:
-    """Creates a file when it is unpickled without protection."""
+    """An object that creates a file when it is unpickled without protection."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -218,16 +218,16 @@ def test_scripts_refuse_to_overwrite_other_files_before_they_evaluate(tmp_path, 
 
     torch.save(MobileFaceNet(16, 0.125).state_dict(), tmp_path / "5backbone.pth")
     common = ["--device", "cpu", "width=0.125", "embedding_size=16", "--val-data", tmp_path, "--val-targets", "x"]
-    mine = tmp_path / "mine.json"
+    notes = tmp_path / "notes.json"
     for script, *flags in (
         ["eval/run_full_eval.py", "--checkpoint", tmp_path / "5backbone.pth"],
         ["eval/run_batch_eval.py", "--checkpoint-dir", tmp_path],
     ):
-        mine.write_text("my notes")
-        done = run_script(script, *flags, *common, "--results-json", mine)
+        notes.write_text("my notes")
+        done = run_script(script, *flags, *common, "--results-json", notes)
         assert done.returncode == 2
-        assert "mine.json: exists, and holds no results" in done.stderr and "--force" in done.stderr
-        assert done.stdout == "" and mine.read_text() == "my notes"
-        done = run_script(script, *flags, *common, "--results-json", mine, "--force")
-        assert "about" in json.loads(mine.read_text()), done.stderr
-        mine.with_suffix(".npz").unlink(missing_ok=True)
+        assert "notes.json: exists, and holds no results" in done.stderr and "--force" in done.stderr
+        assert done.stdout == "" and notes.read_text() == "my notes"
+        done = run_script(script, *flags, *common, "--results-json", notes, "--force")
+        assert "about" in json.loads(notes.read_text()), done.stderr
+        notes.with_suffix(".npz").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Long runs: constant memory, no leaked file descriptors, sets larger than the memory."""
+"""High load: constant memory in long runs, no leaked file descriptors, sets larger than the memory."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ from demo.make_demo_data import encoded_face
 
 
 def resident(process: int) -> int:
-    """Bytes of private memory of a process; 0 if it has ended."""
+    """Return the bytes of private memory of a process; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -40,7 +40,7 @@ def test_memory_stays_constant_over_two_thousand_steps_with_verification(small_r
         time.sleep(0.25)
     assert process.returncode == 0, (tmp_path / "output.txt").read_text()[-3000:]
     longest = max(map(len, samples.values()))
-    lasting = [sizes for sizes in samples.values() if len(sizes) > longest / 2]  # without the workers of evaluations
+    lasting = [sizes for sizes in samples.values() if len(sizes) > longest / 2]  # no workers of evaluations
     assert len(lasting) == 3
     growth = []
     for sizes in lasting:
@@ -65,7 +65,7 @@ def test_opening_and_closing_readers_leaks_nothing(small_run, tried):
         open_and_close()
     assert len(os.listdir("/proc/self/fd")) <= descriptors
     assert resident(os.getpid()) < memory + 4_000_000
-    tried("open-close cycles of the record reader without a leak", times, times)
+    tried("opening and closing the record reader without a leak", times, times)
 
 
 @pytest.mark.timeout(1200)

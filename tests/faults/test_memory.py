@@ -1,4 +1,4 @@
-"""Files that state sizes which they do not have: reading them takes little memory."""
+"""Files that state larger sizes than they have: reading them takes little memory."""
 
 import struct
 import tracemalloc
@@ -20,7 +20,7 @@ from utils.weights import WeightsError, read_state_dict
 
 
 def peak(call: Callable[[], Any]) -> int:
-    """Peak of the bytes that Python and NumPy allocate during a call, which must raise InputError."""
+    """Return the peak of the bytes that Python and NumPy allocate during a call, which must raise InputError."""
     tracemalloc.start()
     try:
         with pytest.raises(InputError):
@@ -31,7 +31,7 @@ def peak(call: Callable[[], Any]) -> int:
 
 
 def called(name: str, *arguments: bytes) -> bytes:
-    """A call by name in protocol 2: how pickles start an array."""
+    """Return a pickled call of a function by name, in protocol 2. Pickles create arrays in this way."""
     module, _, function = name.rpartition(".")
     return f"c{module}\n{function}\n(".encode() + b"".join(arguments) + b"tR"
 
@@ -130,7 +130,7 @@ def doubled_list() -> list:
     ],
     ids=["expanded", "strided", "sparse", "bfloat16", "doubled", "ragged", "objects", "mixed", "huge"],
 )
-def test_reading_metadata_takes_little_more_memory_than_their_size(tmp_path, value):
+def test_reading_metadata_takes_little_more_memory_than_its_size(tmp_path, value):
     datasets = pytest.importorskip("datasets")
     features = datasets.Features(image=datasets.Value("binary"), index=datasets.Value("int64"))
     datasets.Dataset.from_dict({"image": [b"x"], "index": [0]}, features=features).save_to_disk(str(tmp_path))
@@ -147,12 +147,12 @@ def test_reading_metadata_takes_little_more_memory_than_their_size(tmp_path, val
 
 def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(tmp_path):
     content = {"a": torch.zeros(2**20)}
-    torch.save(content, tmp_path / "whole.pth")
-    with zipfile.ZipFile(tmp_path / "whole.pth") as whole:
+    torch.save(content, tmp_path / "valid.pth")
+    with zipfile.ZipFile(tmp_path / "valid.pth") as valid:
         for name in ("metadata.pt", "w.pth"):
             with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as packed:
-                for entry in whole.namelist():
-                    packed.writestr(entry, whole.read(entry))
+                for entry in valid.namelist():
+                    packed.writestr(entry, valid.read(entry))
     np.savez_compressed(tmp_path / "r.npz", **{"ijb/x/score": np.zeros(2**20)})
     (tmp_path / "r.json").write_text('{"absent": [], "failed": [], "about": {}}')
     assert peak(lambda: read_metadata(tmp_path / "metadata.pt")) < 2**20

@@ -1,4 +1,4 @@
-"""Checks a whole record set or verification set and collects everything that is wrong with it."""
+"""Checks a complete record set or verification set and collects everything that is wrong with it."""
 
 from tools.examine.images import Pixels
 from tools.examine.records import examine_records

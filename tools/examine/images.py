@@ -1,4 +1,4 @@
-"""Checks of every image of a set. Only a row of an array is kept per image, so that millions fit into memory."""
+"""Checks every image of a set. Per image, only one row of an array is kept, so millions of images fit into memory."""
 
 import hashlib
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ from tools.examine.report import Report
 
 CHUNK = 256  # images per task of a worker
 OTHER_SIZE = f"image that is not {SIZE}x{SIZE}"
-# Per image: the offset of the next record, -1 if the record could not be read; the label; whether the image can be
-# used; a hash of its bytes.
+# One row per image: the offset of the next record, or -1 if the record could not be read; the label; whether the image
+# can be used; a hash of its bytes.
 ROW = np.dtype([("end", "i8"), ("label", "f4"), ("is_usable", "?"), ("digest", "u8", 2)])
 
 
 class Checked(NamedTuple):
-    """Result for n images. rows: ROW [n]; problems, notes: (finding, name of the image)."""
+    """Results for n images. rows: ROW [n]; problems, notes: pairs (finding, name of the image)."""
 
     rows: np.ndarray
     problems: list[tuple[str, str]]
@@ -28,18 +28,18 @@ class Checked(NamedTuple):
 
 
 class ImageSource(Protocol):
-    """The images of a set: source[positions] checks them, image(position) decodes a usable one."""
+    """The images of a set: source[positions] checks images, source.image(position) decodes a usable one."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, positions: np.ndarray) -> Checked: ...
 
     def image(self, position: int) -> np.ndarray:
-        """uint8 [112, 112, 3] RGB."""
+        """Return uint8 [112, 112, 3] RGB."""
 
 
 class Pixels:
-    """pixels[positions] -> uint8 [n, 112, 112, 3] of usable images, in RGB, or in BGR if `swapped`."""
+    """Decodes usable images: pixels[positions] is uint8 [n, 112, 112, 3], in RGB, or in BGR if `swapped`."""
 
     def __init__(self, source: ImageSource, swapped: bool) -> None:
         self.source, self.swapped = source, swapped
@@ -50,7 +50,7 @@ class Pixels:
 
 
 def check_image(data: bytes, row: np.void) -> Iterator[str]:
-    """What is wrong with an encoded image. Its hash, and whether it decodes, are written into `row`."""
+    """Yield what is wrong with an encoded image. Write its hash, and whether it decodes, into `row`."""
     row["digest"] = np.frombuffer(hashlib.blake2b(data, digest_size=16).digest(), dtype=np.uint64)
     try:
         image = decode_rgb(data, "")
@@ -65,7 +65,7 @@ def check_image(data: bytes, row: np.void) -> Iterator[str]:
 
 
 def check_all_images(source: ImageSource, report: Report, num_workers: int) -> np.ndarray:
-    """Check a whole source with `num_workers` processes: ROW [N], in its order. Findings go into the report."""
+    """Check all images with `num_workers` processes. Returns ROW [N] in their order; findings go into the report."""
     rows = np.zeros(len(source), ROW)
     chunks = [np.arange(start, min(start + CHUNK, len(rows))) for start in range(0, len(rows), CHUNK)]
     with tqdm(total=len(rows), desc="checking images", unit="image") as bar:

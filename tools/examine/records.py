@@ -1,4 +1,4 @@
-"""Checks of record sets: whether index and file agree, record 0, property, labels, duplicates, and every image."""
+"""Checks record sets: agreement of index and file, record 0, property file, labels, duplicates, and every image."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class Records:
         return checked
 
     def image(self, position: int) -> np.ndarray:
-        """uint8 [112, 112, 3] RGB, of a usable image."""
+        """Return uint8 [112, 112, 3] RGB, for a usable image."""
         _, data, _ = self.file.read_at(int(self.offsets[position]), int(self.keys[position]))
         return decode_rgb(data, f"record {self.keys[position]}")
 
@@ -49,7 +49,7 @@ def _label(header: Header) -> float:
 
 
 def examine_records(folder: Path, report: Report, num_workers: int) -> tuple[Records, np.ndarray, np.ndarray]:
-    """Check a set. Returns its records, and positions [n] and labels [n] of the images that can be used in training.
+    """Check a set. Returns its records, and positions [n] and labels [n] of the images that training can use.
 
     Raises InputError or OSError only if the files cannot be read at all.
     """
@@ -70,7 +70,7 @@ def examine_records(folder: Path, report: Report, num_workers: int) -> tuple[Rec
 def _valid_entries(
     keys: np.ndarray, offsets: np.ndarray, file: RecordFile, report: Report
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and offsets of the valid index entries, each key once, in the order of the file."""
+    """Return keys and offsets of the valid index entries, each key once, in the order of the file."""
     inside = (offsets >= 0) & (offsets <= file.size - 8) & (offsets % 4 == 0)
     outside = zip(keys[~inside], offsets[~inside], strict=True)
     examples = (f"record {key} at byte {offset}" for key, offset in outside)
@@ -79,7 +79,7 @@ def _valid_entries(
     first = np.unique(keys, return_index=True)[1]
     report.problem("key that the index lists twice", (f"record {key}" for key in np.delete(keys, first)))
     if not len(keys):
-        raise RecordError(f"{file.rec_path}: no entry of its index points into the file; fetch both again")
+        raise RecordError(f"{file.rec_path}: no entry of its index points into the file; download both again")
     keys, offsets = keys[first], offsets[first]
     order = np.argsort(offsets, kind="stable")
     return keys[order], offsets[order]
@@ -88,7 +88,7 @@ def _valid_entries(
 def _detect_layout(
     folder: Path, file: RecordFile, keys: np.ndarray, offsets: np.ndarray, report: Report
 ) -> tuple[np.ndarray, int | None]:
-    """Which records are images, bool [N], and the stated number of identities; None if it is not stated."""
+    """Return which records are images, bool [N], and the stated number of identities; None if it is not stated."""
     stated = None
     try:
         stated = read_property(folder / "property")
@@ -111,7 +111,7 @@ def _detect_layout(
     report.figures["layout"] = f"InsightFace's: images 1..{end - 1}, {last - end} identities"
     is_image = (keys >= 1) & (keys < end)
     missing = end - 1 - int(is_image.sum())
-    # `end` may be huge; if MAX_EXAMPLES keys are missing, so many are below this limit.
+    # `end` may be huge. This limit is high enough to include at least MAX_EXAMPLES missing keys, if there are so many.
     absent = np.setdiff1d(np.arange(1, min(end, len(keys) + MAX_EXAMPLES + 1)), keys)[:missing]
     report.problem("image that the index does not list", (f"record {key}" for key in absent), missing - len(absent))
     if stated is not None and stated != last - end:
@@ -123,7 +123,7 @@ def _check_order(records: Records, ends: np.ndarray, report: Report) -> None:
     """Check that the records cover the file from the first byte to the last, without gaps or overlaps."""
     read = ends >= 0
     starts, failed = records.offsets[read], records.offsets[~read]
-    reach = np.maximum.accumulate(np.r_[0, ends[read]])  # the end of all records before each one
+    reach = np.maximum.accumulate(np.r_[0, ends[read]])  # for each record, where the records before it end
     overlaps = zip(records.keys[read][starts < reach[:-1]], starts[starts < reach[:-1]], strict=True)
     examples = (f"record {key} at byte {offset}" for key, offset in overlaps)
     report.problem("record that begins inside the one before", examples)
@@ -134,7 +134,7 @@ def _check_order(records: Records, ends: np.ndarray, report: Report) -> None:
 
 
 def _check_gap(file: RecordFile, start: int, end: int, failed: np.ndarray, report: Report) -> None:
-    """Find what is in a part of the file that the index does not cover. `failed`: offsets reported before."""
+    """Find what is in a part of the file that the index does not cover. failed: offsets that are already reported."""
     while start < end and start not in failed:
         try:
             header, _, after = file.read_at(start, -1)
@@ -147,16 +147,16 @@ def _check_gap(file: RecordFile, start: int, end: int, failed: np.ndarray, repor
 
 def _check_labels(labels: np.ndarray, keys: np.ndarray, num_classes: int | None, report: Report) -> int:
     """Check the labels, float32 [N], of the images with `keys` [N]. Returns the number of identities."""
-    whole = (labels == np.floor(labels)) & (labels >= 0) & np.isfinite(labels)
+    is_identity = (labels == np.floor(labels)) & (labels >= 0) & np.isfinite(labels)
     if num_classes is None:
-        num_classes = 1 + int(labels[whole].max(initial=-1))
+        num_classes = 1 + int(labels[is_identity].max(initial=-1))
         report.figures["layout"] += "; no property file: identities were counted"
-    is_valid = whole & (labels < num_classes)
+    is_valid = is_identity & (labels < num_classes)
     invalid = zip(keys[~is_valid], labels[~is_valid], strict=True)
     report.problem(
         f"label that is not one of 0..{num_classes - 1}", (f"record {key}: {label:g}" for key, label in invalid)
     )
-    # A float32 label cannot count further than this, whatever number of identities is stated.
+    # float32 labels are exact only up to 2^24. This also limits the memory if a huge number of identities is stated.
     counts = np.bincount(labels[is_valid].astype(np.int64), minlength=min(num_classes, 1 << 24))
     report.problem("identity without an image", (f"identity {label}" for label in np.flatnonzero(counts == 0)))
     report.note("identity with only one image", (f"identity {label}" for label in np.flatnonzero(counts == 1)))
@@ -172,10 +172,10 @@ def _check_labels(labels: np.ndarray, keys: np.ndarray, num_classes: int | None,
 
 
 def _check_duplicates(digests: np.ndarray, labels: np.ndarray, keys: np.ndarray, report: Report) -> None:
-    """Find images with the same bytes; each is named with the next one, in the order of labels and keys."""
+    """Find images with the same bytes. Each is reported with the next one, in the order of labels and keys."""
     order = np.lexsort((keys, labels, digests[:, 1], digests[:, 0]))
     repeated = np.flatnonzero((digests[order[1:]] == digests[order[:-1]]).all(1))
-    repeated = repeated[np.argsort(keys[order[repeated]])]  # so that the first ones in the set become the examples
+    repeated = repeated[np.argsort(keys[order[repeated]])]  # so that the examples are the first ones in the set
     first, second = order[repeated], order[repeated + 1]
     is_within = labels[first] == labels[second]
     pairs = zip(first[is_within], second[is_within], strict=True)

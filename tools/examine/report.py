@@ -1,4 +1,4 @@
-"""The findings about a set, by type: how many there are, and the first few of them."""
+"""The findings about a set, by type: their number, and the first few examples."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -16,15 +16,15 @@ class Report:
         self.notes: dict[str, dict] = {}
 
     def problem(self, finding: str, examples: Iterable[str], more: int = 0) -> None:
-        """Count the `examples` of a problem, and `more` without a name; the first examples are kept."""
+        """Count the `examples` of a problem, and `more` cases without an example. The first examples are kept."""
         _count(self.problems, finding, examples, more)
 
     def note(self, finding: str, examples: Iterable[str]) -> None:
-        """Do the same for something unusual that is no problem."""
+        """Do the same for a note: something unusual that is not a problem."""
         _count(self.notes, finding, examples)
 
     def lines(self) -> Iterator[str]:
-        """The report as text."""
+        """Yield the lines of the report as text."""
         yield self.source
         yield from (f"  {name.replace('_', ' ')}: {value}" for name, value in self.figures.items())
         for severity, findings in (("problem", self.problems), ("note", self.notes)):

@@ -1,4 +1,4 @@
-"""Checks of verification sets: every image, contradictions between pairs, and folds with pairs of one class."""
+"""Checks verification sets: every image, contradictions between pairs, and folds with pairs of one class."""
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class VerificationImages:
         return checked
 
     def image(self, position: int) -> np.ndarray:
-        """uint8 [112, 112, 3] RGB, of a usable image."""
+        """Return uint8 [112, 112, 3] RGB, for a usable image."""
         return fit(decode_rgb(self.images.read(position), f"image {position}"))
 
 
@@ -53,13 +53,13 @@ def examine_verification_set(
 
 
 def _check_classes(is_same: np.ndarray, report: Report) -> None:
-    """Whether the set, and each of the protocol's folds, has same and different pairs."""
+    """Check that the set, and each of the protocol's folds, has same and different pairs."""
     if len(is_same) < FOLDS:
         report.problem(f"fewer pairs than the protocol has folds ({FOLDS})", [f"{len(is_same)} pairs"])
     if is_same.all() or not is_same.any():
         report.problem("only one class of pairs", ["all are the same" if is_same.all() else "all are different"])
     elif len(is_same) >= FOLDS:
-        # As KFold without shuffling: consecutive pairs; the first folds may have one pair more.
+        # The same folds as KFold without shuffling: consecutive pairs, and the first folds may have one pair more.
         folds = np.array_split(is_same, FOLDS)
         report.note(
             "fold with one class of pairs (mix same and different pairs over the list)",
