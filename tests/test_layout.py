@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from config import names
+
 # A room may only import from rooms of a lower level. Rooms of one level do not import from each other.
 LEVELS = [
     ["utils"], ["config"], ["data"], ["backbones", "heads"], ["eval"], ["train"], ["deploy", "tools", "demo"],
@@ -41,6 +43,29 @@ def test_a_room_imports_only_from_lower_levels(path):
     room = path.relative_to(ROOT).parts[0]
     wrong = [other for other in imported_rooms(path) if other != room and LEVEL[other] >= LEVEL[room]]
     assert not wrong, f"{path.relative_to(ROOT)} imports from {', '.join(wrong)}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_room_looks_up_only_names_of_its_own_or_of_lower_levels(path):
+    """The tables of config/names.py name modules; looking one up imports it."""
+    room = path.relative_to(ROOT).parts[0]
+    tables = [
+        node.attr
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "names"
+    ]
+    for table in (getattr(names, name) for name in tables if name.isupper()):
+        if room == "config" or not isinstance(table, dict):
+            continue  # the config compares names and looks nothing up
+        rooms = {place.partition(".")[0].partition(":")[0] for place in table.values()}
+        assert all(other == room or LEVEL[other] < LEVEL[room] for other in rooms), f"{path} looks up {rooms}"
+
+
+def test_the_config_looks_up_no_name():
+    for path in (ROOT / "config").glob("*.py"):
+        if path.name != "names.py":
+            text = path.read_text()
+            assert "resolve_name" not in text and "names.resolve" not in text, f"{path} imports other rooms"
 
 
 def test_utils_holds_less_than_a_tenth_of_the_code():

@@ -19,9 +19,9 @@ from utils.errors import InputError, exit_on_input_error
 EPILOG = """
 Problems stop training or evaluation, or make the result wrong. Examples: an identity without images, an image in two
 identities, a teacher that finds no difference between same and different pairs, or a clearly larger one in BGR.
-Notes are about things that also occur in good sets: identities with one image, an image that occurs twice in an
-identity, a pair that occurs twice, images of a verification set that must be resized, a fold with only same or only
-different pairs.
+A warning says that results need care: a fold of a verification set with only same or only different pairs. Notes are
+about things that also occur in good sets: identities with one image, an image that occurs twice in an identity, a pair
+that occurs twice, images of a verification set that must be resized.
 
 The teacher is measured by the mean cosine of same pairs minus the mean cosine of different pairs. The difference must
 exceed 0 by three standard errors. BGR counts as better if its difference exceeds that of RGB, compared pair by pair, by

@@ -48,9 +48,9 @@ class Trainer:
         self.take_step = TrainingStep(cfg, task, self.steps_per_epoch, self.total_batch, device)
         self.bad_steps, self.dtype = self.take_step.bad_steps, self.take_step.dtype
         self.state = RunState(cfg, self.total_batch, task, self.take_step)
-        augment = build_augmentation(cfg, device)
-        self.order = GlobalOrder(len(dataset), cfg.batch_size, cfg.seed, DRAWS if augment else 0, cfg.train_flip)
-        self.loader = TrainingLoader(dataset, self.order, cfg.num_workers, device, task.embeddings, augment)
+        self.augment = build_augmentation(cfg, device)
+        draws = DRAWS if self.augment else 0
+        self.order = GlobalOrder(len(dataset), cfg.batch_size, cfg.seed, draws, cfg.train_flip)
         self.files = RunFiles(Path(cfg.output), cfg.keep_checkpoints, self.total_steps)
         self.log = self.files.log
         sets = build_evaluation_sets(cfg)
@@ -79,13 +79,16 @@ class Trainer:
 
     def _train(self, profile: StepProfile) -> bool:
         """Train to the last step. Returns whether a signal ended the run before the last step."""
+        loader = TrainingLoader(
+            self.dataset, self.order, self.cfg.num_workers, self.device, self.task.embeddings, self.augment
+        )
         agreement, rate = Agreement(), Rate()
         while self.step < self.total_steps:
             epoch, done = divmod(self.step, self.steps_per_epoch)
             self.order.start_at(epoch, done * self.cfg.accumulate_steps)
             self.task.student.train()
             self.task.head.train()
-            batches = self._with_preview(iter(self.loader))
+            batches = self._with_preview(iter(loader))
             for _ in range(min(self.steps_per_epoch - done, self.total_steps - self.step)):
                 agreement.post(self.files.stop_signal != 0, self.bad_steps.too_many())
                 result = self.take_step(batches, self.step)

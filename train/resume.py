@@ -13,7 +13,8 @@ class RunState:
     """Everything that changes during a run, except its step: student, head, optimiser, loss scale, bad steps."""
 
     def __init__(self, cfg: EasyDict, total_batch: int, task: Task, take_step: TrainingStep) -> None:
-        self._cfg, self._task, self._take_step = cfg, task, take_step
+        self._folder, self._newest, self._global_step = cfg.output, cfg.resume == "auto", cfg.global_step
+        self._task, self._take_step = task, take_step
         # A run can only be resumed with the same task, the same shapes of weights, and the same order of images.
         keys = ("network", "embedding_size", "width", "SE", "loss", "num_classes", "num_image", "seed")
         self._identity = {"task": type(task).__name__, "total_batch": total_batch, **{key: cfg[key] for key in keys}}
@@ -28,11 +29,9 @@ class RunState:
 
         Returns its step, 0 for a new run, and lines for the log about newer checkpoints that are not intact.
         """
-        folder = self._cfg.output
+        folder = self._folder
         on_rank_0(lambda: checkpoint.remove_unfinished(folder))
-        step, problems = on_rank_0(
-            lambda: checkpoint.step_to_resume(folder, self._cfg.resume == "auto", self._cfg.global_step)
-        )
+        step, problems = on_rank_0(lambda: checkpoint.step_to_resume(folder, self._newest, self._global_step))
         then = f"resuming from step {step}" if step else "starting from step 0"
         if step:
             self._load(on_all_ranks(lambda: checkpoint.load(folder, step)), f"{folder}: step {step}")

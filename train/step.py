@@ -31,7 +31,8 @@ class TrainingStep:
     """
 
     def __init__(self, cfg: EasyDict, task: Task, steps_per_epoch: int, total_batch: int, device: torch.device) -> None:
-        self.cfg, self.task, self.steps_per_epoch, self.device = cfg, task, steps_per_epoch, device
+        self.task, self.steps_per_epoch, self.device = task, steps_per_epoch, device
+        self.accumulate_steps, self.clip_grad_norm, self.seed = cfg.accumulate_steps, cfg.clip_grad_norm, cfg.seed
         self.dtype = compute_type(cfg.dtype, device)
         self.learning_rate = build_learning_rate(cfg, total_batch)
         self.parameters = [p for module in (task.student, task.head) for p in module.parameters() if p.requires_grad]
@@ -47,10 +48,10 @@ class TrainingStep:
             group["lr"] = lr
         self.task.head.set_epoch(epoch)
         # Random numbers in a network (dropout) depend only on seed, step and rank: a resumed run draws the same ones.
-        torch.manual_seed(hash((self.cfg.seed, done, rank())) & (2**63 - 1))
+        torch.manual_seed(hash((self.seed, done, rank())) & (2**63 - 1))
         self.bad_steps.begin()
-        for number in range(self.cfg.accumulate_steps):
-            is_last = number == self.cfg.accumulate_steps - 1
+        for number in range(self.accumulate_steps):
+            is_last = number == self.accumulate_steps - 1
             report_activity(done + 1, "waiting for input")
             with record_function("input"):
                 batch = next(batches)
@@ -59,11 +60,11 @@ class TrainingStep:
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                     output = self.task.forward(batch)
                 with record_function("backward"):
-                    factor = self.bad_steps.one_or_nan(output) / self.cfg.accumulate_steps
+                    factor = self.bad_steps.one_or_nan(output) / self.accumulate_steps
                     self.scaler.scale(output.loss * factor).backward()
         with record_function("optimiser"):
             self.scaler.unscale_(self.optimizer)
-            grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.cfg.clip_grad_norm)
+            grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_grad_norm)
             self.bad_steps.take_step(done + 1, output.stats, grad_norm)
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)

@@ -65,7 +65,9 @@ class Distillation(Task):
             self._teacher = build_live_teacher(cfg, device, release)
             self.notes += (f"teacher: {release.network} from {release.origin}",)
         if rank() == 0:  # only rank 0 writes the log
-            self.notes += teacher_notes(dataset, partial(self._embed, cfg, dataset, device), cfg.seed)
+            self.notes += teacher_notes(
+                dataset, partial(self._embed, dataset, device, compute_type(cfg.dtype, device)), cfg.seed
+            )
         super().__init__(cfg, build_head(cfg), device)
         if cfg.use_geom_margin and not self.head.softmax.margin.takes_geometry:
             self.notes += (f"use_geom_margin is ignored: {cfg.loss} has no geometry term (AdaFace has one)",)
@@ -87,11 +89,12 @@ class Distillation(Task):
             return batch.teacher
         return self._teacher(batch.images if self._view == "same" else batch.clean)
 
-    def _embed(self, cfg: EasyDict, dataset: FaceDataset, device: torch.device, positions: np.ndarray) -> np.ndarray:
+    def _embed(
+        self, dataset: FaceDataset, device: torch.device, dtype: torch.dtype, positions: np.ndarray
+    ) -> np.ndarray:
         """The teacher's embeddings [N, D] of the images at `positions` [N], not mirrored, before training starts."""
         if self.embeddings is not None:
             return self.embeddings.rows(positions, np.zeros(len(positions), dtype=bool)).numpy()
-        dtype = compute_type(cfg.dtype, device)
         return embed_views(self._teacher, dataset[positions], device, dtype, flip=False)[0].cpu().numpy()
 
 

@@ -7,17 +7,22 @@ MAX_EXAMPLES = 5
 
 
 class Report:
-    """figures: properties of the set by name; problems, notes: for each type its count and the first examples."""
+    """figures: properties of the set by name; problems, warnings, notes: for each type its count and first examples."""
 
     def __init__(self, source: str) -> None:
         self.source = source
         self.figures: dict[str, str | float | None] = {}
         self.problems: dict[str, dict] = {}
+        self.warnings: dict[str, dict] = {}
         self.notes: dict[str, dict] = {}
 
     def problem(self, finding: str, examples: Iterable[str], more: int = 0) -> None:
         """Count the `examples` of a problem, and `more` cases without an example. The first examples are kept."""
         _count(self.problems, finding, examples, more)
+
+    def warning(self, finding: str, examples: Iterable[str]) -> None:
+        """Do the same for a warning: the set can be used, but its results need care."""
+        _count(self.warnings, finding, examples)
 
     def note(self, finding: str, examples: Iterable[str]) -> None:
         """Do the same for a note: something unusual that is not a problem."""
@@ -27,7 +32,11 @@ class Report:
         """Yield the lines of the report as text."""
         yield self.source
         yield from (f"  {name.replace('_', ' ')}: {value}" for name, value in self.figures.items())
-        for severity, findings in (("problem", self.problems), ("note", self.notes)):
+        for severity, findings in (
+            ("problem", self.problems),
+            ("warning", self.warnings),
+            ("note", self.notes),
+        ):
             for finding, counted in findings.items():
                 more = ", ..." if counted["count"] > len(counted["examples"]) else ""
                 yield f"  {severity}: {finding}: {counted['count']} ({', '.join(counted['examples'])}{more})"

@@ -6,7 +6,7 @@ from data.arrow_set import ArrowSetError, ArrowVerificationSet
 from data.bin_set import VerificationSet
 from data.images import decode_rgb, fit
 from data.pairs import Pairs
-from eval.verification import FOLDS
+from eval.verification import FOLDS, one_sided_folds
 from tools.examine.images import OTHER_SIZE, ROW, Checked, check_all_images, check_image
 from tools.examine.report import Report
 
@@ -59,15 +59,9 @@ def _check_classes(is_same: np.ndarray, report: Report) -> None:
     if is_same.all() or not is_same.any():
         report.problem("only one class of pairs", ["all are the same" if is_same.all() else "all are different"])
     elif len(is_same) >= FOLDS:
-        # The same folds as KFold without shuffling: consecutive pairs, and the first folds may have one pair more.
-        folds = np.array_split(is_same, FOLDS)
-        report.note(
+        report.warning(
             "fold with one class of pairs (mix same and different pairs over the list)",
-            (
-                f"fold {number} has only {'same' if fold[0] else 'different'} pairs"
-                for number, fold in enumerate(folds, start=1)
-                if (fold == fold[0]).all()
-            ),
+            (f"fold {number}" for number in one_sided_folds(is_same)),
         )
 
 
