@@ -188,9 +188,3 @@ def test_the_line_counts_of_the_architecture_are_about_right():
     for path, stated in counts:
         lines = len((ROOT / path).read_text().splitlines())
         assert abs(lines - int(stated)) <= 10, f"docs/architecture.md: {path} has {lines} lines"
-
-
-@pages
-def test_no_placeholder_is_left(page):
-    assert not re.search(r"<!--|TODO|TBD", page.read_text())
-
