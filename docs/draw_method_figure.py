@@ -3,6 +3,7 @@
 Usage: python docs/draw_method_figure.py
 """
 
+import argparse
 from pathlib import Path
 
 import matplotlib
@@ -160,4 +161,5 @@ def main():
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

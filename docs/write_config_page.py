@@ -3,6 +3,7 @@
 Usage: python docs/write_config_page.py
 """
 
+import argparse
 import ast
 import runpy
 import sys
@@ -90,4 +91,5 @@ def _table(head: list[str], rows: Iterable[list[str]]) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     PAGE.write_text(page())

@@ -97,3 +97,20 @@ def test_a_copy_of_a_head_has_unit_centers_of_its_own():
         copied(*batch(1))
         assert_unit_centers(copied)
     assert_unit_centers(head)
+
+
+def test_undoing_two_forward_passes_restores_the_centers_that_both_moved():
+    head = trained_head()
+    student, teacher, labels = batch(5)
+    before, unit_before = head.centers.clone(), head.unit_centers.get(head.centers).clone()
+    for undo in (False, True):
+        head.begin_step()
+        for _ in range(2):  # the same classes in both passes, as with accumulate_steps=2
+            head(student, teacher, labels)
+        moved = head.centers.clone()
+        head.end_step(torch.tensor(undo))
+        assert torch.equal(head.centers, before if undo else moved)
+        if not undo:
+            assert not torch.equal(moved, before)
+            head.set_centers(before)
+    assert torch.equal(head.unit_centers.get(head.centers), unit_before)
