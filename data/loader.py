@@ -119,10 +119,14 @@ class TrainingLoader:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        parts = map(self._received, raise_errors(self._loader))
+        tensors = self.read()
         if self._stream:
-            parts = copy_ahead(parts, self._stream)
-        return starmap(partial(to_batch, device=self._device, augment=self._augment), parts)
+            tensors = copy_ahead(tensors, self._stream)
+        return starmap(partial(to_batch, device=self._device, augment=self._augment), tensors)
+
+    def read(self) -> Iterator[list[Tensor | None]]:
+        """Yield the arguments of `to_batch` as the workers read them, in host memory."""
+        return map(self._received, raise_errors(self._loader))
 
     def _received(self, message: tuple) -> list[Tensor | None]:
         """What a worker sent, as tensors: images, labels, flips, draws and the teacher's embeddings."""
