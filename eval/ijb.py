@@ -191,8 +191,6 @@ def _displays() -> dict[str, Display]:
 
 
 PROTOCOL = Protocol(
-    prefix="ijb",
-    root="ijb_root",
     open=_open,
     score=_score,
     columns=[Column(tpr_name(PUBLISHED, 1e-4), " 1e-4"), Column(tpr_name(PUBLISHED, 1e-5), " 1e-5")],

@@ -99,8 +99,7 @@ class PairError(NamedTuple):
 class Protocol:
     """A benchmark: how its sets are found, opened, scored and shown.
 
-    prefix: of its config keys (`<prefix>_targets`, `<prefix>_batch_size`, `<prefix>_num_workers`, `<prefix>_flip`).
-    root: the config key of the folder with its sets.
+    root: the config key of the folder with its sets, without the prefix that all its keys have (config/names.py).
     every: the config key of the number of epochs between its evaluations during training; 0 for never.
     files: possible paths of a set in that folder, with "{}" for its name; the first path that exists is used.
     open: path -> images, a dataset as `embed` takes it. Raises InputError for a set that is broken.
@@ -114,11 +113,10 @@ class Protocol:
     by pair.
     """
 
-    prefix: str
-    root: str
     open: Callable[[Path], Any]
     score: Callable[[Any, Embeddings], tuple[Metrics, Arrays]]
     columns: Sequence[Column]
+    root: str = "root"
     every: str = "eval_every_n_epoch"
     files: Sequence[str] = ("{}",)
     displays: Mapping[str, Display] = field(default_factory=dict)

@@ -44,15 +44,15 @@ def build_evaluation_sets(cfg: EasyDict, protocols: Iterable[str] = tuple(PROTOC
     """The sets of these protocols that the config names, in the order of the protocols."""
     sets = []
     for name in protocols:
-        protocol = PROTOCOLS[name]
-        for target in cfg[f"{protocol.prefix}_targets"]:
+        protocol, prefix = PROTOCOLS[name], names.key_prefix(name)
+        for target in cfg[f"{prefix}_targets"]:
             evaluation_set = EvaluationSet(
                 name,
                 target,
-                paths=tuple(Path(cfg[protocol.root], file.format(target)) for file in protocol.files),
-                batch_size=cfg[f"{protocol.prefix}_batch_size"],
-                num_workers=cfg[f"{protocol.prefix}_num_workers"],
-                flip=cfg[f"{protocol.prefix}_flip"],
+                paths=tuple(Path(cfg[f"{prefix}_{protocol.root}"], file.format(target)) for file in protocol.files),
+                batch_size=cfg[f"{prefix}_batch_size"],
+                num_workers=cfg[f"{prefix}_num_workers"],
+                flip=cfg[f"{prefix}_flip"],
                 epochs_between=cfg[protocol.every],
             )
             sets.append(evaluation_set)

@@ -132,8 +132,6 @@ def _plot_norms(metrics: Metrics, arrays: Arrays) -> "Figure":
 
 
 PROTOCOL = Protocol(
-    prefix="tinyface",
-    root="tinyface_root",
     open=_open,
     score=_score,
     columns=[Column("rank-1", " rank-1"), Column("rank-5", " rank-5")],

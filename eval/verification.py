@@ -171,8 +171,7 @@ def _plot_norms(metrics: Metrics, arrays: Arrays) -> "Figure":
 
 
 PROTOCOL = Protocol(
-    prefix="val",
-    root="val_rec",
+    root="rec",
     every="val_eval_every_n_epoch",
     files=("{}.bin", "{}"),
     open=_open,
