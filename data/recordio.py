@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from data.images import SIZE
 from utils.errors import InputError
-from utils.files import atomic_write, make_writable_folder
+from utils.files import atomic_write, make_writable_folder, write_text
 
 MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -286,5 +286,4 @@ def write_record_set(output: Path, encoded: Iterable[bytes], labels: np.ndarray,
             writer.write(key, float(label), image)
         for identity in range(num_classes):
             writer.write(end + identity, [first[identity], last[identity]], b"")
-        with atomic_write(output / "property") as file:
-            file.write(f"{num_classes},{SIZE},{SIZE}".encode())
+        write_text(output / "property", f"{num_classes},{SIZE},{SIZE}")

@@ -4,7 +4,6 @@ Until it is complete, `<name>.npy` is called `<name>.npy.part`. Beside it, `<nam
 which is 1 once the embeddings of the image are on the disk.
 """
 
-import fcntl
 import io
 import json
 import os
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from data.teacher_cache import Description, EmbeddingError, description_path, read_description, require_same, shape_of
 from utils.distributed import barrier, from_rank_0, on_rank_0
-from utils.files import atomic_write
+from utils.files import atomic_write, try_lock, write_text
 
 
 class EmbeddingWriter:
@@ -90,19 +89,13 @@ class EmbeddingWriter:
 
     def _claim(self) -> None:
         """Lock the unfinished file until this process ends. Worker processes do not inherit the lock."""
-        busy = EmbeddingError(f"{self.path}: another process is writing it, or has just finished; start again")
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise busy from None
-        except OSError:
-            pass  # a file system without locks
         if (
-            self.path.exists()
+            not try_lock(self._lock)
+            or self.path.exists()
             or not self._part.exists()
             or not os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self._part))
         ):
-            raise busy
+            raise EmbeddingError(f"{self.path}: another process is writing it, or has just finished; start again")
 
     def _create_or_continue(self, description: Description) -> None:
         """Keep the files of an interrupted run if their sizes are right; else create new files.
@@ -121,8 +114,7 @@ class EmbeddingWriter:
             raise EmbeddingError(
                 f"{self.path}: needs {size / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free; name a file on another disk"
             )
-        with atomic_write(description_path(self.path)) as file:
-            file.write(json.dumps(description, indent=2).encode())
+        write_text(description_path(self.path), json.dumps(description, indent=2))
         self._lock.truncate(0)
         self._lock.write(_header(self._shape))
         self._lock.truncate(size)

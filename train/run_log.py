@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from utils.distributed import rank
-from utils.files import atomic_write
+from utils.files import write_text
 
 
 class RunLog:
@@ -61,8 +61,7 @@ class RunLog:
                     lines.append(line.rstrip("\n") + "\n")
                     if entry.get("kind") == "evaluation":
                         self.evaluated.add(entry["step"])
-        with atomic_write(path) as file:
-            file.write("".join(lines).encode())
+        write_text(path, "".join(lines))
 
     def line(self, text: str) -> None:
         """Write a line to the screen and to training.log."""

@@ -55,18 +55,25 @@ def lock_folder(folder: str | os.PathLike) -> BinaryIO:
 
     Raises OSError if another process has the lock. On a file system without locks, it has no effect.
     """
-    path = Path(folder, ".lock")
-    file = open(path, "ab")  # noqa: SIM115 - open while the lock is held
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # children do not inherit it
-    except (BlockingIOError, PermissionError) as error:
+    file = open(Path(folder, ".lock"), "ab")  # noqa: SIM115 - open while the lock is held
+    if not try_lock(file):
         file.close()
-        raise OSError(
-            f"{folder}: another run is writing there ({error.strerror}); end it or choose another folder"
-        ) from error
+        raise OSError(f"{folder}: another run is writing there; end it or choose another folder")
+    return file
+
+
+def try_lock(file: BinaryIO) -> bool:
+    """Lock a file for this process until it is closed or the process ends. Child processes do not inherit the lock.
+
+    Returns False if another process has the lock, and True without a lock on a file system that has none.
+    """
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
     except OSError:
         pass
-    return file
+    return True
 
 
 def make_writable_folder(path: str | os.PathLike) -> Path:

@@ -8,7 +8,7 @@ from html import escape
 from data.images import encode_png
 from eval.protocol import PairError
 from eval.report.tables import Table
-from utils.files import atomic_write
+from utils.files import write_text
 
 _LABELS = {"the same person, rejected": True, "different people, accepted": False}  # wrong decision -> is_same
 _STYLE = """
@@ -89,8 +89,7 @@ def write_page(
         for heading, body in bodies.items()
     )
     page = _PAGE.format(title=escape(title), style=_STYLE, links=links, sections=sections)
-    with atomic_write(path) as file:
-        file.write(page.encode())
+    write_text(path, page)
 
 
 def _table(table: Table) -> str:
