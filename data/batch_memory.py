@@ -1,5 +1,6 @@
 """Memory for batches: shared memory from the worker processes, and pinned memory to the GPU."""
 
+import mmap
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,6 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from data.images import SIZE
-from utils.errors import InputError
 
 
 class SharedSlots:
@@ -22,15 +22,9 @@ class SharedSlots:
     def __init__(self, plans: Sampler, batch_size: int, num_workers: int) -> None:
         self.plans = plans
         count = 2 * num_workers + 3  # two on the way to each worker, one received, one in use, one about to be freed
-        self.memory = torch.empty(count, batch_size, SIZE, SIZE, 3, dtype=torch.uint8)
-        if num_workers:
-            try:
-                self.memory.share_memory_()
-            except RuntimeError as error:
-                raise InputError(
-                    f"no shared memory for {self.memory.nbytes / 1e6:.0f} MB of batches: lower num_workers or "
-                    f"batch_size, or give this container more (docker run --shm-size=8g) ({error})"
-                ) from error
+        # Memory that forks share. It does not come from /dev/shm, which is small in containers.
+        shared = mmap.mmap(-1, count * batch_size * SIZE * SIZE * 3)
+        self.memory = torch.frombuffer(shared, dtype=torch.uint8).view(count, batch_size, SIZE, SIZE, 3)
         self._free, self._sent = list(range(count)), set[int]()
 
     def __len__(self) -> int:

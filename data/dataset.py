@@ -5,6 +5,7 @@ an image. A folder set (data/folder_set.py) has one folder per identity.
 """
 
 import os
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from pkgutil import resolve_name
@@ -62,6 +63,7 @@ class FaceDataset(torch.utils.data.Dataset):
             images[row], labels[row] = self.read_image(int(position))
         return labels
 
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal digits, of the layout and of up to 1,024 evenly spaced images. Fast for any set."""
         positions = np.linspace(0, len(self) - 1, min(len(self), 1024)).astype(int)
@@ -94,15 +96,10 @@ class RecordDataset(FaceDataset):
             self.num_classes = stated if stated is not None else self._count_classes(keys)
         if len(keys) == 0:
             raise DataError(f"{self.source}: contains no images")
-        self._keys = torch.from_numpy(keys.copy()).share_memory_()
+        self.keys = keys  # of the images, int64 [N], by position
 
     def __len__(self) -> int:
-        return len(self._keys)
-
-    @property
-    def keys(self) -> np.ndarray:
-        """The keys of the images, int64 [N], by position."""
-        return self._keys.numpy()
+        return len(self.keys)
 
     def layout(self) -> bytes:
         return self.keys.tobytes() + self.reader.layout()

@@ -50,7 +50,13 @@ class FolderDataset(FaceDataset):
         return str(self._path(position))
 
     def read(self, position: int) -> tuple[bytes, int]:
-        return self._path(position).read_bytes(), int(self.labels[position])
+        path = self._path(position)
+        try:
+            return path.read_bytes(), int(self.labels[position])
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be read ({error.strerror}), but was there at the start; restore it, or start again"
+            ) from error
 
     def read_labels(self, positions: np.ndarray) -> np.ndarray:
         return self.labels[positions]

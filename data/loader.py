@@ -12,14 +12,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from data.augment import Augmentation
 from data.batch_memory import SharedSlots, copy_ahead
 from data.dataset import FaceDataset
 from data.images import to_input
 from data.teacher_cache import EmbeddingFile
-from data.workers import init_worker, keep_batch, raise_errors
+from data.workers import raise_errors, worker_loader
 from utils.distributed import rank, world_size
 from utils.errors import InputError
 
@@ -107,16 +107,8 @@ class TrainingLoader:
         self._device, self._augment = device, augment
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._slots = SharedSlots(order, order.batch_size, num_workers)
-        self._loader = DataLoader(
-            _BatchReader(dataset, embeddings, self._slots.memory),
-            batch_size=None,
-            sampler=self._slots,
-            collate_fn=keep_batch,
-            num_workers=num_workers,
-            prefetch_factor=2 if num_workers else None,
-            persistent_workers=num_workers > 0,
-            worker_init_fn=init_worker,
-        )
+        reader = _BatchReader(dataset, embeddings, self._slots.memory)
+        self._loader = worker_loader(reader, self._slots, num_workers, persistent_workers=num_workers > 0)
 
     def __iter__(self) -> Iterator[Batch]:
         tensors = self.read()
@@ -131,7 +123,7 @@ class TrainingLoader:
     def _received(self, message: tuple) -> list[Tensor | None]:
         """What a worker sent, as tensors: images, labels, flips, draws and the teacher's embeddings."""
         images, *arrays = message
-        images = self._slots.images(images) if isinstance(images, int) else images
+        images = self._slots.images(images) if isinstance(images, int) else torch.from_numpy(images)
         return [images, *(None if array is None else torch.from_numpy(array) for array in arrays)]
 
 
@@ -155,21 +147,20 @@ def to_batch(
 
 
 class _BatchReader(Dataset):
-    """Reads one batch per item, in the workers. An InputError is returned, so that the main process can raise it.
+    """Reads one batch per item, in the workers. An error is returned, so that the main process can raise it.
 
-    All other values are returned as NumPy arrays, because each tensor would need a file descriptor. `images` is a slot
-    number, or a tensor if no slot was free.
+    All other values are returned as arrays. `images` is a slot number, or an array if no slot was free.
     """
 
     def __init__(self, dataset: FaceDataset, embeddings: EmbeddingFile | None, memory: Tensor) -> None:
         self.dataset, self.embeddings, self.memory = dataset, embeddings, memory
 
-    def __getitem__(self, item: tuple[int | None, BatchPlan]) -> tuple | InputError:
+    def __getitem__(self, item: tuple[int | None, BatchPlan]) -> tuple | Exception:
         slot, (positions, flips, draws) = item
-        images = torch.empty_like(self.memory[0]) if slot is None else self.memory[slot]
+        images = np.empty(self.memory.shape[1:], np.uint8) if slot is None else self.memory[slot].numpy()
         try:
-            labels = self.dataset.read_batch(positions, images.numpy())
-        except InputError as error:
+            labels = self.dataset.read_batch(positions, images)
+            teacher = None if self.embeddings is None else self.embeddings.rows(positions, flips).numpy()
+        except (InputError, OSError) as error:
             return error
-        teacher = None if self.embeddings is None else self.embeddings.rows(positions, flips).numpy()
         return images if slot is None else slot, labels, flips, draws, teacher

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from data.images import SIZE
@@ -127,7 +126,7 @@ class RecordFile:
 class IndexedRecordReader(RecordFile):
     """Random access to the records of `rec_path` by the keys in `idx_path`. Raises RecordError.
 
-    Keys and offsets are int64 tensors in shared memory, so that loader workers do not copy them.
+    keys: int64 [N], ascending. Loader workers are forks, so they share keys and offsets with the main process.
     """
 
     def __init__(self, rec_path: str | os.PathLike, idx_path: str | os.PathLike) -> None:
@@ -146,25 +145,19 @@ class IndexedRecordReader(RecordFile):
         keys, offsets = keys[order], offsets[order]
         if len(repeated := np.flatnonzero(keys[1:] == keys[:-1])):
             raise RecordError(f"{self.idx_path}: key {keys[repeated[0]]} is listed twice; fetch it again")
-        self._keys = torch.from_numpy(keys).share_memory_()
-        self._offsets = torch.from_numpy(offsets).share_memory_()
+        self.keys, self._offsets = keys, offsets
         self.read(int(keys[np.argmax(offsets)]))  # reading the last record detects a file that was cut short
 
-    @property
-    def keys(self) -> np.ndarray:
-        """The keys, int64 [N], ascending."""
-        return self._keys.numpy()
-
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self.keys)
 
     def layout(self) -> bytes:
         """Bytes that identify the set without reading its records: keys, offsets and the size of the record file."""
-        return self._keys.numpy().tobytes() + self._offsets.numpy().tobytes() + str(self._size).encode()
+        return self.keys.tobytes() + self._offsets.tobytes() + str(self._size).encode()
 
     def read(self, key: int) -> tuple[Header, memoryview]:
         """(header, image bytes) of the record `key`, as in `read_at`. Raises RecordError."""
-        keys = self._keys.numpy()
+        keys = self.keys
         position = int(np.searchsorted(keys, key))
         if position == len(keys) or keys[position] != key:
             raise RecordError(f"{self.idx_path}: no key {key}; there are {len(keys)} from {keys[0]} to {keys[-1]}")
@@ -179,7 +172,7 @@ class IndexedRecordReader(RecordFile):
         """
         data = np.frombuffer(self._mapped(), dtype=np.uint8)
         positions = np.searchsorted(self.keys, keys).clip(max=len(self) - 1)
-        offsets = self._offsets.numpy()[positions]
+        offsets = self._offsets[positions]
         starts = data.take(offsets[:, None] + np.arange(_START.itemsize), mode="clip").view(_START)[:, 0]
         begin = offsets + _HEAD.size + _HEADER.size + 4 * starts["flag"].astype(np.int64)
         end = offsets + _HEAD.size + (starts["word"] & _LENGTH_MASK)

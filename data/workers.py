@@ -1,18 +1,32 @@
-"""Worker processes that read and decode batches: how they start, fail and end."""
+"""Worker processes that read and decode batches: how they start, fail and end.
+
+Workers send arrays, not tensors. torch would send a tensor through /dev/shm and a socket in the folder for temporary
+files. A container often has too little of the first, and the name of the second may be too long.
+"""
 
 import atexit
+import math
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import cv2
+import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from utils.distributed import watch_workers
+from utils.distributed import WorkerError, watch_workers
 from utils.errors import InputError
+
+PATIENCE = 25  # seconds without a batch, after which the workers are examined; after twice this time, they are stuck
 
 
 def decoded_batches(
@@ -20,42 +34,85 @@ def decoded_batches(
 ) -> Iterator[tuple[Sequence[int], Tensor]]:
     """Yield each of `batches` with its images, uint8 [n, 112, 112, 3], decoded by `num_workers` processes.
 
-    images: a dataset with images[positions] -> uint8 [n, 112, 112, 3]. batches: lists of positions. An InputError in a
-    worker is raised here unchanged.
+    images: a dataset with images[positions] -> uint8 [n, 112, 112, 3]. batches: lists of positions. An InputError or
+    OSError in a worker is raised here unchanged.
     """
-    loader = DataLoader(
-        _WithPositions(images),
-        batch_size=None,
-        sampler=batches,
-        collate_fn=keep_batch,
-        num_workers=min(num_workers, len(batches)),
-        pin_memory=pin_memory,
-        worker_init_fn=init_worker,
+    loader = worker_loader(_WithPositions(images), batches, min(num_workers, len(batches)))
+    for positions, decoded in raise_errors(loader):
+        if isinstance(decoded, np.ndarray):
+            decoded = torch.from_numpy(decoded)
+            decoded = decoded.pin_memory() if pin_memory else decoded
+        yield positions, decoded
+
+
+def worker_loader(dataset: Dataset, items: Iterable, num_workers: int, **options: Any) -> DataLoader:
+    """A DataLoader that yields dataset[item] for each of `items`, unchanged, read by `num_workers` processes.
+
+    The processes are forks, so they share the memory of the main process. options: more arguments of DataLoader.
+    """
+    if num_workers:
+        options |= {"multiprocessing_context": "fork", "timeout": PATIENCE, "worker_init_fn": init_worker}
+    return DataLoader(
+        dataset, batch_size=None, sampler=items, collate_fn=keep_batch, num_workers=num_workers, **options
     )
-    yield from raise_errors(loader)
 
 
 class _WithPositions(Dataset):
-    """Returns (positions, images[positions]), or an InputError, so that the main process can raise it."""
+    """Returns (positions, images[positions] as an array), or an error, so that the main process can raise it."""
 
     def __init__(self, images: Dataset) -> None:
         self.images = images
 
-    def __getitem__(self, positions: Sequence[int]) -> tuple[Sequence[int], Tensor] | InputError:
+    def __getitem__(self, positions: Sequence[int]) -> tuple[Sequence[int], Any] | Exception:
         try:
-            return positions, self.images[positions]
-        except InputError as error:
+            images = self.images[positions]
+        except (InputError, OSError) as error:
             return error
+        return positions, images.numpy() if isinstance(images, Tensor) else images
 
 
-def raise_errors(items: Iterable) -> Iterator:
-    """Yield the items. If a worker sent an InputError instead of an item, raise it."""
-    iterator = iter(items)  # starts the workers
-    watch_workers(multiprocessing.active_children())
-    for item in iterator:
-        if isinstance(item, InputError):
-            raise item
+def raise_errors(loader: Iterable) -> Iterator:
+    """Yield the items. If a worker sent an InputError or OSError instead of an item, raise it.
+
+    Raises WorkerError if the workers deliver nothing and do no work for 50 seconds. Slow workers are waited for.
+    """
+    iterator = iter(loader)  # starts the workers
+    workers = multiprocessing.active_children()
+    watch_workers(workers)
+    work_before = math.nan
+    while True:
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "timed out" not in str(error):
+                raise
+            work = _processor_time(workers)
+            if work - work_before <= 1:
+                _kill_workers()
+                raise WorkerError(
+                    f"the worker processes delivered no batch for {2 * PATIENCE} s and did nothing: the disk may hang; "
+                    "check that the data can be read, or set num_workers=0 to see where reading stops"
+                ) from error
+            work_before = work
+            continue
+        work_before = math.nan
+        if isinstance(item, InputError | OSError):
+            try:
+                raise item
+            finally:
+                del item  # its traceback refers to this frame: a cycle would keep the workers alive
         yield item
+
+
+def _processor_time(workers: Iterable[BaseProcess]) -> float:
+    """The processor time that the workers have used so far, in clock ticks; NaN if the system does not say."""
+    try:
+        stats = [Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split() for worker in workers]
+    except OSError:
+        return math.nan
+    return float(sum(int(user) + int(system) for *_, user, system in (stat[:13] for stat in stats)))
 
 
 def keep_batch(batch: object) -> object:
@@ -67,8 +124,16 @@ def init_worker(worker: int) -> None:
     """Set up a worker process: OpenCV starts no threads, and only the main process reacts to signals."""
     cv2.setNumThreads(0)
     sys.excepthook = _show_unless_main_process_ended
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # The thread that sends batches would only print an error, and the main process would wait for the batch forever.
+    Queue._on_queue_feeder_error = staticmethod(_end_worker)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _end_worker(error: Exception, batch: object) -> None:
+    """End this worker, which cannot send a batch. The main process notices, and ends the run."""
+    print(f"error: the worker process {os.getpid()} cannot send its batch: {error!r}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _show_unless_main_process_ended(

@@ -8,7 +8,6 @@ from data import loader
 from data.dataset import FaceDataset
 from data.images import ImageError, to_input
 from data.loader import GlobalOrder, TrainingLoader
-from utils.errors import InputError
 
 CPU = torch.device("cpu")
 
@@ -192,16 +191,6 @@ def test_the_memory_of_batches_is_reused(received, num_workers):
     for batch, plan in zip(source, epoch_of(order, 3), strict=True):
         received.clear()
         assert_as_planned(batch, plan)
-
-
-def test_too_little_shared_memory_is_an_error_that_says_what_to_do(monkeypatch):
-    def full(tensor):
-        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
-
-    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
-    assert len(list(TrainingLoader(Numbers(16), GlobalOrder(16, 8, seed=0), 0, CPU))) == 2
-    with pytest.raises(InputError, match=r"no shared memory for 2 MB of batches: lower num_workers"):
-        TrainingLoader(Numbers(16), GlobalOrder(16, 8, seed=0), 2, CPU)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -4,12 +4,12 @@ import hashlib
 import json
 import multiprocessing
 import pickle
+import resource
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from record_files import PAYLOADS, WORD, reader_of, write_payloads
 from torch.utils.data import DataLoader, Dataset
 
@@ -179,7 +179,7 @@ def test_a_reader_works_in_forked_workers(tmp_path):
     assert bytes(reader.read(2)[1]) == PAYLOADS[2]
 
 
-def test_a_large_unsorted_index_is_sorted_and_shared_between_processes(tmp_path):
+def test_a_large_unsorted_index_is_sorted(tmp_path):
     count = 500_000
     record = np.zeros(
         count, dtype=[("magic", "<u4"), ("length", "<u4"), ("flag", "<u4"), ("label", "<f4"), ("ids", "<u8", 2)]
@@ -196,6 +196,20 @@ def test_a_large_unsorted_index_is_sorted_and_shared_between_processes(tmp_path)
     assert np.array_equal(reader.keys, keys)
     for position in (0, 1, 77, 123_456, count - 1):
         assert reader.read(3 * position + 1)[0].label == position
-    tensors = [value for value in vars(reader).values() if isinstance(value, torch.Tensor)]
-    assert sorted(len(tensor) for tensor in tensors) == [count, count]
-    assert all(tensor.is_shared() for tensor in tensors)
+
+
+def test_an_index_needs_no_shared_memory(tmp_path):
+    """A process that may not write files, also not in /dev/shm, opens an index of 100,000 records."""
+    write_payloads(tmp_path / "train", PAYLOADS)
+    size = len(PAYLOADS)
+    offsets = [line.split("\t")[1] for line in (tmp_path / "train.idx").read_text().splitlines()]
+    (tmp_path / "train.idx").write_text("".join(f"{key}\t{offsets[key % size]}\n" for key in range(100_000)))
+
+    def read_without_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        assert bytes(reader_of(tmp_path / "train").read(size + 1)[1]) == PAYLOADS[1]
+
+    child = multiprocessing.get_context("fork").Process(target=read_without_files)
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0

@@ -1,11 +1,23 @@
-"""A killed worker process is recognised by its exit code, not by the text of an error."""
+"""Worker processes that are killed, fail, get stuck or cannot send what they read end the run with a reason."""
 
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import time
 
+import numpy as np
 import pytest
+import torch
+from conftest import ROOT
+from training_sets import write_folder_set
 
-from utils.distributed import killed_worker, process_group, watch_workers
+from data import workers
+from data.folder_set import FolderDataset
+from data.loader import GlobalOrder, TrainingLoader
+from data.workers import decoded_batches
+from utils.distributed import WorkerError, killed_worker, process_group, watch_workers
 from utils.errors import InputError
 
 
@@ -47,3 +59,70 @@ def test_an_error_after_a_worker_was_killed_names_the_worker(worker):
 def test_an_error_without_a_killed_worker_is_raised_unchanged(worker):
     with pytest.raises(RuntimeError, match="any text"), process_group("cpu"):
         raise RuntimeError("any text")
+
+
+@pytest.fixture
+def torch_notices_ended_workers():
+    """After the test, torch is told again when a worker ends, which killing stuck workers switches off."""
+    yield
+    torch.utils.data._utils.signal_handling._SIGCHLD_handler_set = False
+
+
+class Reads(torch.utils.data.Dataset):
+    """A set whose item 3 is read by `read`."""
+
+    def __init__(self, read):
+        self.read = read
+
+    def __getitem__(self, positions):
+        return self.read() if 3 in positions else torch.zeros(len(positions), 4)
+
+
+def batches_read(read, num_workers=2):
+    return [positions for positions, _ in decoded_batches(Reads(read), [[0], [1], [2], [3], [4]], num_workers)]
+
+
+def compute_for_three_seconds():
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        np.ones(1000).sum()
+    return torch.zeros(1, 4)
+
+
+@pytest.mark.usefixtures("torch_notices_ended_workers")
+def test_a_worker_that_is_stuck_ends_the_run_and_a_slow_one_is_waited_for(monkeypatch):
+    monkeypatch.setattr(workers, "PATIENCE", 1)
+    assert len(batches_read(compute_for_three_seconds)) == 5
+    start = time.monotonic()
+    with pytest.raises(InputError, match=r"delivered no batch for 2 s .*num_workers=0"), process_group("cpu"):
+        batches_read(lambda: time.sleep(600))
+    assert time.monotonic() - start < 10
+    assert 2 * workers.PATIENCE < 60
+    with pytest.raises(WorkerError):
+        batches_read(lambda: os.kill(os.getpid(), signal.SIGSTOP))
+
+
+def test_a_worker_that_cannot_send_its_batch_ends_the_run(capfd):
+    with pytest.raises(InputError, match=r"the worker process \d+ failed"), process_group("cpu"):
+        batches_read(lambda: lambda: "functions cannot be pickled")
+    assert "cannot send its batch" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_file_that_vanishes_during_training_is_named(tmp_path, num_workers):
+    folder = FolderDataset(write_folder_set(tmp_path / "set", {"a": 4, "b": 4}))
+    (tmp_path / "set" / "b" / "002.png").unlink()
+    with pytest.raises(InputError, match=r"b/002.png: .*was there at the start"):
+        list(TrainingLoader(folder, GlobalOrder(8, 4, seed=0), num_workers, torch.device("cpu")))
+
+
+def test_training_and_evaluation_need_no_shared_memory_and_no_sockets(small_run, tmp_path):
+    """/dev/shm has 64 MB in Docker, and a TMPDIR of more than 107 characters is too long for a socket."""
+    long = tmp_path / ("x" * 120)
+    long.mkdir()
+    # Files, also those in /dev/shm, may have 200 kB, which is less than a batch. Checkpoints are larger.
+    run = [sys.executable, str(ROOT / "train/train_AdaDistill.py"), *small_run, f"output={tmp_path / 'run'}"]
+    limited = ["bash", "-c", 'ulimit -f 200; exec "$0" "$@"', *run, "num_workers=2", "val_num_workers=2"]
+    limited += ["run_eval_at_start=True", "max_steps=1"]
+    done = subprocess.run(limited, env=os.environ | {"TMPDIR": str(long)}, capture_output=True, text=True, timeout=100)
+    assert "evaluation at step 0" in done.stdout and "the checkpoint of step 1 is not saved" in done.stderr

@@ -70,7 +70,7 @@ def describe_embeddings(cfg: EasyDict, dataset: FaceDataset, weights_may_be_miss
     return {
         "embeddings": {"shape": [len(dataset), 2, cfg.embedding_size], "type": "float16"},
         "teacher": teacher,
-        "data": {"images": len(dataset), "fingerprint": dataset.fingerprint()},
+        "data": {"images": len(dataset), "fingerprint": dataset.fingerprint},
         "preprocessing": PREPROCESSING,
         "about": about,
     }

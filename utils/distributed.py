@@ -1,6 +1,7 @@
 """Ranks: how they start and end, and the collectives that the repository uses."""
 
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -29,6 +30,10 @@ class CollectiveError(RuntimeError):
     """A collective failed, because another rank ended or did not take part in time."""
 
 
+class WorkerError(RuntimeError):
+    """The worker processes of this process deliver no batches."""
+
+
 @contextmanager
 def _collective() -> Iterator[None]:
     """Raise CollectiveError if a collective of torch in this block fails."""
@@ -48,7 +53,10 @@ def killed_worker() -> str | None:
     for process in _watched:
         if process.exitcode:  # None while it runs, negative after a signal
             end = f"was killed by signal {-process.exitcode}" if process.exitcode < 0 else "failed"
-            return f"the worker process {process.pid} {end}; if memory was short (see dmesg), lower num_workers"
+            hint = "if memory was short (see dmesg), lower num_workers"
+            if process.exitcode == -signal.SIGBUS:
+                hint = "a file that it was reading became shorter: fetch the training set again"
+            return f"the worker process {process.pid} {end}; {hint}"
     return None
 
 
@@ -68,7 +76,7 @@ def process_group(device: str | None = None, timeout: float = TIMEOUT) -> Iterat
 
     device: "cpu" or "cuda"; None: GPUs if there are any. Ranks on GPUs use NCCL, one GPU per rank; ranks on CPUs use
     gloo. timeout: seconds that ranks wait for each other in a collective. Raises RankLost if another rank died or
-    hangs, and InputError if a worker process was killed or this rank cannot use the device.
+    hangs, and InputError if a worker process was killed or is stuck, or if this rank cannot use the device.
     """
     global _heartbeat, _host_group
     own_device = _choose_device(device)
@@ -78,6 +86,8 @@ def process_group(device: str | None = None, timeout: float = TIMEOUT) -> Iterat
         yield own_device
     except torch.OutOfMemoryError:
         raise
+    except WorkerError as error:
+        raise InputError(str(error)) from error
     except RuntimeError as error:
         if killed := killed_worker():  # torch then raises a RuntimeError, at any point of the program
             raise InputError(killed) from error
