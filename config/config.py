@@ -86,8 +86,8 @@ config.seed = 2048  # seed of weights, centers, order, flips and augmentation
 
 # --- output ------------------------------------------------------------------------------------------------------
 config.output = "output/AdaDistill"  # folder for checkpoints and logs
-config.global_step = 0  # resume from the checkpoint of this step; 0: start a new run
-config.resume = "none"  # "auto": resume from the newest complete checkpoint, if any; "none": see global_step
+config.global_step = 0  # resume from the checkpoint of this step; 0: see resume
+config.resume = "none"  # "auto": resume from the newest complete checkpoint, if any; "none": start a new run
 config.log_every = 50  # steps between log lines
 config.checkpoint_every = 5000  # steps between checkpoints within an epoch; 0: only after each epoch
 config.keep_checkpoints = 0  # how many of the newest checkpoints to keep; 0: all

@@ -62,9 +62,17 @@ BATCH = [
 ]
 
 
+RESUMING = [
+    Conflict(
+        lambda cfg: cfg.global_step > 0 and cfg.resume == "auto",
+        "global_step above 0 and resume = 'auto' name two checkpoints: that step, and the newest; set resume=none, or "
+        "global_step=0",
+    ),
+]
+
 # The conflicts that concern a script. Training without a teacher ignores the teacher's keys, evaluation all of them.
-DISTILLATION = [*DATA, *TEACHER, *BATCH]
-STANDALONE = [*DATA, *BATCH]
+DISTILLATION = [*DATA, *TEACHER, *BATCH, *RESUMING]
+STANDALONE = [*DATA, *BATCH, *RESUMING]
 
 
 def find_conflict(cfg: EasyDict, conflicts: Sequence[Conflict]) -> str | None:

@@ -106,9 +106,9 @@ OPTIMISATION: dict[str, Rule] = {
 
 OUTPUT: dict[str, Rule] = {
     "output": Path("folder for checkpoints and logs", may_be_empty=False),
-    "global_step": Integer("resume from the checkpoint of this step; 0: start a new run"),
+    "global_step": Integer("resume from the checkpoint of this step; 0: see resume"),
     "resume": Choice(
-        '"auto": resume from the newest complete checkpoint, if any; "none": see global_step', ["none", "auto"]
+        '"auto": resume from the newest complete checkpoint, if any; "none": start a new run', ["none", "auto"]
     ),
     "log_every": Integer("steps between log lines", at_least=1),
     "checkpoint_every": Integer("steps between checkpoints within an epoch; 0: only after each epoch"),
@@ -148,6 +148,21 @@ SECTIONS: dict[str, dict[str, Rule]] = {
 
 # The rules of the keys in config/config.py.
 RULES: dict[str, Rule] = {key: rule for section in SECTIONS.values() for key, rule in section.items()}
+
+# Keys that may change when a run is resumed. With any other change it would be another run. Paths are listed, because
+# the teacher and the training set are recognised by their content.
+MAY_CHANGE = frozenset(
+    {
+        *("dataset", "rec", "data_path", "db_file_format", "sample", "num_workers"),
+        *("init_from", "teacher", "pretrained_teacher_path", "pretrained_teacher_header_path", "teacher_repo_id"),
+        *("teacher_revision", "teacher_cache", "teacher_embeddings"),
+        *("batch_size", "accumulate_steps"),  # as long as the number of images per step is the same
+        *("num_epoch", "max_steps", "lr", "lr_schedule", "lr_milestones", "warmup_epoch"),
+        *("dtype", "compile", "max_bad_steps", "rank_timeout"),
+        *OUTPUT,
+        *EVALUATION,
+    }
+)
 
 # Defaults of a benchmark that is in names.PROTOCOLS but has no keys in config/config.py: <name>_root and so on.
 BENCHMARK_DEFAULTS: dict[str, Any] = {

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 from config import BASE
 from config.conflicts import DISTILLATION
 from config.rule import Rule
-from config.rules import BENCHMARK_DEFAULTS, SECTIONS
+from config.rules import BENCHMARK_DEFAULTS, MAY_CHANGE, RULES, SECTIONS
 
 PAGE = ROOT / "docs" / "config.md"
 
@@ -38,6 +38,12 @@ def page() -> str:
         _more_benchmarks(),
         "## Refused combinations",
         "\n".join(f"- {conflict.message}." for conflict in DISTILLATION),
+        "## Keys that may change when a run is resumed",
+        "All other keys must keep their values, unless they have no effect: they are part of the method, so a change "
+        "makes another run and is refused. The number of images per step, the teacher and the training set must also "
+        "be the same. The teacher is compared by the checksum of its weights, and the training set by that of its "
+        "index and of 1,024 images, so both may be moved. The log names each change.",
+        ", ".join(f"`{key}`" for key in RULES if key in MAY_CHANGE) + ".",
         "## Presets",
         "To use a preset, name it: `--config config/lfw.py`. A preset with a base is applied on top of that preset.",
         _table(["preset", "base", "what it is"], [_preset_row(path) for path in preset_files()]),

@@ -67,7 +67,7 @@ def test_global_step_resumes_that_step_and_a_missing_one_is_refused(uninterrupte
     assert metrics(output) == metrics(tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_a_checkpoint_and_the_resumed_run_is_bit_equal(small_run, tmp_path, number):
     script, long = SCRIPTS[0], "num_epoch=60"
     command = [sys.executable, str(ROOT / script), *small_run, long, f"output={tmp_path / 'stopped'}"]

@@ -1,6 +1,7 @@
 """Evaluation during training: on every set that is due at an epoch, with the metrics in the log."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
@@ -14,7 +15,10 @@ from utils.errors import InputError
 
 
 class PeriodicEvaluation:
-    """Scores `student` on those of `sets` that are due. Call it on every rank."""
+    """Scores `student` on those of `sets` that are due. Call it on every rank.
+
+    interruptible: makes the context of the embedding and scoring, which a signal may end with KeyboardInterrupt.
+    """
 
     def __init__(
         self,
@@ -23,8 +27,10 @@ class PeriodicEvaluation:
         log: RunLog,
         device: torch.device,
         dtype: torch.dtype,
+        interruptible: Callable[[], AbstractContextManager],
     ) -> None:
         self._sets, self._student, self._log, self._device, self._dtype = sets, student, log, device, dtype
+        self._interruptible = interruptible
         self._absent: set[str] = set()  # sets that the log has named as absent
         self._failed: dict[str, int] = {}  # why a set could not be scored -> the last step at which it failed
 
@@ -35,7 +41,8 @@ class PeriodicEvaluation:
             return
         report_activity(step, "evaluation")
         broadcast_buffers(self._student)
-        results = evaluate(self._student, sets, self._device, self._dtype)
+        with self._interruptible():
+            results = evaluate(self._student, sets, self._device, self._dtype)
         for absent in results.absent:
             if absent not in self._absent:
                 self._log.line(f"not evaluated, absent: {absent}")

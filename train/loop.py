@@ -47,17 +47,19 @@ class Trainer:
         self.step = 0  # completed optimiser steps
         self.take_step = TrainingStep(cfg, task, self.steps_per_epoch, self.total_batch, device)
         self.bad_steps, self.dtype = self.take_step.bad_steps, self.take_step.dtype
-        self.state = RunState(cfg, self.total_batch, task, self.take_step)
+        self.state = RunState(cfg, self.total_batch, dataset, task, self.take_step)
         self.augment = build_augmentation(cfg, device)
         draws = DRAWS if self.augment else 0
         self.order = GlobalOrder(len(dataset), cfg.batch_size, cfg.seed, draws, cfg.train_flip)
         self.files = RunFiles(Path(cfg.output), cfg.keep_checkpoints, self.total_steps)
         self.log = self.files.log
         sets = build_evaluation_sets(cfg)
-        self.evaluate = PeriodicEvaluation(sets, task.student, self.log, device, self.dtype)
+        self.evaluate = PeriodicEvaluation(sets, task.student, self.log, device, self.dtype, self.files.interruptible)
 
     def run(self) -> None:
-        """Train. SIGINT or SIGTERM on any rank ends the run after the current step or evaluation, with a checkpoint.
+        """Train. SIGINT, SIGTERM or SIGHUP on any rank ends the run after the current step, with a checkpoint.
+
+        During an evaluation it ends the run at once. The resumed run then repeats the evaluation.
 
         Raises InputError at the end if the last checkpoint or an evaluation failed, and SystemExit after a signal.
         """
@@ -67,10 +69,13 @@ class Trainer:
             self._describe(notes)
             # An earlier part of the run may have ended between the checkpoint of an epoch and its evaluation.
             missed = self._at_epoch_end() and not from_rank_0(self.step in self.log.evaluated)
-            if missed or (self.step == 0 and self.cfg.run_eval_at_start):
-                self.evaluate(self.step, self.step // self.steps_per_epoch)
-            with StepProfile(self.cfg.profile, self.files.folder, self.device, self.log.line) as profile:
-                stopped = self._train(profile)
+            try:
+                if missed or (self.step == 0 and self.cfg.run_eval_at_start):
+                    self.evaluate(self.step, self.step // self.steps_per_epoch)
+                with StepProfile(self.cfg.profile, self.files.folder, self.device, self.log.line) as profile:
+                    stopped = self._train(profile)
+            except KeyboardInterrupt:  # from an evaluation
+                stopped = True
             self.files.finish(self.step, stopped)
         if stopped:
             raise SystemExit(128 + (self.files.stop_signal or signal.SIGTERM))
@@ -154,7 +159,8 @@ class Trainer:
         """Write the effective config, as a preset that starts the same run, and log what the run is."""
         about = describe_run()
         if rank() == 0:
-            write_text(self.files.folder / "config.py", dump_config(self.cfg, about))
+            # Without global_step, so that the file also starts the run in another output.
+            write_text(self.files.folder / "config.py", dump_config(EasyDict(self.cfg, global_step=0), about))
         self.log.line(about)
         self.log.line(
             f"{len(self.dataset)} images of {self.dataset.num_classes} identities from {self.dataset.source}; "

@@ -1,7 +1,13 @@
 """What a run stores in its checkpoints, and how it resumes from one."""
 
+import os
+from pathlib import Path
+from typing import Any
+
 from easydict import EasyDict
 
+from config.rules import MAY_CHANGE, RULES
+from data.dataset import FaceDataset
 from train import checkpoint
 from train.checkpoint import Checkpoint, CheckpointError
 from train.step import TrainingStep
@@ -10,38 +16,51 @@ from utils.distributed import on_all_ranks, on_rank_0
 
 
 class RunState:
-    """Everything that changes during a run, except its step: student, head, optimiser, loss scale, bad steps."""
+    """Everything that changes during a run, except its step: student, head, optimiser, loss scale, bad steps.
 
-    def __init__(self, cfg: EasyDict, total_batch: int, task: Task, take_step: TrainingStep) -> None:
+    A checkpoint also stores the settings of the run: its identity, which a resumed run must have too (the task, the
+    images, the teacher and all keys that are not in MAY_CHANGE), and the other keys, whose changes are logged.
+    """
+
+    def __init__(
+        self, cfg: EasyDict, total_batch: int, dataset: FaceDataset, task: Task, take_step: TrainingStep
+    ) -> None:
         self._folder, self._newest, self._global_step = cfg.output, cfg.resume == "auto", cfg.global_step
         self._task, self._take_step = task, take_step
-        # A run can only be resumed with the same task, the same shapes of weights, and the same order of images.
-        keys = ("network", "embedding_size", "width", "SE", "loss", "num_classes", "num_image", "seed")
-        self._identity = {"task": type(task).__name__, "total_batch": total_batch, **{key: cfg[key] for key in keys}}
+        fixed = [key for key in RULES if key not in MAY_CHANGE and not key.startswith(task.ignored)]
+        self._identity = {
+            "task": type(task).__name__,
+            "total_batch": total_batch,
+            "data": on_rank_0(lambda: dataset.fingerprint),
+            **task.identity,
+            **{key: cfg[key] for key in fixed},
+        }
+        self._others = {key: cfg[key] for key in cfg if key not in (*fixed, "output", "resume", "global_step")}
 
     def checkpoint(self) -> Checkpoint:
         """The current state. Its tensors change with the next step."""
-        state = {**self._take_step.state(), "run": self._identity}
+        state = {**self._take_step.state(), "run": self._identity, "may_change": self._others}
         return Checkpoint(self._task.student.state_dict(), self._task.head.header(), state)
 
     def resume(self) -> tuple[int, list[str]]:
         """Load the checkpoint that the config asks for. Every rank must call it. Raises CheckpointError.
 
-        Returns its step, 0 for a new run, and lines for the log about newer checkpoints that are not intact.
+        Returns its step, 0 for a new run, and lines for the log about newer checkpoints that are not intact and about
+        settings that have changed.
         """
         folder = self._folder
         on_rank_0(lambda: checkpoint.remove_unfinished(folder))
         step, problems = on_rank_0(lambda: checkpoint.step_to_resume(folder, self._newest, self._global_step))
         then = f"resuming from step {step}" if step else "starting from step 0"
+        notes = [f"NOT RESUMED: {problem}; {then}" for problem in problems]
         if step:
-            self._load(on_all_ranks(lambda: checkpoint.load(folder, step)), f"{folder}: step {step}")
+            notes += self._load(on_all_ranks(lambda: checkpoint.load(folder, step)), f"{folder}: step {step}")
             on_rank_0(lambda: checkpoint.remove_after(folder, step))
-        return step, [f"NOT RESUMED: {problem}; {then}" for problem in problems]
+        return step, notes
 
-    def _load(self, saved: Checkpoint, source: str) -> None:
-        before, now = saved.state["run"], self._identity
-        if before != now:
-            changed = [f"{key} {before.get(key)!r} (now {now[key]!r})" for key in now if before.get(key) != now[key]]
+    def _load(self, saved: Checkpoint, source: str) -> list[str]:
+        before = saved.state["run"]
+        if changed := _differences(before, self._identity):
             raise CheckpointError(
                 f"{source} was trained with {', '.join(changed)}; resume with the same settings, or start a "
                 "new run from its weights (init_from) in another output"
@@ -49,3 +68,24 @@ class RunState:
         self._task.student.load_state_dict(saved.backbone)
         self._task.head.load_header(saved.header)
         self._take_step.load(saved.state)
+        notes = [f"changed: {change}" for change in _differences(saved.state.get("may_change", {}), self._others)]
+        if unknown := [key for key in self._identity if key not in before]:  # in checkpoints of older versions
+            notes.append(f"{source} does not say with which {', '.join(unknown)} it was trained; not compared")
+        return notes
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The values that both have, and in which they differ, in words."""
+    return [f"{key} {before[key]!r} (now {now[key]!r})" for key in now if key in before and before[key] != now[key]]
+
+
+def notes_on_moved_run(config: str | os.PathLike, output: str | os.PathLike) -> tuple[str, ...]:
+    """A warning for the log if a config file is that of a run whose folder was moved, and so is not `output`."""
+    folder = Path(config).resolve().parent
+    steps = checkpoint.complete_steps(folder)
+    if not steps or folder == Path(output).resolve():
+        return ()
+    return (
+        f"WARNING: {config} is in a folder with checkpoints (of steps {', '.join(map(str, steps))}), but output is "
+        f"{output}; if you moved the folder, set output={folder}",
+    )

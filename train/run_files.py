@@ -13,12 +13,14 @@ from utils.distributed import from_rank_0, rank
 from utils.errors import InputError
 from utils.files import lock_folder, make_writable_folder
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
+
 
 class RunFiles:
     """The files of a run in `folder`, and the signals that end it.
 
     log: training.log, metrics.jsonl, TensorBoard and the progress bar; saver: writes checkpoints; stop_signal: the
-    number of the SIGINT or SIGTERM that has arrived, or 0.
+    number of the signal in STOP_SIGNALS that has arrived, or 0.
     """
 
     def __init__(self, folder: Path, keep_checkpoints: int, total_steps: int) -> None:
@@ -26,6 +28,7 @@ class RunFiles:
         self.log = RunLog(folder, total_steps)
         self.saver = Saver(folder, keep_checkpoints, self.log.line)
         self.stop_signal = 0
+        self._interruptible = False
         self._lock: BinaryIO | None = None
 
     def lock(self) -> None:
@@ -35,9 +38,13 @@ class RunFiles:
 
     @contextmanager
     def opened(self, first_step: int) -> Iterator[None]:
-        """Open the log of a run that starts at `first_step`, and handle SIGINT and SIGTERM. At the end, close all."""
+        """Open the log of a run that starts at `first_step`, and handle STOP_SIGNALS. At the end, close all.
+
+        A signal that this process was started to ignore (SIGHUP, by nohup) is still ignored.
+        """
         self.log.open(first_step)
-        handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        handlers = {number: signal.signal(number, self._on_signal) for number in heeded}
         try:
             with ExitStack() as stack:
                 stack.callback(self.log.close)
@@ -57,16 +64,26 @@ class RunFiles:
         if rank() == 0:
             self.log.try_writing(lambda: save_curves(self.folder / "metrics.jsonl", self.folder / "curves.png"))
         self.saver.finish()
-        saved = self.saver.unsaved is None
-        self.log.line(
-            f"{'stopped' if stopped else 'done'} at step {step}: "
-            f"{self.folder / f'{step}{PARTS[0]}' if saved else 'its checkpoint is not saved'}"
-        )
+        where = "its checkpoint is not saved" if self.saver.unsaved is not None else self.folder / f"{step}{PARTS[0]}"
+        self.log.line(f"{'stopped' if stopped else 'done'} at step {step}: {where if step else 'nothing to save'}")
 
     def require_saved(self) -> None:
         """Raise InputError on all ranks if the last checkpoint could not be written. Every rank must call it."""
         if (unsaved := from_rank_0(self.saver.unsaved)) is not None:
             raise InputError(f"{self.folder}: trained to the end, but the checkpoint of step {unsaved} is not saved")
 
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """A block that a signal ends at once with KeyboardInterrupt, also if it has arrived before."""
+        self._interruptible = True
+        try:
+            if self.stop_signal:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._interruptible = False
+
     def _on_signal(self, number: int, frame: object) -> None:
         self.stop_signal = number
+        if self._interruptible:
+            raise KeyboardInterrupt

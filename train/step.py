@@ -83,6 +83,7 @@ class TrainingStep:
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups:
             group["fused"] = True  # also if the checkpoint was written without fused SGD
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty if the checkpoint was written in another data type than float16
+            self.scaler.load_state_dict(state["scaler"])
         if "bad_steps" in state:  # checkpoints of older versions have no such entry
             self.bad_steps.load(state["bad_steps"])

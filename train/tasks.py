@@ -20,7 +20,7 @@ from train.sanity import teacher_notes
 from train.sync_batchnorm import synchronise
 from train.teachers import build_cached_teacher, build_live_teacher
 from train.wrapping import compiles, missing_for_compiling, share_gradients, without_sharing
-from utils.distributed import rank
+from utils.distributed import on_rank_0, rank
 from utils.precision import compute_type
 
 
@@ -28,6 +28,8 @@ class Task:
     """A student and a head. `student` and `head` are bare, for checkpoints; training uses wrapped and compiled ones."""
 
     notes: tuple[str, ...] = ()  # lines for the log, about the teacher and about settings without effect
+    identity: dict[str, str] = {}  # noqa: RUF012 - what a resumed run must have in common, besides the config
+    ignored: tuple[str, ...] = ()  # beginnings of the names of config keys without effect
     embeddings: EmbeddingFile | None = None  # the teacher's embeddings; the loader adds them to each batch
 
     def __init__(self, cfg: EasyDict, head: Head, device: torch.device) -> None:
@@ -60,10 +62,13 @@ class Distillation(Task):
         self._view = cfg.teacher_view
         if cfg.teacher_embeddings:
             self.embeddings, self.notes = build_cached_teacher(cfg, dataset, device)
+            teacher = self.embeddings.description["teacher"]
         else:
             release = find_teacher(cfg)
+            teacher = on_rank_0(release.describe)
             self._teacher = build_live_teacher(cfg, device, release)
             self.notes += (f"teacher: {release.network} from {release.origin}",)
+        self.identity = {"teacher": ", ".join(str(teacher.get(key)) for key in ("network", "colours", "sha256"))}
         if rank() == 0:  # only rank 0 writes the log
             self.notes += teacher_notes(
                 dataset, partial(self._embed, dataset, device, compute_type(cfg.dtype, device)), cfg.seed
@@ -104,6 +109,9 @@ class Standalone(Task):
     notes = (
         "no teacher: the keys of the teacher, centers, adaptive_alpha, use_geom_margin and feature_kd are ignored",
     )
+    ignored = (
+        "teacher", "pretrained_teacher", "centers", "adaptive_alpha", "use_geom_margin", "geom_margin", "feature_kd",
+    )  # fmt: skip
 
     def __init__(self, cfg: EasyDict, device: torch.device) -> None:
         super().__init__(cfg, build_standalone_head(cfg), device)

@@ -17,12 +17,14 @@ def main() -> None:
     # Imported here, so that --help and errors in the config appear at once, without loading torch.
     from data.dataset import build_dataset
     from train.loop import Trainer
+    from train.resume import notes_on_moved_run
     from train.tasks import Distillation
     from utils.distributed import process_group
 
     with process_group(timeout=cfg.rank_timeout) as device:
         dataset = build_dataset(cfg)
         task = Distillation(cfg, dataset, device)
+        task.notes += notes_on_moved_run(args.config, cfg.output)
         trainer = Trainer(cfg, task, dataset, device)
         trainer.run()
 

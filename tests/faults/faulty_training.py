@@ -1,4 +1,7 @@
-"""train_AdaDistill.py with a fault. FAULT=what:first:last:rank: in the forward passes first to last of this rank."""
+"""train_AdaDistill.py with a fault. FAULT=what:first:last:rank: in the forward passes first to last of this rank.
+
+FAULT=hang_evaluation:0:0:rank: in every evaluation.
+"""
 
 import os
 import signal
@@ -42,6 +45,7 @@ def main():
     cfg = load_config(args.config, args.overrides)
 
     from data.dataset import build_dataset
+    from eval import embeddings
     from train.loop import Trainer
     from train.tasks import Distillation
     from utils.distributed import process_group, rank
@@ -61,6 +65,15 @@ def main():
             teacher = super()._teacher_embeddings(batch)
             return teacher * float("nan") if self.is_faulty and what == "nan_teacher" else teacher
 
+    def hang_if_faulty(*arguments):
+        if rank() == int(faulty_rank):
+            print("hangs in evaluation", flush=True)
+            time.sleep(1000)
+
+    if what == "hang_evaluation":
+        embeddings.embed_views = hang_if_faulty
+
+    Faulty.__name__ = Distillation.__name__  # so that train_AdaDistill.py can resume the run
     with process_group(timeout=cfg.rank_timeout) as device:
         dataset = build_dataset(cfg)
         Trainer(cfg, Faulty(cfg, dataset, device), dataset, device).run()

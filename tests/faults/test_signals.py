@@ -1,0 +1,83 @@
+"""Signals: during an evaluation they end the run at once; SIGHUP saves, unless nohup made the run ignore it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from runs import assert_same_checkpoint, metrics, train
+
+TRAIN, FAULTY = "train/train_AdaDistill.py", "tests/faults/faulty_training.py"
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+def start(*command: str | Path, output: Path) -> subprocess.Popen:
+    """Start a command that prints to a file beside `output`."""
+    with open(output.with_suffix(".txt"), "ab") as printed:
+        return subprocess.Popen(
+            list(map(str, command)), stdout=printed, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def wait_for(process: subprocess.Popen, output: Path, text: str) -> None:
+    """Wait until the process has printed a text."""
+    deadline = time.monotonic() + 120
+    while text not in output.with_suffix(".txt").read_text():
+        assert time.monotonic() < deadline and process.poll() is None, output.with_suffix(".txt").read_text()
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_an_evaluation_at_once_and_the_resumed_run_repeats_it(small_run, tmp_path, monkeypatch, number):
+    settings, output = small_run, tmp_path / "run"
+    monkeypatch.setenv("FAULT", "hang_evaluation:0:0:0")
+    process = start(sys.executable, ROOT / FAULTY, *settings, f"output={output}", output=output)
+    wait_for(process, output, "hangs in evaluation")
+    os.killpg(process.pid, number)
+    assert process.wait(timeout=60) == 128 + number
+    printed = output.with_suffix(".txt").read_text()
+    assert "stopped at step 6" in printed and "Traceback" not in printed
+    assert (output / "6sha256.txt").exists() and len(metrics(output)) == 6
+    if number == signal.SIGHUP:
+        train(TRAIN, settings, output, "resume=auto")
+        train(TRAIN, settings, tmp_path / "uninterrupted")
+        assert_same_checkpoint(tmp_path / "uninterrupted", output, 12)
+        assert metrics(output) == metrics(tmp_path / "uninterrupted")
+
+
+def test_a_closed_terminal_does_not_end_a_run_under_nohup(small_run, tmp_path):
+    output = tmp_path / "run"
+    process = start("nohup", sys.executable, ROOT / TRAIN, *small_run, f"output={output}", output=output)
+    wait_for(process, output, "step 2 ")
+    os.killpg(process.pid, signal.SIGHUP)
+    assert process.wait(timeout=100) == 0
+    assert "done at step 12" in output.with_suffix(".txt").read_text()
+
+
+def test_torchrun_under_nohup_passes_sighup_on_and_the_ranks_save(small_run, tmp_path):
+    """torchrun handles SIGHUP, and so replaces what nohup has set."""
+    output = tmp_path / "run"
+    settings = [*small_run, "batch_size=4", "num_epoch=60", f"output={output}"]
+    process = start("nohup", sys.executable, *TORCHRUN, ROOT / TRAIN, *settings, output=output)
+    wait_for(process, output, "step 2 ")
+    process.send_signal(signal.SIGHUP)
+    process.wait(timeout=60)
+    step = max(line["step"] for line in metrics(output))
+    assert (output / f"{step}sha256.txt").exists()
+    assert f"stopped at step {step}" in output.with_suffix(".txt").read_text()
+
+
+def test_torchrun_can_be_told_to_ignore_a_closed_terminal(small_run, tmp_path):
+    """As docs/reliability.md says."""
+    output = tmp_path / "run"
+    ignoring = [*TORCHRUN, "--signals-to-handle=SIGINT,SIGTERM"]
+    settings = [*small_run, "batch_size=4", f"output={output}"]
+    process = start("nohup", sys.executable, *ignoring, ROOT / TRAIN, *settings, output=output)
+    wait_for(process, output, "step 2 ")
+    os.killpg(process.pid, signal.SIGHUP)
+    assert process.wait(timeout=100) == 0
+    assert "done at step 12" in output.with_suffix(".txt").read_text()
