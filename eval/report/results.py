@@ -61,7 +61,7 @@ def read_json(path: str | os.PathLike, protocols: Container[str] = tuple(PROTOCO
     Raises InputError for a file without results.
     """
     try:
-        content: dict[str, Any] = json.loads(Path(path).read_text())
+        content: dict[str, Any] = json.loads(Path(path).read_bytes())
         del content["about"]
         absent, failed, warnings = content.pop("absent"), content.pop("failed"), content.pop("warnings", [])
         if not all(isinstance(value, int | float | None) for value in flatten(content).values()):
@@ -84,7 +84,7 @@ def refuse_to_overwrite(path: str | os.PathLike, with_arrays: bool) -> None:
 
 def _is_results(path: Path) -> bool:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
         return "about" in content and ("checkpoints" in content or {"absent", "failed"} <= set(content))
     except (OSError, ValueError, TypeError, RecursionError):
         return False
