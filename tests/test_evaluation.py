@@ -32,7 +32,7 @@ def test_scoring_a_checkpoint_writes_metrics_arrays_embeddings_plots_and_a_page(
     assert "absent: verification.none" in done.stdout
     assert content["verification"]["pairs"] == content["verification"]["arrow_pairs"]
     assert content["ijb"].keys() == {"templates"} and content["tinyface"].keys() == {"tiny"}  # by flags, not keys
-    assert len(content["ijb"]["templates"]) == 36
+    assert len(content["ijb"]["templates"]) == 38
 
     arrays = read_json(tmp_path / "r.json").arrays
     assert {name: len(array) for name, array in arrays["verification"]["pairs"].items()} == {
