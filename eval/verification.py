@@ -8,6 +8,8 @@ import numpy as np
 
 from data.arrow_set import ArrowVerificationSet
 from data.bin_set import BinError, VerificationSet, read_bin
+from data.image_header import stated_size
+from data.images import SIZE
 from eval.drawing import add_legend, draw_histograms, new_axes, plot_rates_by_norm, plot_roc
 from eval.embeddings import Embeddings
 from eval.metrics import area_under, contiguous_folds, equal_error_rate, roc_curve, tar_at_far, unit_length
@@ -137,14 +139,22 @@ def _score(pairs: VerificationSet | ArrowVerificationSet, embeddings: Embeddings
 
 
 def _warn(pairs: VerificationSet | ArrowVerificationSet) -> list[str]:
+    warnings = []
     folds = one_sided_folds(np.asarray(pairs.is_same, dtype=bool))
-    if not folds:
-        return []
-    numbers = ", ".join(map(str, folds))
-    return [
-        f"{len(folds)} of {FOLDS} folds hold only genuine or only impostor pairs (fold {numbers}), so that their "
-        "accuracies count one kind of error only; store genuine and impostor pairs in turn"
-    ]
+    if folds:
+        numbers = ", ".join(map(str, folds))
+        warnings.append(
+            f"{len(folds)} of {FOLDS} folds hold only genuine or only impostor pairs (fold {numbers}), so that their "
+            "accuracies count one kind of error only; store genuine and impostor pairs in turn"
+        )
+    sizes = (stated_size(memoryview(pairs.read(position))) for position in range(len(pairs)))
+    resized = sum(size not in ((SIZE, SIZE), (0, 0)) for size in sizes)
+    if resized:
+        warnings.append(
+            f"{resized} of {len(pairs)} images are not {SIZE}x{SIZE}: their short side is resized and their center "
+            "cropped; results need faces that fill the image like aligned ones"
+        )
+    return warnings
 
 
 def _errors(pairs: VerificationSet | ArrowVerificationSet, arrays: Arrays) -> list[PairError]:
