@@ -82,6 +82,8 @@ def _read_layers(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     while True:
         if not path.is_file():
             raise ConfigError(f"{path}: no such config file")
+        if b"\0" in path.read_bytes():
+            raise ConfigError(f"{path}: has zero bytes, as UTF-16 has; save it as UTF-8")
         try:
             variables = runpy.run_path(str(path))
         except SyntaxError as error:

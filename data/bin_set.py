@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.images import decode_rgb, fit
+from data.image_header import stated_size
+from data.images import SIZE, ImageError, decode_rgb, fit
 from data.safe_pickle import ForbiddenError, load_lists_of_arrays
 from utils.errors import InputError
 from utils.files import atomic_write
@@ -89,8 +90,28 @@ def _checked(path: str, content: Any) -> tuple[list, np.ndarray]:
 def _bytes_of(path: str, number: int, image: Any) -> bytes | bytearray | np.ndarray:
     """An encoded image: bytes, or uint8 [N]."""
     if isinstance(image, bytes | bytearray):
-        return image
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
-        return image.view(np.ndarray).reshape(-1)
-    shown = "ndarray" if isinstance(image, np.ndarray) else type(image).__name__
-    raise BinError(f"{path}: image {number} is {shown}, but must be encoded bytes")
+        encoded = image
+    elif isinstance(image, np.ndarray) and image.dtype == np.uint8:
+        encoded = image.view(np.ndarray).reshape(-1)
+    else:
+        shown = "ndarray" if isinstance(image, np.ndarray) else type(image).__name__
+        raise BinError(f"{path}: image {number} is {shown}, but must be encoded bytes")
+    if _is_pixels(image, encoded):
+        raise BinError(
+            f"{path}: image {number} is raw pixels, which do not say whether they are RGB or BGR; encode the images as "
+            'PNG (docs/data.md, "Make your own sets")'
+        )
+    return encoded
+
+
+def _is_pixels(image: bytes | bytearray | np.ndarray, encoded: bytes | bytearray | np.ndarray) -> bool:
+    """Whether an image is an array of rows and columns, or as many bytes as such an array that are no encoded image."""
+    if isinstance(image, np.ndarray) and sum(length > 1 for length in image.shape) > 1:
+        return True
+    if len(encoded) != SIZE * SIZE * 3 or stated_size(memoryview(encoded)) != (0, 0):
+        return False
+    try:
+        decode_rgb(encoded, "")
+    except ImageError:
+        return True
+    return False

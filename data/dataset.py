@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from config import names
 from data.images import SIZE, decode_aligned, decode_into
-from data.recordio import IndexedRecordReader
+from data.recordio import Header, IndexedRecordReader
 from utils.errors import InputError
 from utils.files import checksum
+from utils.text import read_text
 
 MAX_CLASSES = 2**24  # labels are stored as float32, which represents all integers up to this one exactly
 
@@ -30,10 +31,14 @@ class DataError(InputError):
 
 
 class FaceDataset(torch.utils.data.Dataset):
-    """The base class of training sets: `source` (its path), `num_classes`, len(), and dataset[positions] -> images."""
+    """The base class of training sets: `source` (its path), `num_classes`, len(), and dataset[positions] -> images.
+
+    notes: lines for the log, about what was left out and how the set was read.
+    """
 
     source: str
     num_classes: int
+    notes: tuple[str, ...] = ()
 
     def read(self, position: int) -> tuple[bytes | memoryview, int]:
         """The encoded image at `position`, and its label."""
@@ -84,9 +89,9 @@ class RecordDataset(FaceDataset):
         self.source = str(folder / "train.rec")
         self.reader = IndexedRecordReader(self.source, folder / "train.idx")
         keys = self.reader.keys
-        header, _ = self.reader.read(int(keys[0]))
+        header, encoded = self.reader.read(int(keys[0]))
         stated = read_property(folder / "property")
-        if header.flag == 2:
+        if states_layout(header, encoded):
             keys, self.num_classes = self._insightface_layout(keys, header.label)
             if stated is not None and stated != self.num_classes:
                 raise DataError(
@@ -94,6 +99,8 @@ class RecordDataset(FaceDataset):
                 )
         else:
             self.num_classes = stated if stated is not None else self._count_classes(keys)
+            if header.flag > 1:
+                self.notes = (f"the records have {header.flag} labels each; the first one is the identity",)
         if len(keys) == 0:
             raise DataError(f"{self.source}: contains no images")
         self.keys = keys  # of the images, int64 [N], by position
@@ -156,6 +163,14 @@ class RecordDataset(FaceDataset):
         return 1 + int(largest)
 
 
+def states_layout(header: Header, encoded: bytes | memoryview) -> bool:
+    """Whether the first record states which keys are images, as in InsightFace's layout.
+
+    It has two labels and no image. The images of `im2rec --pack-label` may have two labels too.
+    """
+    return header.flag == 2 and len(encoded) == 0
+
+
 def read_property(path: Path) -> int | None:
     """The number of identities in a `property` file ("num_ids,height,width"); None if there is no such file.
 
@@ -164,7 +179,7 @@ def read_property(path: Path) -> int | None:
     if not path.is_file():
         return None
     try:
-        num_ids, height, width = (int(number) for number in path.read_text().strip().split(","))
+        num_ids, height, width = (int(number) for number in read_text(path).strip().split(b","))
     except ValueError:
         raise DataError(
             f"{path}: must contain num_ids,height,width; fix it, or remove it to have the identities counted"

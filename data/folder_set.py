@@ -1,7 +1,7 @@
 """A training set of plain image files: one folder per identity."""
 
 import os
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,22 +10,29 @@ from easydict import EasyDict
 from data.dataset import DataError, FaceDataset
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+# What file servers, Windows and archives add to folders, in lower case. Names that begin with a dot are hidden anyway.
+TOOL_NAMES = {"@eadir", "#recycle", "__macosx", "$recycle.bin", "system volume information", "lost+found", "thumbs.db",
+              "desktop.ini"}  # fmt: skip
 
 
 class FolderDataset(FaceDataset):
     """Aligned images in one folder per identity. Label i belongs to folder i in the order of names.
 
-    sample: use only this many images of each identity, the first by name; 0: use all. Raises DataError.
+    Hidden files and folders, those of tools, and files that are not images are left out; `notes` has their numbers.
+    sample: use only this many images of each identity, the first by name; 0: use all. Raises DataError, also for broken
+    links and for folders inside the folder of an identity.
     """
 
     def __init__(self, folder: str | os.PathLike, sample: int = 0) -> None:
         self.source = str(folder)
         if not os.path.isdir(folder):
             raise DataError(f"{folder}: no such folder; data_path is a folder with one folder per identity")
-        identities = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        left_out: Counter[str] = Counter()
+        identities = sorted(entry.name for entry in _visible(folder, left_out) if _is_identity(entry, left_out))
         paths, labels = [], []
         for label, identity in enumerate(identities):
-            files = sorted(name for name in os.listdir(Path(folder, identity)) if name.lower().endswith(IMAGE_SUFFIXES))
+            entries = _visible(Path(folder, identity), left_out)
+            files = sorted(entry.name for entry in entries if _is_image(entry, left_out))
             if not files:
                 raise DataError(f"{folder}/{identity}: contains no images ({', '.join(IMAGE_SUFFIXES)}); remove it")
             files = files[: sample or None]
@@ -34,6 +41,9 @@ class FolderDataset(FaceDataset):
         if not paths:
             raise DataError(f"{folder}: contains no folders with images ({', '.join(IMAGE_SUFFIXES)})")
         self.num_classes = len(identities)
+        if left_out:
+            counts = ", ".join(f"{what} ({count})" for what, count in sorted(left_out.items()))
+            self.notes = (f"left out of {folder}: {counts}",)
         # One flat array: forked workers share its memory. Reading a list of strings would copy it, because Python
         # writes the reference count of each string.
         self._paths = np.array([os.fsencode(path) for path in paths])
@@ -61,14 +71,44 @@ class FolderDataset(FaceDataset):
     def read_labels(self, positions: np.ndarray) -> np.ndarray:
         return self.labels[positions]
 
-    def encoded(self) -> Iterator[bytes]:
-        """The bytes of the files, in order. Each file is decoded first, to check that it is an aligned image."""
-        for position in range(len(self)):
-            self.read_image(position)
-            yield self.read(position)[0]
-
     def _path(self, position: int) -> Path:
         return Path(self.source, os.fsdecode(bytes(self._paths[position])))
+
+
+def _visible(folder: str | os.PathLike, left_out: Counter[str]) -> list[os.DirEntry]:
+    """The entries of a folder that are not hidden and do not belong to tools; the others are counted.
+
+    Raises DataError for a broken link.
+    """
+    entries = []
+    for entry in os.scandir(folder):
+        if entry.name.startswith(".") or entry.name.lower() in TOOL_NAMES:
+            left_out["hidden files and folders and those of tools"] += 1
+        elif entry.is_symlink() and not os.path.exists(entry.path):
+            raise DataError(f"{entry.path}: broken link to {os.readlink(entry.path)}; restore the target or remove it")
+        else:
+            entries.append(entry)
+    return entries
+
+
+def _is_identity(entry: os.DirEntry, left_out: Counter[str]) -> bool:
+    if not entry.is_dir():
+        left_out["files outside the folders of identities"] += 1
+    return entry.is_dir()
+
+
+def _is_image(entry: os.DirEntry, left_out: Counter[str]) -> bool:
+    if entry.is_dir():
+        raise DataError(
+            f"{entry.path}: a folder inside the folder of an identity; move its images up, or remove it. Each identity "
+            "needs its own folder directly in the folder of the set"
+        )
+    is_image = entry.name.lower().endswith(IMAGE_SUFFIXES)
+    if is_image and not entry.is_file():
+        raise DataError(f"{entry.path}: neither a file nor a folder; remove it")
+    if not is_image:
+        left_out["files that are not images"] += 1
+    return is_image
 
 
 def open_folder(cfg: EasyDict) -> FolderDataset:

@@ -40,7 +40,10 @@ def decode_aligned(encoded: bytes | memoryview | np.ndarray, name: str) -> np.nd
     """Like `decode_rgb`, for a face that must already be aligned: uint8 [112, 112, 3]. Raises ImageError."""
     image = decode_rgb(encoded, name)
     if image.shape != (SIZE, SIZE, 3):
-        raise ImageError(f"{name}: {image.shape[1]}x{image.shape[0]} pixels; faces must be aligned to {SIZE}x{SIZE}")
+        raise ImageError(
+            f"{name}: {image.shape[1]}x{image.shape[0]} pixels; faces must be aligned to {SIZE}x{SIZE} (docs/data.md, "
+            '"Align faces")'
+        )
     return image
 
 

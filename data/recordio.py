@@ -22,6 +22,7 @@ from tqdm import tqdm
 from data.images import SIZE
 from utils.errors import InputError
 from utils.files import atomic_write, make_writable_folder, write_text
+from utils.text import read_text
 
 MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -195,12 +196,11 @@ def _existing(path: str | os.PathLike) -> str:
 
 def read_index(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     """(keys, offsets), int64 [N] each, from an .idx file with a line key<TAB>offset per record. Raises RecordError."""
-    with open(path, "rb") as file:
-        text = file.read().strip()
     try:
+        text = read_text(path).strip()
         values = np.fromstring(text, dtype=np.int64, sep=" ")
     except ValueError:
-        values = np.empty(0, dtype=np.int64)
+        text, values = b"?", np.empty(0, dtype=np.int64)
     lines = text.count(b"\n") + 1
     if len(values) != 2 * lines or text.count(b"\t") != lines:
         problem = "is empty" if not text else "has lines other than key<TAB>offset"

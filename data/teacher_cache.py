@@ -89,7 +89,7 @@ def description_path(path: Path) -> Path:
 def read_description(path: Path) -> Description:
     """The description of the embeddings in `path`. Raises EmbeddingError."""
     try:
-        description = json.loads(description_path(path).read_text())
+        description = json.loads(description_path(path).read_bytes())
         shape_of(description)
         if not all(isinstance(section, dict) for section in description.values()):
             raise TypeError("a section is not a dict")

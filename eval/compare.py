@@ -35,7 +35,9 @@ def differences(results: "dict[str, Results]", first: str) -> "Table":
 
     def cell(column, name: str) -> str:
         value, reference = column.values()[name], column.values()[first]
-        return "-" if value is None or reference is None else f"{column.display.scale * (value - reference):+.2f}"
+        if value is None or reference is None:
+            return "-"
+        return f"{column.display.scale * (value - reference):+.2f}{column.mark(name) or column.mark(first)}"
 
     header = [f"minus {first} [points]", *(column.label for column in columns)]
     rows = [[name, *(cell(column, name) for column in columns)] for name in results if name != first]

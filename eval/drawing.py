@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eval.metrics import roc_corners, wilson_interval
+from eval.metrics import is_measurable, roc_corners, wilson_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,20 +74,25 @@ def plot_roc(
 ) -> "Figure":
     """A plot of TAR against FAR, from `lowest_far` to 1.
 
-    label: bool [P]; curves: name -> (score [P], TARs in percent to mark, by FAR).
+    label: bool [P]; curves: name -> (score [P], TARs in percent to mark, by FAR). Marks at FARs for which the set has
+    too few impostor pairs are hollow.
     """
     axes = new_axes("FAR", "TAR [%]")
     axes.set_xscale("log")
     axes.set_xlim(lowest_far, 1)
-    one_pair = 1 / max(1, np.count_nonzero(~label))
-    if one_pair > lowest_far:
-        axes.axvspan(lowest_far, one_pair, color="0.92", linewidth=0, label="fewer than one impostor pair")
+    impostors = np.count_nonzero(~label)
+    if not is_measurable(lowest_far, impostors):
+        name = "not measurable: fewer than one impostor pair"
+        axes.axvspan(lowest_far, 1 / max(1, impostors), color="0.92", linewidth=0, label=name)
     for number, (name, (score, marks)) in enumerate(curves.items()):
         far, tar = roc_corners(label, score)
         start = np.searchsorted(far, lowest_far, side="right") - 1  # a logarithmic axis cannot show FAR 0
         style = dict(color=COLORS[number], linestyle=STYLES[number % len(STYLES)], linewidth=1.8)
         axes.step(np.maximum(far[start:], lowest_far), 100 * tar[start:], where="post", label=name, **style)
         axes.plot(list(marks), list(marks.values()), MARKERS[number], color=COLORS[number], clip_on=False)
+        hollow = [place for place in marks.items() if not is_measurable(place[0], impostors)]
+        filling = dict(marker=MARKERS[number], facecolor="white", edgecolor=COLORS[number], clip_on=False, zorder=3)
+        axes.scatter(*np.reshape(hollow, (-1, 2)).T, **filling)
     axes.set_ylim(top=min(axes.get_ylim()[1], 101))
     return add_legend(axes)
 

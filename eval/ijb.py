@@ -9,8 +9,8 @@ from data.arrow_set import INTEGERS, NUMBERS, TemplateSet
 from data.nist_set import NistSet, is_nist
 from eval.drawing import add_legend, draw_histograms, new_axes, plot_roc, power_of_ten
 from eval.embeddings import Embeddings
-from eval.metrics import lengths, roc_curve, tpr_nearest_fpr
-from eval.protocol import Arrays, Column, Display, Metrics, Protocol, SetPlot, StepPlot
+from eval.metrics import is_measurable, lengths, roc_curve, tpr_nearest_fpr
+from eval.protocol import PAIR_COUNTS, Arrays, Column, Display, Metrics, Protocol, SetPlot, StepPlot, count_pairs
 from eval.templates import images_in_medium, pair_scores, pool
 from utils.errors import InputError
 
@@ -153,7 +153,9 @@ def _open(path: Path) -> TemplateSet | NistSet:
 
 
 def _score(images: TemplateSet | NistSet, embeddings: Embeddings) -> tuple[Metrics, Arrays]:
-    return score_templates(embeddings.features, *(images.metadata[name] for name in (*PER_IMAGE, *PER_PAIR)))
+    parts = (images.metadata[name] for name in (*PER_IMAGE, *PER_PAIR))
+    metrics, arrays = score_templates(embeddings.features, *parts)
+    return {**metrics, **count_pairs(arrays["label"])}, arrays
 
 
 def _plot_roc(metrics: Metrics, arrays: Arrays) -> "Figure":
@@ -176,7 +178,8 @@ def _plot_scores(metrics: Metrics, arrays: Arrays) -> "Figure":
         end = 0.97 - 0.05 * row
         axes.axvline(threshold, 0, end + 0.02, color="black", linewidth=1, linestyle=":")
         place = dict(transform=axes.get_xaxis_transform(), ha="right", va="center")
-        axes.text(threshold, end, f"FAR {power_of_ten(fpr)}: {threshold:.3f} ", **place)
+        note = "" if is_measurable(fpr, np.count_nonzero(~arrays["label"])) else " (not measurable)"
+        axes.text(threshold, end, f"FAR {power_of_ten(fpr)}{note}: {threshold:.3f} ", **place)
     return add_legend(axes)
 
 
@@ -185,9 +188,9 @@ def _displays() -> dict[str, Display]:
     for variant in VARIANTS:
         for fpr in FPRS:
             threshold = threshold_name(variant, fpr)
-            displays[tpr_name(variant, fpr)] = Display(companion=threshold, companion_title="threshold")
-            displays[threshold] = Display(digits=4, unit="", better=None)
-    return displays
+            displays[tpr_name(variant, fpr)] = Display(companion=threshold, companion_title="threshold", far=fpr)
+            displays[threshold] = Display(digits=4, unit="", better=None, far=fpr)
+    return {**displays, **PAIR_COUNTS}
 
 
 PROTOCOL = Protocol(

@@ -78,6 +78,12 @@ def tar_at_far(curve: RocCurve, far: float) -> float:
     return float(curve.tpr[curve.fpr <= far][-1])
 
 
+def is_measurable(far: float, impostors: int) -> bool:
+    """Whether a TAR at this FAR can be measured with so many impostor pairs: at least one of them is expected to be
+    accepted. With fewer pairs, a single one decides where the threshold is."""
+    return impostors * far > 1 - 1e-9  # 1e-5 has no exact value in binary
+
+
 def area_under(curve: RocCurve) -> float:
     """The area under the curve (AUC), by trapezoids."""
     return float(auc(curve.fpr, curve.tpr))

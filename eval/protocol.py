@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from eval.embeddings import Embeddings
+from eval.metrics import is_measurable
 
 if TYPE_CHECKING:  # slow to import, and needed only where something is drawn
     from matplotlib.figure import Figure
@@ -17,6 +18,16 @@ Metrics = dict[str, float | None]
 # The arrays from which the metrics of a set are computed, by name: scores, decisions, ranks.
 Arrays = dict[str, np.ndarray]
 
+GENUINE_PAIRS, IMPOSTOR_PAIRS = "genuine_pairs", "impostor_pairs"  # the names of the metrics of `count_pairs`
+NOT_MEASURABLE = "†"  # follows a displayed value
+MEANING_OF_MARK = f"{NOT_MEASURABLE} not measurable: the set has fewer impostor pairs than 1 / FAR"
+
+
+def count_pairs(is_genuine: np.ndarray) -> Metrics:
+    """The numbers of genuine and of impostor pairs, from bool [P], as metrics of a set."""
+    genuine = int(np.count_nonzero(is_genuine))
+    return {GENUINE_PAIRS: genuine, IMPOSTOR_PAIRS: len(is_genuine) - genuine}
+
 
 @dataclass(frozen=True)
 class Display:
@@ -25,7 +36,8 @@ class Display:
     scale: the factor between the metric and the displayed value; digits: the number of digits after the decimal point;
     unit: follows the name in brackets; title: replaces name and unit; better: max or min, or None if no value is better
     than another. companion: another metric, which is shown in brackets after this one, with the word `companion_title`
-    before it. Lists of metrics have no separate line for a companion.
+    before it. Lists of metrics have no separate line for a companion. far: the FAR at which a rate or a threshold is
+    taken; with too few impostor pairs for it (see `count_pairs`), the metric is marked as not measurable.
     """
 
     scale: float = 1.0
@@ -35,14 +47,20 @@ class Display:
     better: Callable[[Sequence[float]], float] | None = max
     companion: str = ""
     companion_title: str = ""
+    far: float | None = None
 
     def label(self, name: str) -> str:
         """The displayed name of the metric, with its unit."""
         return self.title or (f"{name} [{self.unit}]" if self.unit else name)
 
-    def text(self, value: float | None) -> str:
-        """The displayed value; a dash if there is none."""
-        return "-" if value is None else f"{self.scale * value:.{self.digits}f}"
+    def text(self, value: float | None, mark: str = "") -> str:
+        """The displayed value, with the mark after it; a dash if there is none."""
+        return "-" if value is None else f"{self.scale * value:.{self.digits}f}{mark}"
+
+    def mark(self, metrics: Metrics) -> str:
+        """NOT_MEASURABLE if the set with these metrics has too few impostor pairs, or else ""."""
+        impostors = metrics.get(IMPOSTOR_PAIRS)  # results of older versions lack it
+        return "" if self.far is None or impostors is None or is_measurable(self.far, impostors) else NOT_MEASURABLE
 
     def best(self, values: Sequence[float | None]) -> float | None:
         """The best of the values; None if no value is better than another, or if there are none."""
@@ -129,3 +147,10 @@ class Protocol:
     def display(self, metric: str) -> Display:
         """How to display the metric."""
         return self.displays.get(metric, Display())
+
+
+# How to display the metrics of `count_pairs`.
+PAIR_COUNTS = {
+    GENUINE_PAIRS: Display(digits=0, unit="", title="genuine pairs", better=None),
+    IMPOSTOR_PAIRS: Display(digits=0, unit="", title="impostor pairs", better=None),
+}

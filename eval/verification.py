@@ -8,10 +8,23 @@ import numpy as np
 
 from data.arrow_set import ArrowVerificationSet
 from data.bin_set import BinError, VerificationSet, read_bin
+from data.image_header import stated_size
+from data.images import SIZE
 from eval.drawing import add_legend, draw_histograms, new_axes, plot_rates_by_norm, plot_roc
 from eval.embeddings import Embeddings
 from eval.metrics import area_under, contiguous_folds, equal_error_rate, roc_curve, tar_at_far, unit_length
-from eval.protocol import Arrays, Column, Display, Metrics, PairError, Protocol, SetPlot, StepPlot
+from eval.protocol import (
+    PAIR_COUNTS,
+    Arrays,
+    Column,
+    Display,
+    Metrics,
+    PairError,
+    Protocol,
+    SetPlot,
+    StepPlot,
+    count_pairs,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,18 +135,26 @@ def _open(path: Path) -> VerificationSet | ArrowVerificationSet:
 def _score(pairs: VerificationSet | ArrowVerificationSet, embeddings: Embeddings) -> tuple[Metrics, Arrays]:
     metrics, arrays = score_pairs(embeddings.features, pairs.is_same)
     arrays["norm"] = embeddings.norms.reshape(-1, 2)
-    return {**metrics, "XNorm": float(embeddings.norms.mean())}, arrays
+    return {**metrics, "XNorm": float(embeddings.norms.mean()), **count_pairs(arrays["is_same"])}, arrays
 
 
 def _warn(pairs: VerificationSet | ArrowVerificationSet) -> list[str]:
+    warnings = []
     folds = one_sided_folds(np.asarray(pairs.is_same, dtype=bool))
-    if not folds:
-        return []
-    numbers = ", ".join(map(str, folds))
-    return [
-        f"{len(folds)} of {FOLDS} folds hold only genuine or only impostor pairs (fold {numbers}), so that their "
-        "accuracies count one kind of error only; store genuine and impostor pairs in turn"
-    ]
+    if folds:
+        numbers = ", ".join(map(str, folds))
+        warnings.append(
+            f"{len(folds)} of {FOLDS} folds hold only genuine or only impostor pairs (fold {numbers}), so that their "
+            "accuracies count one kind of error only; store genuine and impostor pairs in turn"
+        )
+    sizes = (stated_size(memoryview(pairs.read(position))) for position in range(len(pairs)))
+    resized = sum(size not in ((SIZE, SIZE), (0, 0)) for size in sizes)
+    if resized:
+        warnings.append(
+            f"{resized} of {len(pairs)} images are not {SIZE}x{SIZE}: their short side is resized and their center "
+            "cropped; results need faces that fill the image like aligned ones"
+        )
+    return warnings
 
 
 def _errors(pairs: VerificationSet | ArrowVerificationSet, arrays: Arrays) -> list[PairError]:
@@ -180,10 +201,11 @@ PROTOCOL = Protocol(
     displays={
         "Accuracy-Flip": Display(100, title="accuracy [%] (std over folds)", companion="Accuracy-Std"),
         "Accuracy-Std": Display(100, better=None),
-        **{f"TAR_at_FAR_{far}": Display(100) for far in FARS},
+        **{f"TAR_at_FAR_{far}": Display(100, far=far) for far in FARS},
         "AUC": Display(100),
         "EER": Display(100, better=min),
         "XNorm": Display(digits=4, unit="", title="mean norm of embeddings", better=None),
+        **PAIR_COUNTS,
     },
     plots={
         "scores": SetPlot("scores of genuine and impostor pairs, and thresholds", _plot_scores),

@@ -154,6 +154,26 @@ def test_an_error_names_an_image_that_is_not_bytes(tmp_path, image):
         read_bin(write(tmp_path / "set.bin", data))
 
 
+@pytest.mark.parametrize(
+    "pixels",
+    [IMAGES, np.stack(IMAGES), [image.reshape(-1) for image in IMAGES], [image.tobytes() for image in IMAGES],
+     [image[..., 0] for image in IMAGES]],
+    ids=["arrays", "one array", "flat", "bytes", "grey"],
+)  # fmt: skip
+def test_raw_pixels_are_refused_because_their_colours_are_unknown(tmp_path, pixels):
+    path = write(tmp_path / "set.bin", pickle.dumps((pixels, IS_SAME), 4))
+    with pytest.raises(BinError, match=r"set\.bin: image 0 is raw pixels.* RGB or BGR; encode .*docs/data\.md"):
+        read_bin(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+def test_an_encoded_image_with_as_many_bytes_as_its_pixels_is_read(tmp_path, suffix):
+    encoded = cv2.imencode(suffix, IMAGES[0][:70, :, ::-1])[1].tobytes()
+    encoded += bytes(112 * 112 * 3 - len(encoded))  # bytes after an image are ignored
+    write_bin(tmp_path / "set.bin", [encoded, ENCODED[1]], [False])
+    assert np.array_equal(read_bin(tmp_path / "set.bin")[[0, 1]].numpy(), np.stack([fit(IMAGES[0][:70]), IMAGES[1]]))
+
+
 def test_an_image_that_cannot_be_decoded_raises_an_error_only_when_it_is_used(tmp_path):
     write_bin(tmp_path / "set.bin", [*ENCODED[:3], b"no image"], IS_SAME)
     verification_set = read_bin(tmp_path / "set.bin")

@@ -37,6 +37,13 @@ def test_a_set_without_record_0_and_property_is_counted(tmp_path):
     assert (code, report["figures"]["images"], report["figures"]["identities"]) == (0, 12, 4)
 
 
+def test_images_with_two_labels_are_not_taken_for_record_0_of_insightface(tmp_path):
+    labels = [[label, 5 + label] for label in LABELS]
+    code, report = check(write_cvlface_set(tmp_path, drawn_faces(), labels, 4))
+    assert (code, report["problems"]) == (0, {})
+    assert (report["figures"]["images"], report["figures"]["identities"]) == (12, 4)
+
+
 def test_all_problems_are_found_in_one_run(tmp_path):
     """Each fault is in another record; nothing else is reported."""
     faces = drawn_faces()

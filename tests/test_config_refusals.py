@@ -86,6 +86,9 @@ def test_files_that_are_not_a_config_are_refused_with_their_name(tmp_path):
         load_config(tmp_path / "absent.py")
     with pytest.raises(ConfigError, match=r"empty\.py"):
         load_config(write_file(tmp_path / "empty.py", "x = 1\n"))
+    (tmp_path / "utf16.py").write_bytes("preset = dict()\n".encode("utf-16"))
+    with pytest.raises(ConfigError, match=r"utf16\.py: has zero bytes, as UTF-16 has; save it as UTF-8"):
+        load_config(tmp_path / "utf16.py")
     with pytest.raises(ConfigError, match=r"broken\.py: line 1 is not valid Python"):
         load_config(write_file(tmp_path / "broken.py", "preset = ("))
     with pytest.raises(ConfigError, match="3: no such key"):

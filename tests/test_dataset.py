@@ -1,5 +1,7 @@
 """Training sets in every layout: their images, their labels, and errors that name what is wrong."""
 
+import os
+
 import cv2
 import numpy as np
 import pytest
@@ -62,6 +64,63 @@ def test_a_folder_set_is_read_in_the_order_of_names(tmp_path):
     assert np.array_equal(images, np.stack([image_of(number) for number in range(6)]))
 
 
+def test_hidden_and_tool_files_are_left_out_of_a_folder_set_and_counted(tmp_path):
+    folder = write_folder_set(tmp_path / "faces", {"a": 2, "c": 1})
+    plain = FolderDataset(folder)
+    assert plain.notes == ()
+    for name in (".ipynb_checkpoints", "@eaDir", "__MACOSX", "a/.ipynb_checkpoints", "a/@eaDir"):
+        (folder / name).mkdir()
+        (folder / name / "000-checkpoint.png").write_bytes(png(image_of(9)))
+    for name in ("a/._000.png", "a/.DS_Store", "Thumbs.db", "c/Thumbs.db"):
+        (folder / name).write_bytes(b"\0")
+    for name in ("list.txt", "c/notes.txt", "c/000.xml"):
+        (folder / name).write_text("")
+    dataset = FolderDataset(folder)
+    assert dataset.num_classes == 2 and dataset.fingerprint() == plain.fingerprint()
+    left_out = (
+        "files outside the folders of identities (1), files that are not images (2), "
+        "hidden files and folders and those of tools (9)"
+    )
+    assert dataset.notes == (f"left out of {folder}: {left_out}",)
+
+
+def test_links_to_identities_and_images_are_followed(tmp_path):
+    target = write_folder_set(tmp_path / "elsewhere", {"a": 2, "b": 1})
+    (tmp_path / "faces" / "c").mkdir(parents=True)
+    (tmp_path / "faces" / "a").symlink_to(target / "a")
+    (tmp_path / "faces" / "c" / "000.png").symlink_to(target / "b" / "000.png")
+    dataset = FolderDataset(tmp_path / "faces")
+    assert dataset.labels.tolist() == [0, 0, 1] and dataset.notes == ()
+    assert np.array_equal(dataset[np.arange(3)].numpy(), np.stack([image_of(number) for number in range(3)]))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: (folder / "b").symlink_to("gone"), r"faces/b: broken link to gone; restore the target or"),
+        (lambda folder: (folder / "a" / "1.png").symlink_to("gone"), r"faces/a/1\.png: broken link to gone; restore"),
+        (lambda folder: (folder / "a" / "1.png").symlink_to("1.png"), r"faces/a/1\.png: broken link to 1\.png"),
+        (lambda folder: (folder / "a" / "2020").mkdir(), r"faces/a/2020: a folder inside .*move its images up, or"),
+        (lambda folder: os.mkfifo(folder / "a" / "1.png"), r"faces/a/1\.png: neither a file nor a folder; remove it"),
+    ],
+    ids=["identity", "image", "loop", "nested", "pipe"],
+)
+def test_what_is_broken_in_a_folder_set_is_refused(tmp_path, make, message):
+    make(write_folder_set(tmp_path / "faces", {"a": 1}))
+    with pytest.raises(DataError, match=message):
+        FolderDataset(tmp_path / "faces")
+
+
+@pytest.mark.parametrize("stated", [None, 3])
+def test_images_with_two_labels_are_read_from_the_first_record_on(tmp_path, stated):
+    """As `im2rec --pack-label` writes them."""
+    folder = write_cvlface_set(tmp_path / "set", [[2, 3], [0, 1], [1, 7], [0, 0.5]], stated)
+    dataset = RecordDataset(folder)
+    assert dataset.num_classes == 3 and dataset.read_labels(np.arange(4)).tolist() == [2, 0, 1, 0]
+    assert np.array_equal(dataset[np.arange(4)].numpy(), np.stack([image_of(number) for number in range(4)]))
+    assert dataset.notes == ("the records have 2 labels each; the first one is the identity",)
+
+
 def test_sample_takes_the_first_images_of_each_identity(tmp_path):
     folder = write_folder_set(tmp_path / "faces", {"a": 3, "b": 1, "c": 2})
     dataset = build_dataset(config(db_file_format="folder", data_path=str(folder), sample=2))
@@ -83,6 +142,16 @@ def test_a_property_file_that_record_0_contradicts_is_named(tmp_path):
     (folder / "property").write_text("2,112,112")
     with pytest.raises(DataError, match=r"property: says 2 identities, but record 0 says 1"):
         RecordDataset(folder)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_property_file_and_an_index_may_have_a_byte_order_mark_and_windows_line_ends(tmp_path, encoding):
+    folder = write_cvlface_set(tmp_path / "set", [0, 1, 0], 5)
+    for name in ("property", "train.idx"):
+        text = (folder / name).read_text().replace("\n", "\r\n")
+        (folder / name).write_bytes((text + "\r\n" * (name == "property")).encode(encoding))
+    dataset = RecordDataset(folder)
+    assert dataset.num_classes == 5 and dataset.read_labels(np.arange(3)).tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("text", ["", "many", "3,112", "3,96,112"])

@@ -10,6 +10,7 @@ from arrow_sets import write_set
 from evaluation_sets import COUNT, FULL, IJB, draw_faces, flags, score, write_checkpoints, write_sets
 
 from data.bin_set import write_bin
+from data.images import decode_rgb, encode_png
 from eval.report import read_json
 
 
@@ -32,7 +33,7 @@ def test_scoring_a_checkpoint_writes_metrics_arrays_embeddings_plots_and_a_page(
     assert "absent: verification.none" in done.stdout
     assert content["verification"]["pairs"] == content["verification"]["arrow_pairs"]
     assert content["ijb"].keys() == {"templates"} and content["tinyface"].keys() == {"tiny"}  # by flags, not keys
-    assert len(content["ijb"]["templates"]) == 36
+    assert len(content["ijb"]["templates"]) == 38
 
     arrays = read_json(tmp_path / "r.json").arrays
     assert {name: len(array) for name, array in arrays["verification"]["pairs"].items()} == {
@@ -97,6 +98,15 @@ def test_a_broken_image_on_one_rank_fails_the_set_on_all_ranks(root, checkpoints
 def test_no_existing_set_is_an_error(root, checkpoints, tmp_path):
     done = score(FULL, "--checkpoint", checkpoints / "5backbone.pth", *flags(tmp_path), code=2)
     assert "none of the evaluation sets was found" in done.stderr
+
+
+def test_a_set_whose_images_are_resized_is_scored_with_a_warning(checkpoints, tmp_path):
+    faces = draw_faces()
+    image = decode_rgb(faces[3], "face")
+    faces[3], faces[7] = encode_png(image[:100]), encode_png(np.vstack([image, image]))
+    write_bin(tmp_path / "sizes.bin", faces, [True, False] * 10)
+    done = score(FULL, "--checkpoint", checkpoints / "5backbone.pth", *flags(tmp_path, "sizes"))
+    assert "WARNING: verification.sizes: 2 of 40 images are not 112x112: their short side is resized" in done.stdout
 
 
 def test_a_set_with_one_sided_folds_is_scored_with_a_warning(root, checkpoints, tmp_path):

@@ -1,12 +1,15 @@
 """tools/make_rec.py and tools/make_bin.py as users run them."""
 
+import os
+import re
+
 import numpy as np
 import pytest
 import torch
 from conftest import run_script
-from training_sets import image_of, write_folder_set
+from training_sets import image_of, png, write_folder_set
 
-from data.bin_set import read_bin
+from data.bin_set import read_bin, write_bin
 from data.dataset import RecordDataset
 from data.folder_set import FolderDataset
 
@@ -57,3 +60,71 @@ def test_make_bin_names_a_line_that_is_not_a_pair(tmp_path):
     assert done.returncode == 2
     assert "pairs.txt: line 2 " in done.stderr.splitlines()[-1]
     assert not (tmp_path / "set.bin").exists()
+
+
+def make_bin(folder, text, *more):
+    """Run make_bin.py on a list with these bytes."""
+    (folder / "pairs.txt").write_bytes(text)
+    return run_script("tools/make_bin.py", "pairs.txt", "set.bin", "--root", "faces", *more, cwd=folder)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be with a mark"])
+def test_a_list_with_a_byte_order_mark_names_the_same_files(tmp_path, encoding):
+    write_folder_set(tmp_path / "faces", {"Zoë\u3000李": 2})  # in text, U+3000 counts as a space
+    text = "Zoë\u3000李/000.png Zoë\u3000李/001.png 1\r\n"
+    mark = "\ufeff" if "with a mark" in encoding else ""
+    done = make_bin(tmp_path, (mark + text).encode(encoding.split()[0]))
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(read_bin(tmp_path / "set.bin")[[0, 1]].numpy(), np.stack([image_of(0), image_of(1)]))
+
+
+def test_a_list_names_files_by_their_bytes_or_says_how_to_convert_it(tmp_path):
+    folder = write_folder_set(tmp_path / "faces", {"a": 2}) / "a"
+    name = "李".encode("gbk")
+    (folder / "000.png").rename(folder / os.fsdecode(name))
+    done = make_bin(tmp_path, b"a/" + name + b" a/001.png 0\n")
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(read_bin(tmp_path / "set.bin")[[0]].numpy()[0], image_of(0))
+    (folder / os.fsdecode(name)).rename(folder / "李")
+    done = make_bin(tmp_path, b"a/001.png a/001.png 1\na/" + name + b" a/001.png 0\n")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert re.search(r"pairs\.txt: line 2: .*not UTF-8; .*`iconv -f GBK -t UTF-8 pairs\.txt", done.stderr)
+    done = make_bin(tmp_path, "a/李 a/001.png 0\n".encode("utf-16-le"))  # without a byte order mark
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert re.search(r"pairs\.txt: line 1 has a zero byte.*`iconv -f UTF-16LE -t UTF-8 pairs\.txt", done.stderr)
+    done = make_bin(tmp_path, b"a/001.png a/none.png 0\n")
+    assert done.returncode == 2 and "pairs.txt: line 1: faces/a/none.png: no such file; paths are" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["tools/make_rec.py", "tools/make_bin.py"])
+def test_images_of_another_size_are_refused_or_resized_as_evaluation_does(tmp_path, script):
+    folder = write_folder_set(tmp_path / "faces", {"a": 2})
+    wide = np.random.default_rng(9).integers(0, 256, (130, 200, 3), dtype=np.uint8)
+    (folder / "a" / "001.png").write_bytes(png(wide))
+    (tmp_path / "pairs.txt").write_text("a/000.png a/001.png 1\n")
+    of_script = {
+        "tools/make_rec.py": [folder, tmp_path / "set"],
+        "tools/make_bin.py": [tmp_path / "pairs.txt", tmp_path / "set.bin", "--root", folder],
+    }
+    arguments = of_script[script]
+    done = run_script(script, *arguments)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    for part in ("faces/a/001.png: 200x130 pixels", "aligned to 112x112", "docs/data.md", "--resize"):
+        assert part in done.stderr
+    done = run_script(script, *arguments, "--resize")
+    assert done.returncode == 0 and "; resized to 112x112: 1 images" in done.stdout
+    made = RecordDataset(tmp_path / "set") if script.endswith("rec.py") else read_bin(tmp_path / "set.bin")
+    write_bin(tmp_path / "original.bin", [png(image_of(0)), png(wide)], [True])
+    assert torch.equal(made[np.arange(2)], read_bin(tmp_path / "original.bin")[[0, 1]])
+    words = " ".join(run_script(script, "--help").stdout.split())
+    assert 'faces of 112x112 pixels, aligned by five points like those of InsightFace: docs/data.md, "Align' in words
+
+
+def test_make_rec_says_what_it_left_out(tmp_path):
+    folder = write_folder_set(tmp_path / "faces", {"a": 2})
+    (folder / "__MACOSX").mkdir()
+    (folder / "a" / "notes.txt").write_text("")
+    done = run_script("tools/make_rec.py", folder, tmp_path / "set")
+    assert done.returncode == 0, done.stderr
+    expected = "files that are not images (1), hidden files and folders and those of tools (1)"
+    assert done.stdout.splitlines()[-1] == f"left out of {folder}: {expected}"

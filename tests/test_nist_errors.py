@@ -115,6 +115,15 @@ def test_line_numbers_count_empty_lines_also_in_long_files(tmp_path):
             NistSet(folder)
 
 
+@pytest.mark.parametrize("name", [FACES, POINTS, PAIRS])
+def test_an_error_says_how_to_convert_a_list_in_utf_16_without_a_byte_order_mark(tmp_path, name):
+    folder = write_small_folder(tmp_path / "set")
+    path = folder / "meta" / f"ijbc_{name}.txt"
+    path.write_bytes(path.read_text().encode("utf-16-le"))
+    with pytest.raises(InputError, match=rf"ijbc_{name}.txt: line 1 has a zero byte.*`iconv -f UTF-16LE -t UTF-8"):
+        NistSet(folder)
+
+
 def test_an_error_names_a_photo_that_cannot_be_used(tmp_path):
     folder = write_small_folder(tmp_path / "set")
     (folder / "loose_crop" / "3.jpg").unlink()

@@ -159,3 +159,15 @@ def test_real_faces_that_are_warped_into_photos_are_recovered(face_data, tmp_pat
     difference = abs(nist[range(len(nist))].numpy().astype(float) - faces).mean((1, 2, 3))
     print(f"mean absolute difference {difference.mean():.3f}, of the worst face {difference.max():.3f}")
     assert difference.mean() < 1 and difference.max() < 3
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_may_have_a_byte_order_mark(tmp_path, encoding):
+    expected = NistSet(write_small_folder(tmp_path / "plain"))
+    folder = write_small_folder(tmp_path / "marked")
+    for path in (folder / "meta").iterdir():
+        path.write_bytes(path.read_text().replace("\n", "\r\n").encode(encoding))
+    images = NistSet(folder)
+    assert torch.equal(images[range(COUNT)], expected[range(COUNT)])
+    for name, array in expected.metadata.items():
+        assert np.array_equal(images.metadata[name], array)

@@ -94,7 +94,7 @@ def test_the_roc_plot_of_a_verification_set():
     fpr, tpr, _ = roc_curve(arrays["is_same"], arrays["score"], drop_intermediate=False)
     assert _tar_at(axes.lines[0].get_xydata(), 0.05) == pytest.approx(100 * tpr[fpr <= 0.05].max())
     np.testing.assert_array_equal(axes.lines[1].get_xydata(), [(0.01, 25)])
-    assert axes.patches[0].get_label() == "fewer than one impostor pair"
+    assert axes.patches[0].get_label() == "not measurable: fewer than one impostor pair"
     assert axes.patches[0].get_width() == pytest.approx(1 / (~arrays["is_same"]).sum() - 1e-4)
 
 
@@ -105,7 +105,10 @@ def test_finite_thresholds_of_ijb_are_marked():
     axes = _axes(set_plots("ijb", "IJBC", metrics, arrays)["scores_IJBC"].figure)
     expected = [metrics[f"Norm:True_Det:True_thresh_at_fpr_{far}"] for far in FPRS[1:]]
     assert [line.get_xdata()[0] for line in axes.lines] == expected
-    assert [text.get_text().split(":")[0] for text in axes.texts] == [f"FAR 1e-{power}" for power in (5, 4, 3, 2, 1)]
+    assert [text.get_text().split(":")[0] for text in axes.texts] == [
+        "FAR 1e-5 (not measurable)",
+        *(f"FAR 1e-{power}" for power in (4, 3, 2, 1)),
+    ]
     assert axes.get_yscale() == "log"
     values = np.concatenate([patch.get_data()[0] for patch in axes.patches])
     low, high = axes.get_ylim()

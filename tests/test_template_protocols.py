@@ -108,7 +108,7 @@ def test_evaluating_a_set_gives_what_the_protocol_computes_from_its_embeddings(t
     metrics = protocols.evaluate(MeanColour(), sets, torch.device("cpu"), torch.float32).metrics
     embeddings = 2 * (np.stack([face(number)[0, 0] for number in range(COUNT)]) - 127.5) / 127.5
     expected = {
-        "ijb": {"templates": evaluate_templates(embeddings, **ijb)},
+        "ijb": {"templates": {**evaluate_templates(embeddings, **ijb), "genuine_pairs": 1, "impostor_pairs": 2}},
         "tinyface": {"tiny": evaluate_identification(embeddings, names, tinyface)},
     }
     assert protocols.flatten(metrics) == pytest.approx(protocols.flatten(expected), abs=1e-6)

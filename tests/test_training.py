@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, run_script
 from runs import SCRIPTS, assert_same_checkpoint, metrics, tensors, train
+from training_sets import write_folder_set
 
 
 @pytest.fixture(scope="module", params=SCRIPTS)
@@ -37,6 +38,18 @@ def test_a_run_writes_checkpoints_logs_curves_and_its_config(uninterrupted_run, 
     done = run_script(script, "--config", output / "config.py", f"output={again}", "max_steps=2")
     assert done.returncode == 0, done.stderr
     assert metrics(again)[:2] == lines[:2]
+
+
+def test_the_log_says_what_was_left_out_of_a_folder_of_images(small_run, tmp_path):
+    folder = write_folder_set(tmp_path / "faces", {"a": 6, "b": 6})
+    (folder / "@eaDir").mkdir()
+    (folder / "a" / "notes.txt").write_text("")
+    settings = [*small_run, "db_file_format=folder", f"data_path={folder}", "val_targets=[]", "max_steps=1"]
+    note = f"left out of {folder}: files that are not images (1), hidden files and folders and those of tools (1)"
+    train("train/train_standalone.py", settings, tmp_path / "run")
+    assert note in (tmp_path / "run" / "training.log").read_text()
+    done = run_script("train/cache_teacher.py", *settings[:-1], f"teacher_embeddings={tmp_path / 'teacher.npy'}")
+    assert done.returncode == 0 and note in done.stdout, done.stderr
 
 
 def test_tensorboard_can_be_read_back(uninterrupted_run):

@@ -1,53 +1,85 @@
 """Turn a list of pairs into a .bin verification set.
 
 The list has one line per pair: two image paths and 1 (same person) or 0, separated by tabs, or by spaces if no path
-contains a space. Evaluation divides the list into ten folds of consecutive pairs: alternate same and different pairs.
+contains a space. It is in UTF-8, or in UTF-16 with a byte order mark. Evaluation divides the list into ten folds of
+consecutive pairs: alternate same and different pairs.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
-
-from tqdm import tqdm
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data.bin_set import write_bin
-from data.images import decode_rgb
+from tools.aligned import EXPECTED, AlignedImages
 from utils.errors import InputError, exit_on_input_error
+from utils.text import read_text
 
 
-def read_pairs(path: Path) -> list[tuple[str, str, bool]]:
-    """Read one (first image, second image, is_same) per line. Raises InputError with the number of a wrong line."""
+class Pair(NamedTuple):
+    """A line of the list: its number, the two paths as bytes, and whether both images show the same person."""
+
+    line: int
+    paths: tuple[bytes, bytes]
+    is_same: bool
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """Read a list of pairs. Raises InputError with the number of a wrong line."""
     pairs = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    # Lines and fields are split as bytes: in text, some characters of a file name would count as spaces or line breaks.
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
-        fields = line.split("\t") if "\t" in line else line.split()
-        if len(fields) != 3 or fields[2].strip() not in ("0", "1"):
-            raise InputError(f"{path}: line {number} is {line!r} (expected two paths, and 0 or 1)")
-        pairs.append((fields[0], fields[1], fields[2].strip() == "1"))
+        fields = line.split(b"\t") if b"\t" in line else line.split()
+        if len(fields) != 3 or fields[2].strip() not in (b"0", b"1"):
+            raise InputError(f"{path}: line {number} is {os.fsdecode(line)!r} (expected two paths, and 0 or 1)")
+        pairs.append(Pair(number, (fields[0], fields[1]), fields[2].strip() == b"1"))
     if not pairs:
         raise InputError(f"{path}: has no pairs (expected one per line: two paths, and 0 or 1)")
     return pairs
 
 
+def read_image(pairs: Path, line: int, root: Path, name: bytes) -> bytes:
+    """The contents of an image file that a line of the list `pairs` names. Raises InputError if it does not exist."""
+    path = root / os.fsdecode(name)
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        fix = "paths are relative to the folder --root"
+        try:
+            name.decode()
+        except UnicodeDecodeError:
+            fix = f"the name is not UTF-8; convert the list, for example with `iconv -f GBK -t UTF-8 {pairs} > NEW`"
+        raise InputError(f"{pairs}: line {line}: {path}: no such file; {fix}") from None
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__ + EXPECTED, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("pairs", type=Path, help="the list of pairs")
     parser.add_argument("output", type=Path, help="the .bin file to write")
     parser.add_argument("--root", type=Path, default=Path(), help="folder that the paths in the list are relative to")
+    parser.add_argument("--resize", action="store_true", help="resize images of another size")
     args = parser.parse_args()
-    pairs = read_pairs(args.pairs)
+
+    # Imported here so that --help answers at once.
+    from tqdm import tqdm
+
+    from data.bin_set import write_bin
+
+    pairs, images = read_pairs(args.pairs), AlignedImages(args.resize)
     encoded = []
-    for first, second, _ in tqdm(pairs, "reading images", unit="pair"):
-        for name in (first, second):
-            image = (args.root / name).read_bytes()
-            decode_rgb(image, str(args.root / name))
-            encoded.append(image)
-    is_same = [same for *_, same in pairs]
+    for pair in tqdm(pairs, "reading images", unit="pair"):
+        for name in pair.paths:
+            image = read_image(args.pairs, pair.line, args.root, name)
+            encoded.append(images.check(image, str(args.root / os.fsdecode(name))))
+    is_same = [pair.is_same for pair in pairs]
     write_bin(args.output, encoded, is_same)
-    print(f"{args.output}: {len(pairs)} pairs, {sum(is_same)} of them same")
+    print(f"{args.output}: {len(pairs)} pairs, {sum(is_same)} of them same{images.summary()}")
 
 
 if __name__ == "__main__":

@@ -6,23 +6,33 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data.folder_set import FolderDataset
-from data.images import SIZE
-from data.recordio import write_record_set
+from tools.aligned import EXPECTED, AlignedImages
 from utils.errors import exit_on_input_error
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help=f"one subfolder per identity, with faces aligned to {SIZE}x{SIZE}")
+    parser = argparse.ArgumentParser(
+        description=__doc__ + EXPECTED, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="one subfolder of aligned faces per identity")
     parser.add_argument("output", type=Path, help="folder for train.rec, train.idx and property")
     parser.add_argument(
         "--sample", type=int, default=0, help="maximum number of images per identity; 0: all (default: 0)"
     )
+    parser.add_argument("--resize", action="store_true", help="resize images of another size")
     args = parser.parse_args()
-    folder = FolderDataset(args.folder, args.sample)
-    write_record_set(args.output, folder.encoded(), folder.labels, folder.num_classes)
-    print(f"{args.output / 'train.rec'}: {len(folder)} images of {folder.num_classes} identities")
+
+    # Imported here so that --help answers at once.
+    from data.folder_set import FolderDataset
+    from data.recordio import write_record_set
+
+    folder, images = FolderDataset(args.folder, args.sample), AlignedImages(args.resize)
+    encoded = (images.check(folder.read(position)[0], folder.name(position)) for position in range(len(folder)))
+    write_record_set(args.output, encoded, folder.labels, folder.num_classes)
+    print(
+        f"{args.output / 'train.rec'}: {len(folder)} images of {folder.num_classes} identities{images.summary()}",
+        *folder.notes, sep="\n",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

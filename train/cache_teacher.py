@@ -26,7 +26,7 @@ def main() -> None:
         dataset = build_dataset(cfg)
         _, notes = build_cached_teacher(cfg, dataset, device)
         if rank() == 0:
-            print("\n".join(notes))
+            print("\n".join((*dataset.notes, *notes)))
 
 
 if __name__ == "__main__":

@@ -167,5 +167,5 @@ class Trainer:
             f"{self.steps_per_epoch} steps per epoch with {self.total_batch} images each in "
             f"{str(self.dtype).removeprefix('torch.')}, from step {self.step} to {self.total_steps}"
         )
-        for note in (*notes, *self.task.notes):
+        for note in (*notes, *self.dataset.notes, *self.task.notes):
             self.log.line(note)

@@ -102,7 +102,8 @@ def _table(table: Table) -> str:
         ]
         rows += f'<tr><th scope="row">{texts[0]}</th>' + "".join(f"<td>{text}</td>" for text in texts[1:]) + "</tr>"
     grid = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    return f'<h3>{escape(table.title)}</h3><div class="scroll">{grid}</div>'
+    note = f"<p>{escape(table.footnote)}</p>" if table.footnote else ""
+    return f'<h3>{escape(table.title)}</h3><div class="scroll">{grid}</div>{note}'
 
 
 def _plot(caption: str, png: bytes) -> str:

@@ -46,10 +46,13 @@ def step_plots(rows: MetricsByStep) -> dict[str, Plot]:
 def _lines(rows: MetricsByStep, protocol: str, plot: StepPlot) -> dict[str, list[tuple[int, float]]]:
     """Label -> (step, displayed value), in the order of steps."""
     lines: dict[str, list[tuple[int, float]]] = {}
+    not_measurable = set()
     for step, metrics in sorted(rows, key=itemgetter(0)):
         for target, values in metrics.get(protocol, {}).items():
             for metric, label in plot.lines.items():
                 if values.get(metric) is not None:
-                    scale = PROTOCOLS[protocol].display(metric).scale
-                    lines.setdefault(target + label, []).append((step, scale * values[metric]))
-    return lines
+                    display = PROTOCOLS[protocol].display(metric)
+                    lines.setdefault(target + label, []).append((step, display.scale * values[metric]))
+                    if display.mark(values):
+                        not_measurable.add(target + label)
+    return {label + ", not measurable" * (label in not_measurable): points for label, points in lines.items()}

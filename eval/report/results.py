@@ -13,19 +13,23 @@ import numpy as np
 
 from eval.protocol import Arrays, Metrics
 from eval.protocols import PROTOCOLS, Results, flatten
-from eval.report.tables import list_metrics
+from eval.report.tables import footnote, list_metrics
 from utils.errors import InputError
 from utils.files import atomic_write, write_text
 from utils.weights import refuse_inflated
 
 
 def format_results(results: Results) -> str:
-    """One line per metric, with its deviation or threshold in brackets; then warnings, absent sets and failed sets."""
+    """One line per metric, with its deviation or threshold in brackets; then the meaning of the mark of values that are
+    not measurable, warnings, absent sets and failed sets."""
     lines = [f"{'set':32} {'metric':36} {'value':>8}"]
+    values = []
     for protocol, targets in results.metrics.items():
         for target, metrics in targets.items():
             for name, value, in_brackets in list_metrics(protocol, metrics):
                 lines.append(f"{target:32} {name:36} {value:>8}{in_brackets}")
+                values.append(value)
+    lines += filter(None, [footnote(values)])
     lines += [f"WARNING: {warning}" for warning in results.warnings]
     lines += [f"absent: {absent}" for absent in results.absent]
     lines += [f"FAILED: {reason}" for reason in results.failed]
@@ -33,8 +37,9 @@ def format_results(results: Results) -> str:
 
 
 def write_json(path: str | os.PathLike, results: Results, about: dict[str, str]) -> None:
-    """Write the metrics, nested by protocol, set and name, together with `absent`, `failed` and `warnings`, and with
-    `about` (checkpoint, command, versions). The arrays are written first, to the file of the same name with .npz."""
+    """Write the metrics, nested by protocol, set and name, together with the names of those that are `not_measurable`,
+    with `absent`, `failed` and `warnings`, and with `about` (checkpoint, command, versions). The arrays are written
+    first, to the file of the same name with .npz."""
     write_arrays(arrays_path(path), results)
     _write_json(path, {**_content(results), "about": about})
 
@@ -46,8 +51,16 @@ def write_collected_json(path: str | os.PathLike, results: dict[str, Results], a
 
 
 def _content(results: Results) -> dict[str, Any]:
+    not_measurable = [
+        f"{protocol}.{target}.{name}"
+        for protocol, targets in results.metrics.items()
+        for target, metrics in targets.items()
+        for name, value in metrics.items()
+        if value is not None and PROTOCOLS[protocol].display(name).mark(metrics)
+    ]
     return {
-        **results.metrics, "absent": results.absent, "failed": results.failed, "warnings": results.warnings,
+        **results.metrics, "not_measurable": not_measurable, "absent": results.absent, "failed": results.failed,
+        "warnings": results.warnings,
     }  # fmt: skip
 
 
@@ -61,8 +74,9 @@ def read_json(path: str | os.PathLike, protocols: Container[str] = tuple(PROTOCO
     Raises InputError for a file without results.
     """
     try:
-        content: dict[str, Any] = json.loads(Path(path).read_text())
+        content: dict[str, Any] = json.loads(Path(path).read_bytes())
         del content["about"]
+        content.pop("not_measurable", None)  # it follows from the numbers of pairs
         absent, failed, warnings = content.pop("absent"), content.pop("failed"), content.pop("warnings", [])
         if not all(isinstance(value, int | float | None) for value in flatten(content).values()):
             raise TypeError("a metric is not a number")
@@ -84,7 +98,7 @@ def refuse_to_overwrite(path: str | os.PathLike, with_arrays: bool) -> None:
 
 def _is_results(path: Path) -> bool:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
         return "about" in content and ("checkpoints" in content or {"absent", "failed"} <= set(content))
     except (OSError, ValueError, TypeError, RecursionError):
         return False
@@ -168,9 +182,16 @@ def read_csv(path: str | os.PathLike, sets: Iterable[tuple[str, str]]) -> Result
             if prefix is not None:
                 protocol, target = prefixes[prefix]
                 metrics_of_set = metrics.setdefault(protocol, {}).setdefault(target, {})
-                metrics_of_set[name.removeprefix(prefix)] = float(value) if value else None
+                metrics_of_set[name.removeprefix(prefix)] = _number(value)
     except (ValueError, csv.Error):
         raise InputError(
             f"{path}: not a metrics file of run_batch_eval.py; remove it and score the checkpoint again"
         ) from None
     return Results(metrics, {}, [], [], [])
+
+
+def _number(text: str) -> float | None:
+    """The number in a field of a CSV file; None if it is empty. Raises ValueError."""
+    if not text:
+        return None
+    return int(text) if text.isdecimal() else float(text)  # numbers of pairs stay integers

@@ -1,10 +1,10 @@
 """Tables that compare checkpoints or methods, in the layout of published tables."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from eval.protocol import Column, Display, Metrics
+from eval.protocol import MEANING_OF_MARK, NOT_MEASURABLE, Column, Display, Metrics
 from eval.protocols import PROTOCOLS
 
 # Method -> protocol -> set -> metrics.
@@ -21,6 +21,16 @@ class Table(NamedTuple):
     header: list[str]
     rows: list[list[str]]
     best: set[tuple[int, int]]
+
+    @property
+    def footnote(self) -> str:
+        """The meaning of the mark of values that are not measurable, if there are any."""
+        return footnote(cell for row in self.rows for cell in row[1:])
+
+
+def footnote(cells: Iterable[str]) -> str:
+    """The meaning of the mark of values that are not measurable; empty if no cell has it."""
+    return MEANING_OF_MARK if any(NOT_MEASURABLE in cell for cell in cells) else ""
 
 
 class Headline(NamedTuple):
@@ -40,12 +50,16 @@ class Headline(NamedTuple):
         """The value of the metric for each method."""
         return {method: metrics.get(self.column.metric) for method, metrics in self.metrics.items()}
 
+    def mark(self, method: str) -> str:
+        """The mark of the metric of a method if it is not measurable, or else ""."""
+        return self.display.mark(self.metrics[method])
+
     def cell(self, method: str) -> str:
         """The metric of a method with its spread in brackets; a dash if it is missing."""
         metric, spread = self.column.metric, self.column.spread
         metrics = self.metrics[method]
         in_brackets = f" ({self.spread_display.text(metrics[spread])})" if spread in metrics else ""
-        return self.display.text(metrics.get(metric)) + in_brackets
+        return self.display.text(metrics.get(metric), self.mark(method)) + in_brackets
 
 
 def headlines(methods: Methods) -> list[Headline]:
@@ -90,12 +104,12 @@ def list_metrics(protocol: str, metrics: Metrics) -> list[tuple[str, str, str]]:
         if display.companion in metrics:
             value = displays[display.companion].text(metrics[display.companion])
             in_brackets = f" ({' '.join(filter(None, [display.companion_title, value]))})"
-        lines.append((display.label(name), display.text(metrics[name]), in_brackets))
+        lines.append((display.label(name), display.text(metrics[name], display.mark(metrics)), in_brackets))
     return lines
 
 
 def markdown(table: Table) -> str:
-    """The table in Markdown, with aligned columns; the best of each column is bold."""
+    """The table in Markdown, with aligned columns; the best of each column is bold. A footnote may follow."""
     cells = [table.header] + [
         [f"**{cell}**" if (row, column) in table.best else cell for column, cell in enumerate(line)]
         for row, line in enumerate(table.rows)
@@ -104,7 +118,7 @@ def markdown(table: Table) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |" for line in cells]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(["", table.footnote] if table.footnote else [])])
 
 
 def latex(table: Table) -> str:
@@ -116,14 +130,16 @@ def latex(table: Table) -> str:
         ]
         for row, line in enumerate(table.rows)
     ]
+    width, note = len(table.header), _escape_latex(table.footnote)
     return "\n".join(
         [
-            rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}",
             r"\toprule",
             " & ".join(map(_escape_latex, table.header)) + r" \\",
             r"\midrule",
             *(" & ".join(line) + r" \\" for line in lines),
             r"\bottomrule",
+            *([rf"\multicolumn{{{width}}}{{l}}{{\footnotesize {note}}} \\"] if note else []),
             r"\end{tabular}",
         ]
     )
@@ -132,8 +148,10 @@ def latex(table: Table) -> str:
 def _escape_latex(text: str) -> str:
     """Escape the special characters, and a `[` or `*` at the start, which LaTeX would read as an option of the line
     break before it."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    escaped = re.sub(r"[\\~^&%$#_{}]", lambda match: special.get(match[0], "\\" + match[0]), text)
+    special = {
+        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", NOT_MEASURABLE: r"$^\dagger$",
+    }  # fmt: skip
+    escaped = re.sub(rf"[\\~^&%$#_{{}}{NOT_MEASURABLE}]", lambda match: special.get(match[0], "\\" + match[0]), text)
     return "{}" + escaped if escaped.startswith(("[", "*")) else escaped
 
 

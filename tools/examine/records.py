@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.dataset import DataError, read_property
+from data.dataset import DataError, read_property, states_layout
 from data.images import decode_rgb
 from data.recordio import Header, RecordError, RecordFile, read_index
 from tools.examine.images import OTHER_SIZE, ROW, Checked, check_all_images, check_image
@@ -96,8 +96,8 @@ def _detect_layout(
         report.problem("property file that cannot be used", [str(error)])
     first = int(keys.argmin())
     try:
-        header, _, _ = file.read_at(int(offsets[first]), int(keys[first]))
-        limits = [int(value) for value in header.label] if header.flag == 2 else None
+        header, encoded, _ = file.read_at(int(offsets[first]), int(keys[first]))
+        limits = [int(value) for value in header.label] if states_layout(header, encoded) else None
         if limits and not 1 < limits[0] < limits[1]:
             raise ValueError(limits)
     except (RecordError, ValueError, OverflowError) as error:
