@@ -1,9 +1,11 @@
 """Evaluation of all checkpoints of a folder: a report for each, and a summary that compares them."""
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,8 +29,10 @@ from eval.sets import EvaluationSet, SetCache
 from utils.about import describe_run
 from utils.distributed import on_all_ranks, on_rank_0
 from utils.errors import InputError
-from utils.files import write_text
+from utils.files import sha256, write_text
 from utils.weights import step_in_name
+
+SOURCE = "_source.json"  # in the name of a report: the file that says which weights, settings and sets it is of
 
 
 def find_checkpoints(folder: str | os.PathLike, suffix: str) -> list[Path]:
@@ -50,11 +54,13 @@ def find_checkpoints(folder: str | os.PathLike, suffix: str) -> list[Path]:
 class BatchEvaluation:
     """Scores checkpoints on `sets` and writes a report for each into the folder `reports`.
 
-    load_network: path of a checkpoint -> network; dtype: the type in which networks compute; save_json: also write
-    metrics and arrays, as JSON and .npz; embeddings: the folder for embeddings, or None; cache_gb: see `SetCache`.
+    load_network: path of a checkpoint -> network; dtype: the type in which networks compute; settings: what else the
+    results depend on, as JSON can store it; save_json: also write metrics and arrays, as JSON and .npz; embeddings: the
+    folder for embeddings, or None; cache_gb: see `SetCache`.
 
     All ranks call `score`; only rank 0 calls `finish`. scored: the checkpoints with results, in the order of the calls;
-    failed: "checkpoint: reason" of the checkpoints that could not be loaded.
+    failed: "checkpoint: reason" of the checkpoints that could not be loaded; vanished: those that were removed after
+    they were listed.
     """
 
     def __init__(
@@ -62,41 +68,49 @@ class BatchEvaluation:
         sets: Sequence[EvaluationSet],
         load_network: Callable[[Path], nn.Module],
         dtype: torch.dtype,
+        settings: dict[str, Any],
         reports: Path,
         save_json: bool,
         embeddings: str | None,
         cache_gb: float,
     ) -> None:
         self.sets, self.load_network, self.dtype, self.reports = sets, load_network, dtype, reports
+        self.settings = {**settings, "dtype": str(dtype)}
         self.save_json, self.embeddings = save_json, embeddings
         self.cache = SetCache(cache_gb)
         self.scored: list[ScoredCheckpoint] = []
         self.failed: list[str] = []
+        self.vanished: list[str] = []
         self._known_warnings: dict[EvaluationSet, list[str]] = {}
 
     def score(self, path: Path, device: torch.device, force: bool) -> str:
-        """Score the checkpoint. Without `force`, one that has a complete and newer report is skipped.
+        """Score the checkpoint. Without `force`, one is skipped if its report has all results that are wanted.
 
         Returns the text to print about it.
         """
         try:
             if not force and on_rank_0(lambda: self._reuse_report(path)):
-                return "has a complete report, skipped"
+                return "has a report of the same weights and settings, skipped"
+            # Before the weights are read: if they change now, the report does not fit them and is not used again.
+            source = on_rank_0(lambda: self._source(path, [s for s in self.sets if s.find() is not None]))
             network = on_all_ranks(lambda: self.load_network(path))
             network = network.to(device, memory_format=torch.channels_last)
             folder = self.embeddings and Path(self.embeddings, path.stem)
             results = evaluate(network, self.sets, device, self.dtype, self.cache, folder)
         except (InputError, OSError) as error:
+            if on_rank_0(lambda: not path.exists()):  # a run that is still training has pruned it
+                self.vanished.append(f"not scored: {path.name}: removed after the evaluation had started")
+                return "not scored: removed after the evaluation had started"
             self.failed.append(f"{path.name}: {error}")
             return f"FAILED: {error}"
-        on_rank_0(lambda: self._write_metrics(path, results))
+        on_rank_0(lambda: self._write_metrics(path, source, results))
         return format_results(results)
 
     def finish(self, plots: Path, about: dict[str, str]) -> Table:
         """Write summary.csv, summary.md, report.html and the plots; return the table of the summary."""
         metrics = {checkpoint.name: checkpoint.results.metrics for checkpoint in self.scored}
         table = methods_table("Summary [%]", metrics, "checkpoint")
-        failed = [f"failed: {reason}" for reason in self.failed]
+        failed = [*self.vanished, *(f"failed: {reason}" for reason in self.failed)]
         write_rows(self.reports / "summary.csv", self._summary_rows())
         notes = "".join(f"- {note}\n" for note in [*failed, *notes_on(self.scored)])
         write_text(self.reports / "summary.md", f"{markdown(table)}\n\n{notes}")
@@ -115,24 +129,21 @@ class BatchEvaluation:
         return self.reports / f"{path.stem}_metrics{suffix}"
 
     def _reuse_report(self, path: Path) -> bool:
-        """Add the results of the checkpoint's report, if it is newer and has every set that exists.
+        """Add the results of the checkpoint's report, if it is of these weights and settings and has every set.
 
         Returns whether they were added.
         """
         existing = [evaluation_set for evaluation_set in self.sets if evaluation_set.find() is not None]
         keys = [evaluation_set.key for evaluation_set in existing]
-        csv_path, json_path, npz_path = (self._report_path(path, suffix) for suffix in (".csv", ".json", ".npz"))
-        files = [csv_path, json_path, npz_path] if self.save_json else [csv_path]
-        if self.embeddings:
-            files += [embeddings_file(Path(self.embeddings, path.stem), *key) for key in keys]
-        changed = path.stat().st_mtime_ns
-        if not all(file.is_file() and file.stat().st_mtime_ns > changed for file in files):
+        if not self._has_report(path, existing):
             return False
         try:
             if self.save_json:
-                results = read_json(json_path)
+                results = read_json(self._report_path(path, ".json"))
             else:
-                results = read_csv(csv_path, [evaluation_set.key for evaluation_set in self.sets])
+                results = read_csv(
+                    self._report_path(path, ".csv"), [evaluation_set.key for evaluation_set in self.sets]
+                )
                 for evaluation_set in existing:
                     results.warnings.extend(self._warnings(evaluation_set))
         except InputError:
@@ -144,6 +155,29 @@ class BatchEvaluation:
         self._add(path, Results(metrics, arrays, absent, [], results.warnings))
         return True
 
+    def _has_report(self, path: Path, existing: Sequence[EvaluationSet]) -> bool:
+        """Whether the checkpoint has a report with the results of the sets `existing`, as they would be now."""
+        try:
+            source = json.loads(self._report_path(path, SOURCE).read_bytes())
+            wanted = self._source(path, existing)
+            same = all(source[key] == wanted[key] for key in ("sha256", "settings"))
+            same &= all(source["sets"].get(name) == version for name, version in wanted["sets"].items())
+            return same and all(file in source["files"] and os.path.isfile(file) for file in wanted["files"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+
+    def _source(self, path: Path, sets: Sequence[EvaluationSet]) -> dict[str, Any]:
+        """What the report of a checkpoint depends on, and its files, if it has results of these sets."""
+        files = [self._report_path(path, suffix) for suffix in (".csv", *((".json", ".npz") if self.save_json else ()))]
+        if self.embeddings:
+            files += [embeddings_file(Path(self.embeddings, path.stem), *evaluation_set.key) for evaluation_set in sets]
+        return {
+            "sha256": sha256(path),
+            "settings": self.settings,
+            "sets": {evaluation_set.result_name: evaluation_set.version() for evaluation_set in sets},
+            "files": [os.path.abspath(file) for file in files],
+        }
+
     def _warnings(self, evaluation_set: EvaluationSet) -> list[str]:
         """The warnings about a set, which CSV files do not contain. Only the first call opens the set."""
         protocol = PROTOCOLS[evaluation_set.protocol]
@@ -154,11 +188,13 @@ class BatchEvaluation:
             self._known_warnings[evaluation_set] = warnings_of(evaluation_set, images)
         return self._known_warnings[evaluation_set]
 
-    def _write_metrics(self, path: Path, results: Results) -> None:
+    def _write_metrics(self, path: Path, source: dict[str, Any], results: Results) -> None:
+        self._report_path(path, SOURCE).unlink(missing_ok=True)
         write_csv(self._report_path(path, ".csv"), results)
         if self.save_json:
             about = {"checkpoint": str(path), "run": describe_run()}
             write_json(self._report_path(path, ".json"), results, about)
+        write_text(self._report_path(path, SOURCE), json.dumps(source, indent=1) + "\n")
         self._add(path, results)
 
     def _add(self, path: Path, results: Results) -> None:

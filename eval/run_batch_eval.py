@@ -34,8 +34,8 @@ def main() -> None:
     add("--cache-gb", type=gigabytes, default=8.0, metavar="GB", help="keep up to this many 10^9 bytes of decoded "
         "images, so that sets are not decoded again for each checkpoint (default: %(default)s; all public sets: 36)",
         )  # fmt: skip
-    add("--force", action="store_true", help="also score checkpoints that have a complete and newer report, and "
-        "overwrite the file of --results-json even if it holds no results")  # fmt: skip
+    add("--force", action="store_true", help="also score checkpoints that have a report of the same weights, settings "
+        "and sets, and overwrite the file of --results-json even if it holds no results")  # fmt: skip
     args = parser.parse_args()
     cfg = read_config(args)
 
@@ -54,7 +54,8 @@ def main() -> None:
     with process_group(args.device) as device:
         batch = BatchEvaluation(
             sets, lambda path: build_backbone(EasyDict(cfg, init_from=str(path))), compute_type(cfg.dtype, device),
-            reports, args.save_json, args.save_embeddings, args.cache_gb,
+            {key: cfg[key] for key in ("network", "embedding_size", "width", "SE")}, reports, args.save_json,
+            args.save_embeddings, args.cache_gb,
         )  # fmt: skip
         if args.results_json and not args.force:
             on_rank_0(lambda: refuse_to_overwrite(args.results_json, with_arrays=False))

@@ -11,6 +11,7 @@ from data.images import SIZE
 from eval.embeddings import DecodedImages
 from utils.distributed import on_all_ranks, rank
 from utils.errors import InputError
+from utils.files import checksum
 
 
 class EvaluationSet(NamedTuple):
@@ -42,6 +43,16 @@ class EvaluationSet(NamedTuple):
     def find(self) -> Path | None:
         """The path of the set; None if it does not exist."""
         return next((path for path in self.paths if os.path.exists(path)), None)
+
+    def version(self) -> dict[str, Any]:
+        """What the results of this set depend on, besides the network. The set must exist.
+
+        files: a checksum of the names, sizes and times of change of its files, which another version has not.
+        """
+        path = self.find()
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        stated = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return {"path": str(path), "files": checksum([repr(stated).encode()]), "flip": self.flip}
 
     def describe_absent(self) -> str:
         """How results name this set if it does not exist: with the first of its possible paths."""

@@ -57,7 +57,8 @@ def test_a_folder_is_scored_in_step_order_and_checkpoints_with_a_report_are_skip
         "finalbackbone",
     }
 
-    os.utime(folder / "10backbone.pth")  # newer than its report
+    shutil.copy(folder / "5backbone.pth", folder / "10backbone.pth")  # other weights, which look as old as before
+    os.utime(folder / "10backbone.pth", (0, 0))
     incomplete = "metric,value\nverification.pairs.Accuracy-Flip,0.5\n"
     (reports / "finalbackbone_metrics.csv").write_text(incomplete)
     (folder / "20backbone.pth").write_text("no checkpoint")
@@ -73,6 +74,51 @@ def test_a_folder_is_scored_in_step_order_and_checkpoints_with_a_report_are_skip
     assert done.stdout.count("skipped") == 3
     done = score(*arguments, "--force", "--report-dir", tmp_path / "elsewhere")
     assert "skipped" not in done.stdout and (tmp_path / "elsewhere" / "report.html").is_file()
+
+
+def test_a_report_is_used_again_only_for_the_same_settings_and_sets(root, checkpoints, tmp_path):
+    """A change of the time of a checkpoint does not matter; each other change counts, also one of a set."""
+    sets = shutil.copytree(root, tmp_path / "sets")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(checkpoints / "5backbone.pth", folder)
+    arguments = [BATCH, "--checkpoint-dir", folder, *flags(sets)]
+
+    def skipped(*more: str) -> bool:
+        return "skipped" in score(*arguments, *more).stdout
+
+    assert not skipped()
+    assert skipped() and skipped("--tinyface-targets", "", "--val-batch-size", "5")
+    os.utime(folder / "5backbone.pth")
+    assert skipped()
+    for change in (["--no-val-flip"], ["dtype=bfloat16"], ["--save-json"], ["--save-embeddings", tmp_path / "saved"]):
+        assert not skipped(*change) and skipped(*change)
+    assert not skipped("--save-json")  # the file that exists is of an earlier evaluation
+    shutil.copy(sets / "pairs.bin", sets / "copy.bin")
+    (sets / "copy.bin").replace(sets / "pairs.bin")
+    assert not skipped() and skipped()
+
+
+def test_checkpoints_that_vanish_or_break_do_not_stop_the_evaluation(root, checkpoints, tmp_path, monkeypatch):
+    import eval.batch
+
+    folder = shutil.copytree(checkpoints, tmp_path / "run")
+    shutil.copy(folder / "5backbone.pth", folder / "7backbone.pth")
+    evaluate = eval.batch.evaluate
+
+    def prune_while_scoring(*arguments):
+        (folder / "10backbone.pth").unlink(missing_ok=True)
+        (folder / "7backbone.pth").write_bytes(b"broken")
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(eval.batch, "evaluate", prune_while_scoring)
+    done = score(BATCH, "--checkpoint-dir", folder, *flags(root), code=2)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    assert "not scored: removed" in lines[2] and "FAILED" in lines[1] and "10backbone" not in done.stderr
+    rows = read_rows(folder / "reports" / "summary.csv")
+    assert [row["checkpoint"] for row in rows] == ["5backbone", "finalbackbone", "best"]
+    summary = (folder / "reports" / "summary.md").read_text()
+    assert "- not scored: 10backbone.pth: removed" in summary and "- failed: 7backbone.pth" in summary
 
 
 def test_two_ranks_and_a_small_cache_do_not_change_the_metrics(root, checkpoints, tmp_path):
@@ -107,7 +153,7 @@ def test_a_set_is_decoded_once_for_all_checkpoints(root, checkpoints, tmp_path, 
     for cache_gb, times in ((1.0, 1), (0.0, 3)):
         decoded.clear()
         reports = tmp_path / str(cache_gb)
-        batch = BatchEvaluation(sets, load_network, torch.float32, reports, False, None, cache_gb)
+        batch = BatchEvaluation(sets, load_network, torch.float32, {}, reports, False, None, cache_gb)
         for path in sorted(checkpoints.glob("*.pth")):
             batch.score(path, torch.device("cpu"), force=True)
         assert len(decoded) == 40 * times

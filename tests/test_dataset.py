@@ -76,7 +76,7 @@ def test_hidden_and_tool_files_are_left_out_of_a_folder_set_and_counted(tmp_path
     for name in ("list.txt", "c/notes.txt", "c/000.xml"):
         (folder / name).write_text("")
     dataset = FolderDataset(folder)
-    assert dataset.num_classes == 2 and dataset.fingerprint() == plain.fingerprint()
+    assert dataset.num_classes == 2 and dataset.fingerprint == plain.fingerprint
     left_out = (
         "files outside the folders of identities (1), files that are not images (2), "
         "hidden files and folders and those of tools (9)"
