@@ -109,6 +109,15 @@ def test_a_worker_that_cannot_send_its_batch_ends_the_run(capfd):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_error_of_the_system_in_a_worker_is_raised_unchanged(num_workers):
+    def read():
+        raise PermissionError(13, "Permission denied", "the file")
+
+    with pytest.raises(PermissionError, match=r"^\[Errno 13\] Permission denied: 'the file'$"):
+        batches_read(read, num_workers)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_file_that_vanishes_during_training_is_named(tmp_path, num_workers):
     folder = FolderDataset(write_folder_set(tmp_path / "set", {"a": 4, "b": 4}))
     (tmp_path / "set" / "b" / "002.png").unlink()
