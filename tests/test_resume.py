@@ -90,6 +90,7 @@ def test_the_file_of_a_teacher_is_the_same_teacher(run, cached):
 
 
 def test_keys_without_effect_may_change(run, small_run, tmp_path):
+    assert state_of([*run, "m=0.4"]).resume() == (3, [])  # the default of AdaFace
     settings = [*small_run, f"output={tmp_path}"]
     checkpoint.save(tmp_path, 3, state_of(settings, Standalone).checkpoint())
     assert state_of([*settings, "feature_kd=l2", "geom_margin_k=9", "teacher_view=clean"], Standalone).resume()[0] == 3

@@ -34,6 +34,7 @@ class RunState:
             "data": on_rank_0(lambda: dataset.fingerprint),
             **task.identity,
             **{key: cfg[key] for key in fixed},
+            "m": task.head.softmax.margin.m,  # None in the config is the default of the margin
         }
         self._others = {key: cfg[key] for key in cfg if key not in (*fixed, "output", "resume", "global_step")}
 
