@@ -27,12 +27,14 @@ from utils.precision import compute_type
 class Task:
     """A student and a head. `student` and `head` are bare, for checkpoints; training uses wrapped and compiled ones."""
 
-    notes: tuple[str, ...] = ()  # lines for the log, about the teacher and about settings without effect
+    notes: tuple[str, ...] = ()  # lines for the log, about loaded weights and about settings without effect
     embeddings: EmbeddingFile | None = None  # the teacher's embeddings; the loader adds them to each batch
 
     def __init__(self, cfg: EasyDict, head: Head, device: torch.device) -> None:
         torch.manual_seed(cfg.seed)  # so that the initial weights do not depend on what was built before
         student = build_backbone(cfg)
+        if cfg.init_from:
+            self.notes += (f"initial weights from {cfg.init_from}: {student.loaded}",)
         student = synchronise(student, device) if cfg.sync_bn else student
         self.student = student.to(device, memory_format=torch.channels_last)
         self.head = head.to(device)
@@ -63,7 +65,7 @@ class Distillation(Task):
         else:
             release = find_teacher(cfg)
             self._teacher = build_live_teacher(cfg, device, release)
-            self.notes += (f"teacher: {release.network} from {release.origin}",)
+            self.notes += (f"teacher: {release.network} from {release.origin}: {self._teacher.loaded}",)
         if rank() == 0:  # only rank 0 writes the log
             self.notes += teacher_notes(
                 dataset, partial(self._embed, dataset, device, compute_type(cfg.dtype, device)), cfg.seed
