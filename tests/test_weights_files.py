@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 from evaluation_sets import BATCH, FULL, flags, score, write_sets
-from golden_networks import settings
+from golden_networks import WEIGHTS, release_settings, settings
 from safetensors.torch import save_file
-from teacher_files import IMAGE, plain_settings
+from teacher_files import IMAGE, describe, plain_settings
 
 from backbones import build_backbone, build_teacher
+from data.arrow_set import ArrowSetError, read_metadata
 from data.bin_set import BinError, read_bin
+from data.recordio import IndexedRecordReader, RecordError
+from heads import build_head
 from utils.weights import WeightsError
 
 SMALL = {"embedding_size": 16, "width": 0.125}
@@ -197,7 +200,7 @@ OTHERS = {
     ),
     "a web page; download": lambda path: path.write_bytes(b"\xef\xbb\xbf<HTML><head>"),
     "an empty file": lambda path: path.write_bytes(b""),
-    r"a TorchScript archive.*torch\.jit\.load\(FILE\)\.state_dict\(\)": write_torchscript,
+    "a TorchScript archive, which is a program; ": write_torchscript,
     "a zip archive; unpack it": write_zip,
     "a packed archive; unpack it": lambda path: path.write_bytes(gzip.compress(b"weights")),
     "a TensorFlow Lite model": lambda path: path.write_bytes(b"\x1c\0\0\0TFL3" + bytes(40)),
@@ -206,6 +209,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 @pytest.mark.parametrize("kind", OTHERS)
 def test_another_file_in_place_of_weights_or_of_a_set_is_named_with_what_to_do(kind, tmp_path):
     for path in (tmp_path / "w.pth", tmp_path / "w.safetensors", tmp_path / "lfw.bin"):
@@ -217,12 +221,36 @@ def test_another_file_in_place_of_weights_or_of_a_set_is_named_with_what_to_do(k
         read_bin(tmp_path / "lfw.bin")
 
 
+@pytest.mark.parametrize("kind", list(OTHERS)[:4])
+def test_another_file_in_place_of_a_release_or_of_class_centers_is_named_with_what_to_do(kind, tmp_path):
+    for path in (tmp_path / WEIGHTS, tmp_path / "header.pth"):
+        OTHERS[kind](path)
+    with pytest.raises(WeightsError, match=rf"model\.safetensors: not a weights file, but {kind}"):
+        build_teacher(release_settings(describe(tmp_path, "ir18")))
+    centers = {"centers": "fixed", "pretrained_teacher_header_path": tmp_path / "header.pth", "num_classes": 5}
+    with pytest.raises(WeightsError, match=rf"header\.pth: not a weights file, but {kind}"):
+        build_head(settings(**centers))
+
+
+@pytest.mark.parametrize("kind", list(OTHERS)[:4])
+def test_another_file_in_place_of_records_or_metadata_is_named_with_what_to_do(kind, tmp_path):
+    for name in ("train.rec", "train.idx", "metadata.pt"):
+        OTHERS[kind](tmp_path / name)
+    (tmp_path / "valid.rec").write_bytes(bytes(8))
+    with pytest.raises(ArrowSetError, match=rf"metadata\.pt: not metadata, but {kind}"):
+        read_metadata(tmp_path / "metadata.pt")
+    for rec, idx, named in (("train.rec", "train.idx", "train.rec"), ("valid.rec", "train.idx", "train.idx")):
+        with pytest.raises(RecordError, match=rf"{named}: not a part of a record set, but {kind}"):
+            IndexedRecordReader(tmp_path / rec, tmp_path / idx)
+
+
 def test_weights_in_place_of_a_set_are_named(weights, tmp_path):
     torch.save(weights, tmp_path / "lfw.bin")
     with pytest.raises(BinError, match=r"lfw\.bin: not a verification set, but a file that torch\.save wrote"):
         read_bin(tmp_path / "lfw.bin")
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 def test_the_weights_of_a_torchscript_archive_can_be_saved_as_its_message_says(weights, tmp_path):
     network = load(tmp_path / "w.pth", weights).eval()
     torch.jit.trace(network, IMAGE).save(str(tmp_path / "scripted.pt"))
