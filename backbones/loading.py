@@ -1,7 +1,6 @@
 """Load weights files into networks. Prefixes and other names of the keys are understood; no weight stays random."""
 
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -110,7 +109,7 @@ def load_weights(network: nn.Module, path: str | os.PathLike, hint: str) -> str:
 
 
 def _readings(states: dict[str, dict[str, Tensor]], expected: _Expected) -> list[_Reading]:
-    """The ways to read the file in which it has all keys that the network needs; if there is none, the nearest ones.
+    """The ways to read the file in which it has all keys that the network needs; if there is none, the nearest one.
 
     Those with the most keys of the network come first.
     """
@@ -118,20 +117,27 @@ def _readings(states: dict[str, dict[str, Tensor]], expected: _Expected) -> list
     for code_base, rename in {"": str, **expected.key_names.others}.items():
         names = {key: rename(key) for key in expected.shapes}
         there = set(names.values())
+        depth = 1 + max(name.count(".") for name in there)
         for entry, state in states.items():
-            endings = ((key, key[at:]) for key in state for at in (0, *(dot.end() for dot in re.finditer(r"\.", key))))
+            endings = ((key, ending) for key in state for ending in _endings(key, depth))
             counts = Counter(key.removesuffix(ending) for key, ending in endings if ending in there) or {"": 0}
             found += [(count, names, code_base, entry, prefix) for prefix, count in counts.items()]
     needed = sum(not key.endswith(_COUNTER) for key in expected.shapes) - len(expected.key_names.folded)
-    enough = min(needed, max(count for count, *_ in found))
+    found.sort(key=lambda reading: -reading[0])
+    complete = [reading for reading in found if reading[0] >= needed] or found[:1]
     readings = []
-    for count, names, code_base, entry, prefix in sorted(found, key=lambda reading: -reading[0]):
-        if count >= enough:
-            state = states[entry]
-            given = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            others = [key for key in state if not key.startswith(prefix)]
-            readings.append(_Reading(entry, prefix, code_base, names, given, others))
+    for _, names, code_base, entry, prefix in complete:
+        state = states[entry]
+        given = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        others = [key for key in state if not key.startswith(prefix)]
+        readings.append(_Reading(entry, prefix, code_base, names, given, others))
     return readings
+
+
+def _endings(key: str, depth: int) -> list[str]:
+    """The ends of a key that begin after a dot or at its start and have at most `depth` parts."""
+    parts = key.rsplit(".", depth)
+    return [".".join(parts[at:]) for at in range(max(0, len(parts) - depth), len(parts))]
 
 
 def _differences(reading: _Reading, expected: _Expected) -> dict[str, list[str]]:
