@@ -23,7 +23,7 @@ def build_backbone(cfg: EasyDict) -> nn.Module:
     network = NETWORKS[cfg.network](cfg)
     if cfg.init_from:
         hint = (
-            f"They must be the weights of network = {cfg.network!r} with embedding_size = {cfg.embedding_size} and "
+            f"Use weights of network = {cfg.network!r} with embedding_size = {cfg.embedding_size} and "
             f"width = {cfg.width}"
         )
         load_weights(network, cfg.init_from, hint)

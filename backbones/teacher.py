@@ -93,7 +93,7 @@ def load(network: nn.Module, release: Release, width: float) -> None:
 
     Raises WeightsError if a key, a shape or a value does not fit, or if the colours of the weights are unknown.
     """
-    hint = f"They must be the weights of {release.network} with teacher_width = {width}"
+    hint = f"Use weights of {release.network} with teacher_width = {width}"
     prefix = load_weights(network, release.weights, hint)
     if not prefix.endswith(release.prefix):
         raise WeightsError(
