@@ -6,9 +6,9 @@ import torch
 from easydict import EasyDict
 from torch import nn
 
+from backbones.loading import load_weights
 from backbones.teacher import Release, load
 from config import names
-from utils.weights import load_strictly, read_state_dict
 
 NETWORKS: dict[str, Callable[[EasyDict], nn.Module]] = names.resolve(names.NETWORKS)
 TEACHERS: dict[str, Callable[[EasyDict], Release]] = names.resolve(names.TEACHERS)
@@ -18,15 +18,15 @@ def build_backbone(cfg: EasyDict) -> nn.Module:
     """The student: float RGB images [B, 3, 112, 112] in [-1, 1] -> raw embeddings [B, cfg.embedding_size].
 
     It is in training mode: call .eval() before you embed images. If `cfg.init_from` is set, it has the weights in that
-    file. Raises WeightsError if they do not fit.
+    file, and `network.loaded` says how they were read. Raises WeightsError if they do not fit.
     """
     network = NETWORKS[cfg.network](cfg)
     if cfg.init_from:
         hint = (
-            f"They must be the weights of network = {cfg.network!r} with embedding_size = {cfg.embedding_size} and "
+            f"Use weights of network = {cfg.network!r} with embedding_size = {cfg.embedding_size} and "
             f"width = {cfg.width}"
         )
-        load_strictly(network, read_state_dict(cfg.init_from), cfg.init_from, hint)
+        load_weights(network, cfg.init_from, hint)
     return network
 
 
@@ -38,12 +38,12 @@ def find_teacher(cfg: EasyDict) -> Release:
 def build_teacher(cfg: EasyDict, release: Release | None = None) -> nn.Module:
     """The frozen teacher, in eval mode. Its inputs and outputs are as those of the student.
 
-    release: what find_teacher(cfg) returned; None: call it here. A teacher never has random weights: raises
-    WeightsError if they are missing or do not fit.
+    release: what find_teacher(cfg) returned; None: call it here. `teacher.loaded` says how the weights were read. A
+    teacher never has random weights: raises WeightsError if they are missing or do not fit.
     """
     release = release or find_teacher(cfg)
     with torch.device("meta"):  # allocates no weights and draws no random numbers
         network = NETWORKS[release.network](EasyDict(cfg, network=release.network, width=cfg.teacher_width, SE=False))
     network.to_empty(device="cpu")
-    load(network, release, cfg.embedding_size, cfg.teacher_width)
+    load(network, release, cfg.teacher_width)
     return network.eval().requires_grad_(False)

@@ -3,6 +3,9 @@
 from easydict import EasyDict
 from torch import Tensor, nn
 
+from backbones.loading import KeyNames
+from backbones.mobilefacenet_names import FOLDED, OTHER_NAMES, fold
+
 
 class ConvBlock(nn.Module):
     """Convolution, BatchNorm, and a PReLU if `activation`."""
@@ -61,6 +64,8 @@ class GDC(nn.Module):
 
 class MobileFaceNet(nn.Module):
     """RGB images [B, 3, 112, 112] in [-1, 1] -> raw embeddings [B, embedding_size]; width: multiplier of channels."""
+
+    key_names = KeyNames(OTHER_NAMES, FOLDED, fold)
 
     def __init__(self, embedding_size: int = 512, width: float = 1.0, blocks: tuple[int, int, int] = (4, 6, 2)) -> None:
         super().__init__()

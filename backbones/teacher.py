@@ -9,8 +9,10 @@ from easydict import EasyDict
 from torch import nn
 
 from backbones.hub import MissingWeights, download
+from backbones.loading import load_weights
+from utils.file_kinds import describe_other_kind
 from utils.files import sha256
-from utils.weights import WeightsError, load_strictly, read_state_dict
+from utils.weights import WeightsError
 
 __all__ = ["REPOSITORIES", "MissingWeights", "Release", "find_cvlface", "find_plain", "load"]
 
@@ -27,17 +29,15 @@ _SUPPORTED = f"(expected {', '.join(_NAMES)}); take an IR release, such as {REPO
 class Release(NamedTuple):
     """The weights of a teacher, and how to load them.
 
-    network: name in the table NETWORKS; weights: the file; origin: where the file came from; prefix: the beginning of
-    the key names in the file, which the key names of the network do not have; left_out: beginnings of the names of keys
-    that are not loaded; bgr: whether the weights were trained on BGR images.
+    network: name in the table NETWORKS; weights: the file; origin: where the file came from; bgr: whether the weights
+    were trained on BGR images; prefix: what the prefix of the keys must end with, where that shows the origin.
     """
 
     network: str
     weights: Path
     origin: str
-    prefix: str = ""
-    left_out: tuple[str, ...] = ()
     bgr: bool = False
+    prefix: str = ""
 
     def describe(self) -> dict[str, str]:
         """Network, checksum and colours, which distinguish these weights from all others, and their origin."""
@@ -67,13 +67,13 @@ def find_cvlface(cfg: EasyDict) -> Release:
         return _find_on_hub(repository, cfg.teacher_revision or "main", cfg.teacher_cache or None)
     if path.is_dir():
         network, bgr = _described_network(_existing(path / DESCRIPTION))
-        return Release(network, _existing(path / WEIGHTS), str(path), "model.net.", bgr=bgr)
+        return Release(network, _existing(path / WEIGHTS), str(path), bgr)
     if path.suffix == ".safetensors":
         raise WeightsError(
             f"{path}: a file of a release (expected its folder, with {WEIGHTS} and {DESCRIPTION}, which names the "
             "network and its colours); set pretrained_teacher_path to the folder"
         )
-    return Release(cfg.teacher, _existing(path), str(path), "model.", ("head.",), bgr=True)
+    return Release(cfg.teacher, _existing(path), str(path), bgr=True, prefix="model.")
 
 
 def _find_on_hub(repository: str, revision: str, cache: str | None) -> Release:
@@ -85,30 +85,22 @@ def _find_on_hub(repository: str, revision: str, cache: str | None) -> Release:
     network, bgr = _described_network(description)
     commit = description.parents[1].name  # the cache keeps files under snapshots/<commit>
     weights = download(repository, WEIGHTS, commit, cache, files)  # of the same commit, even if the branch has moved
-    return Release(network, weights, f"{repository}@{commit}", "model.net.", bgr=bgr)
+    return Release(network, weights, f"{repository}@{commit}", bgr)
 
 
-def load(network: nn.Module, release: Release, embedding_size: int, width: float) -> None:
-    """Copy the weights of the release into `network`, which was built with this embedding size and width.
+def load(network: nn.Module, release: Release, width: float) -> None:
+    """Copy the weights of the release into `network`, which was built with this width.
 
-    Raises WeightsError if a key, a shape or a value does not fit.
+    Raises WeightsError if a key, a shape or a value does not fit, or if the colours of the weights are unknown.
     """
-    prefix = release.prefix
-    state = {
-        key.removeprefix(prefix) if key.startswith(prefix) else f"{key}, without {prefix}": value
-        for key, value in read_state_dict(release.weights).items()
-        if not key.startswith(release.left_out)
-    }
-    for key, expected in network.state_dict().items():  # the only matrix of these networks is their last layer
-        given = state.get(key)
-        if expected.ndim == 2 and given is not None and given.ndim == 2 and len(given) != len(expected):
-            raise WeightsError(
-                f"{release.weights}: the teacher's embeddings have {len(given)} dimensions ({key} is "
-                f"{list(given.shape)}; expected {list(expected.shape)}), the student's {embedding_size}; "
-                f"set embedding_size={len(given)}"
-            )
-    hint = f"These must be the weights of {release.network} with teacher_width = {width}"
-    load_strictly(network, state, str(release.weights), hint)
+    hint = f"Use weights of {release.network} with teacher_width = {width}"
+    prefix = load_weights(network, release.weights, hint)
+    if not prefix.endswith(release.prefix):
+        raise WeightsError(
+            f"{release.weights}: the keys have {f'the prefix {prefix!r}' if prefix else 'no prefix'} (expected "
+            f"{release.prefix!r}, as in AdaFace's files, which take BGR), so the colours are unknown; put the weights "
+            f"into a folder as {WEIGHTS}, with {DESCRIPTION}, which names the network and its colours"
+        )
     if release.bgr:
         network.bgr = True
 
@@ -125,6 +117,8 @@ def _existing(path: Path) -> Path:
 
 def _described_network(path: Path) -> tuple[str, bool]:
     """The network's name in the table NETWORKS, and whether it takes BGR, from the model.yaml of a release."""
+    if kind := describe_other_kind(path):
+        raise WeightsError(f"{path}: not a description of a release, but {kind}")
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

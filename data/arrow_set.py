@@ -19,6 +19,7 @@ from torch import Tensor
 from data.images import decode_aligned, decode_rgb, fit
 from data.safe_pickle import ForbiddenError, SafeArray, SafeDtype, numpy_stand_ins
 from utils.errors import InputError
+from utils.file_kinds import describe_other_kind
 from utils.weights import refuse_inflated
 
 # Types of entries, as the letters of NumPy's dtype.kind.
@@ -113,6 +114,8 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     """
     if not os.path.isfile(path):
         raise ArrowSetError(f"{path}: no such file; it belongs to the set: fetch the whole folder")
+    if kind := describe_other_kind(path, torch_file=True):
+        raise ArrowSetError(f"{path}: not metadata, but {kind}")
     try:
         refuse_inflated(path)
         metadata = _load_without_executing(path)

@@ -13,6 +13,7 @@ from data.image_header import stated_size
 from data.images import SIZE, ImageError, decode_rgb, fit
 from data.safe_pickle import ForbiddenError, load_lists_of_arrays
 from utils.errors import InputError
+from utils.file_kinds import describe_other_kind
 from utils.files import atomic_write
 
 
@@ -47,6 +48,8 @@ class VerificationSet(torch.utils.data.Dataset):
 def read_bin(path: str | os.PathLike) -> VerificationSet:
     """Read a .bin set without executing anything in it (data/safe_pickle.py). Raises BinError."""
     path = str(path)
+    if kind := describe_other_kind(path):
+        raise BinError(f"{path}: not a verification set, but {kind}")
     with open(path, "rb") as file:
         data = file.read()
     try:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from data.images import SIZE
 from utils.errors import InputError
+from utils.file_kinds import describe_other_kind
 from utils.files import atomic_write, make_writable_folder, write_text
 from utils.text import read_text
 
@@ -188,9 +189,11 @@ class IndexedRecordReader(RecordFile):
 
 
 def _existing(path: str | os.PathLike) -> str:
-    """The path as a string. Raises RecordError if there is no such file."""
+    """The path as a string. Raises RecordError if there is no such file, or another kind of file in its place."""
     if not os.path.isfile(path):
         raise RecordError(f"{path}: no such file; a record set needs a .rec file and its .idx file in the same folder")
+    if kind := describe_other_kind(path):
+        raise RecordError(f"{path}: not a part of a record set, but {kind}")
     return str(path)
 
 

@@ -54,9 +54,9 @@ def find_checkpoints(folder: str | os.PathLike, suffix: str) -> list[Path]:
 class BatchEvaluation:
     """Scores checkpoints on `sets` and writes a report for each into the folder `reports`.
 
-    load_network: path of a checkpoint -> network; dtype: the type in which networks compute; settings: what else the
-    results depend on, as JSON can store it; save_json: also write metrics and arrays, as JSON and .npz; embeddings: the
-    folder for embeddings, or None; cache_gb: see `SetCache`.
+    load_network: path of a checkpoint -> network, built by build_backbone; dtype: the type in which networks compute;
+    settings: what else the results depend on, as JSON can store it; save_json: also write metrics and arrays, as JSON
+    and .npz; embeddings: the folder for embeddings, or None; cache_gb: see `SetCache`.
 
     All ranks call `score`; only rank 0 calls `finish`. scored: the checkpoints with results, in the order of the calls;
     failed: "checkpoint: reason" of the checkpoints that could not be loaded; vanished: those that were removed after
@@ -104,7 +104,7 @@ class BatchEvaluation:
             self.failed.append(f"{path.name}: {error}")
             return f"FAILED: {error}"
         on_rank_0(lambda: self._write_metrics(path, source, results))
-        return format_results(results)
+        return f"{network.loaded}\n{format_results(results)}"
 
     def finish(self, plots: Path, about: dict[str, str]) -> Table:
         """Write summary.csv, summary.md, report.html and the plots; return the table of the summary."""

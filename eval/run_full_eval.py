@@ -37,7 +37,10 @@ def main() -> None:
     with process_group(args.device) as device:
         if args.results_json and not args.force:
             on_rank_0(lambda: refuse_to_overwrite(args.results_json, with_arrays=True))
-        network = build_backbone(cfg).to(device, memory_format=torch.channels_last)
+        network = build_backbone(cfg)
+        if rank() == 0:
+            print(f"{args.checkpoint}: {network.loaded}", flush=True)
+        network = network.to(device, memory_format=torch.channels_last)
         dtype, folder = compute_type(cfg.dtype, device), args.save_embeddings
         results = evaluate(network, sets, device, dtype, cache, folder)
         about = {"checkpoint": args.checkpoint, "config": args.config, "run": describe_run()}

@@ -13,7 +13,7 @@ from config import names
 from heads.geometry import GeometryTerm
 from heads.head import AdaDistillHead, HeadOutput, MarginSoftmax, TrainedCentersHead
 from heads.margins import Margin
-from utils.weights import WeightsError, read_state_dict
+from utils.weights import WeightsError, read_state_dicts
 
 __all__ = ["MARGINS", "HeadOutput", "build_head", "build_standalone_head"]
 
@@ -59,12 +59,13 @@ def initial_centers(cfg: EasyDict) -> Tensor:
 def teacher_centers(cfg: EasyDict) -> Tensor:
     """The class centers [num_classes, embedding_size] from the teacher's header file. Raises WeightsError."""
     path = cfg.pretrained_teacher_header_path
-    state = read_state_dict(path)
+    states = read_state_dicts(path).values()
+    kernels = [state["kernel"] for state in states if "kernel" in state]
     expected = [cfg.embedding_size, cfg.num_classes]
-    if "kernel" not in state or list(state["kernel"].shape) != expected:
-        found = f"kernel {list(state['kernel'].shape)}" if "kernel" in state else f"no kernel, only {', '.join(state)}"
+    if len(kernels) != 1 or list(kernels[0].shape) != expected:
+        found = ", ".join(f"kernel {list(kernel.shape)}" for kernel in kernels)
         raise WeightsError(
-            f"{path}: has {found} (expected kernel {expected}, that is [embedding_size, num_classes]); "
+            f"{path}: has {found or 'no kernel'} (expected kernel {expected}, that is [embedding_size, num_classes]); "
             "take the header of the teacher that was trained on this record set"
         )
-    return state["kernel"].float().t().contiguous()
+    return kernels[0].float().t().contiguous()

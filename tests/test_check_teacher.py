@@ -30,6 +30,7 @@ def test_a_teacher_detects_shuffled_labels_and_swapped_colours(face_data, tmp_pa
     write_record_set(tmp_path / "set", images, labels, 24)
     code, report = check(tmp_path / "set", "--teacher", *teacher_settings(face_data))
     figures = report["figures"]
+    assert figures["teacher"].endswith("mobilefacenet_y1_128.pth: 331 tensors")
     assert (code, list(report["problems"])) == (int(bool(found)), found)
     assert figures["pairs_embedded"] == "24 same identity, 24 different"
     if fault == "none":

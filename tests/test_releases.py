@@ -20,11 +20,12 @@ from golden_networks import (
     golden_case,
     golden_weights,
     release_settings,
+    settings,
 )
 from safetensors.torch import save_file
 from teacher_files import Malicious, assert_draws_no_random_numbers, assert_frozen, describe
 
-from backbones import build_teacher
+from backbones import build_backbone, build_teacher
 from backbones.teacher import MissingWeights
 from utils.weights import WeightsError
 
@@ -86,6 +87,8 @@ def test_a_checkpoint_of_adaface_is_loaded_as_the_named_network_in_bgr_without_i
     teacher = build_teacher(release_settings(path))
     assert_frozen(teacher)
     assert_same(embed(teacher.double(), images.flip(1)), embeddings)
+    said = "found under 'state_dict'; prefix 'model.' taken off; 2 left out (head.kernel, head.t)"
+    assert teacher.loaded == f"{len(state)} tensors; {said}"
     with pytest.raises(WeightsError, match=r"adaface\.ckpt.*keys missing.*weights of cvlface_ir50"):
         build_teacher(release_settings(path, teacher="cvlface_ir50"))
 
@@ -110,6 +113,31 @@ def test_classes_of_lightning_in_a_checkpoint_of_adaface_are_ignored(ir18, scrat
     assert not (scratch / "was_run").exists()
 
 
+@pytest.mark.parametrize("prefix", ["", "model.", "module.model.net."])
+def test_a_release_in_a_folder_may_have_another_prefix_or_none(prefix, ir18, scratch):
+    save_file({prefix + key.removeprefix("model.net."): value for key, value in ir18.items()}, scratch / WEIGHTS)
+    images, embeddings = golden_case("cvlface_ir18")
+    teacher = build_teacher(release_settings(describe(scratch, "ir18")))
+    assert_same(embed(teacher.double(), images), embeddings)
+    assert teacher.loaded == "; ".join([f"{len(ir18)} tensors", *[f"prefix {prefix!r} taken off"] * bool(prefix)])
+
+
+def test_a_file_of_a_release_may_be_scored_as_a_student_which_takes_rgb(ir18, scratch):
+    save_file(ir18, scratch / WEIGHTS)
+    images, embeddings = golden_case("cvlface_ir18")
+    network = build_backbone(settings(network="cvlface_ir18", init_from=scratch / WEIGHTS)).eval()
+    assert_same(embed(network.double(), images), embeddings)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.net.", "net."])
+def test_a_file_without_the_prefix_of_adaface_is_refused_because_its_colours_are_unknown(prefix, ir18, scratch):
+    torch.save({prefix + key.removeprefix("model.net."): value for key, value in ir18.items()}, scratch / "ir18.pt")
+    with pytest.raises(
+        WeightsError, match=r"ir18\.pt: the keys have .*colours are unknown; put .*model\.safetensors, "
+    ):
+        build_teacher(release_settings(scratch / "ir18.pt"))
+
+
 def test_a_key_without_the_prefix_is_not_confused_with_the_key_with_it(ir18, scratch):
     state = {"model." + key.removeprefix("model.net."): value for key, value in ir18.items()}
     torch.save({"state_dict": {**state, "input_layer.2.weight": torch.ones(64)}}, scratch / "adaface.ckpt")
@@ -117,10 +145,9 @@ def test_a_key_without_the_prefix_is_not_confused_with_the_key_with_it(ir18, scr
         build_teacher(release_settings(scratch / "adaface.ckpt"))
 
 
-@pytest.mark.parametrize("more", ["model.one.more", "one.more"])
-def test_a_checkpoint_of_adaface_with_an_unknown_key_is_refused_with_the_key(more, ir18, scratch):
+def test_a_checkpoint_of_adaface_with_an_unknown_key_is_refused_with_the_key(ir18, scratch):
     state = {"model." + key.removeprefix("model.net."): value for key, value in ir18.items()}
-    torch.save({"state_dict": {**state, more: torch.zeros(2)}}, scratch / "adaface.ckpt")
+    torch.save({"state_dict": {**state, "model.one.more": torch.zeros(2)}}, scratch / "adaface.ckpt")
     with pytest.raises(WeightsError, match=r"adaface\.ckpt.*1 keys unexpected \(one\.more"):
         build_teacher(release_settings(scratch / "adaface.ckpt"))
 
@@ -152,7 +179,8 @@ def test_a_release_whose_weights_do_not_fit_is_refused_with_the_key(change, mess
             r"'vit_base'.*expected ir18, ir50, ir101\).*minchul/cvlface_adaface_ir50_webface4m",
         ),
         ("color_space: RGB\n", r"name.*expected ir18, ir50, ir101\).*minchul/cvlface_adaface_ir50_webface4m"),
-        ("", "name is None .expected ir18"),
+        ("", "an empty file"),
+        ("<!doctype html>", "a web page"),
         ("- ir18\n- RGB\n", "name is None .expected ir18"),
         ("name: ir18\n", "color_space is None \\(expected RGB or BGR"),
         (described("ir18", "GRAY"), "color_space is 'GRAY' \\(expected RGB or BGR"),

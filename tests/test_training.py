@@ -199,8 +199,11 @@ def test_a_teacher_that_is_not_finite_is_refused(small_run, tmp_path):
 
 def test_init_from_starts_at_step_0_from_the_given_weights(uninterrupted_run, small_run, tmp_path):
     script, output = uninterrupted_run
-    train(script, small_run, tmp_path, f"init_from={output / '12backbone.pth'}", "max_steps=1", "lr=1e-9")
-    first, last = (
-        torch.load(path, weights_only=True) for path in (output / "12backbone.pth", tmp_path / "1backbone.pth")
-    )
+    first = torch.load(output / "12backbone.pth", weights_only=True)
+    path = tmp_path / "of_ddp.pth"
+    torch.save({f"module.{key}": value for key, value in first.items()}, path)
+    train(script, small_run, tmp_path, f"init_from={path}", "max_steps=1", "lr=1e-9")
+    last = torch.load(tmp_path / "1backbone.pth", weights_only=True)
     assert torch.allclose(first["conv1.conv.weight"], last["conv1.conv.weight"], atol=1e-6)
+    log = (tmp_path / "training.log").read_text()
+    assert f"initial weights from {path}: {len(first)} tensors; prefix 'module.' taken off\n" in log

@@ -135,6 +135,7 @@ def check_with_teacher(cfg, images, pairs, report, num_workers: int) -> None:
     cosines = {}
     with process_group() as device:
         teacher, dtype = build_live_teacher(cfg, device, release), compute_type(cfg.dtype, device)
+        report.figures["teacher"] += f": {teacher.loaded}"
         for colours in ("RGB", "BGR"):
             pixels = Pixels(images, swapped=colours == "BGR")
             embedded = embed_batches(teacher, pixels, batches, device, dtype, flip=False, num_workers=num_workers)

@@ -32,7 +32,7 @@ class RunState:
             "task": type(task).__name__,
             "total_batch": total_batch,
             "data": on_rank_0(lambda: dataset.fingerprint),
-            **task.identity,
+            "teacher": task.teacher,
             **{key: cfg[key] for key in fixed},
             "m": task.head.softmax.margin.m,  # None in the config is the default of the margin
         }

@@ -27,14 +27,16 @@ from utils.precision import compute_type
 class Task:
     """A student and a head. `student` and `head` are bare, for checkpoints; training uses wrapped and compiled ones."""
 
-    notes: tuple[str, ...] = ()  # lines for the log, about the teacher and about settings without effect
-    identity: dict[str, str] = {}  # noqa: RUF012 - what a resumed run must have in common, besides the config
+    notes: tuple[str, ...] = ()  # lines for the log, about loaded weights and about settings without effect
+    teacher: str = ""  # the teacher's network, colours and checksum
     ignored: tuple[str, ...] = ()  # beginnings of the names of config keys without effect
     embeddings: EmbeddingFile | None = None  # the teacher's embeddings; the loader adds them to each batch
 
     def __init__(self, cfg: EasyDict, head: Head, device: torch.device) -> None:
         torch.manual_seed(cfg.seed)  # so that the initial weights do not depend on what was built before
         student = build_backbone(cfg)
+        if cfg.init_from:
+            self.notes += (f"initial weights from {cfg.init_from}: {student.loaded}",)
         student = synchronise(student, device) if cfg.sync_bn else student
         self.student = student.to(device, memory_format=torch.channels_last)
         self.head = head.to(device)
@@ -67,8 +69,8 @@ class Distillation(Task):
             release = find_teacher(cfg)
             teacher = on_rank_0(release.describe)
             self._teacher = build_live_teacher(cfg, device, release)
-            self.notes += (f"teacher: {release.network} from {release.origin}",)
-        self.identity = {"teacher": ", ".join(str(teacher.get(key)) for key in ("network", "colours", "sha256"))}
+            self.notes += (f"teacher: {release.network} from {release.origin}: {self._teacher.loaded}",)
+        self.teacher = ", ".join(str(teacher.get(key)) for key in ("network", "colours", "sha256"))
         if rank() == 0:  # only rank 0 writes the log
             self.notes += teacher_notes(
                 dataset, partial(self._embed, dataset, device, compute_type(cfg.dtype, device)), cfg.seed

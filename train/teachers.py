@@ -37,10 +37,9 @@ def build_cached_teacher(
     """
     exists = on_rank_0(lambda: os.path.exists(cfg.teacher_embeddings))
     wanted = on_rank_0(lambda: describe_embeddings(cfg, dataset, weights_may_be_missing=exists))
-    if not exists:
-        _embed_dataset(cfg, dataset, device, wanted)
+    loaded = () if exists else (_embed_dataset(cfg, dataset, device, wanted),)
     embeddings = EmbeddingFile(cfg.teacher_embeddings, wanted)
-    notes = (f"teacher: {embeddings.summary()}",)
+    notes = (f"teacher: {embeddings.summary()}", *loaded)
     if "sha256" not in wanted["teacher"]:
         origin = str(embeddings.description.get("about", {}).get("teacher"))
         if not _is_origin(cfg, origin):
@@ -76,8 +75,11 @@ def describe_embeddings(cfg: EasyDict, dataset: FaceDataset, weights_may_be_miss
     }
 
 
-def _embed_dataset(cfg: EasyDict, dataset: FaceDataset, device: torch.device, description: Description) -> None:
-    """Embed the images that the file still lacks. Each rank takes its share of the batches."""
+def _embed_dataset(cfg: EasyDict, dataset: FaceDataset, device: torch.device, description: Description) -> str:
+    """Embed the images that the file still lacks. Each rank takes its share of the batches.
+
+    Returns a line for the log about the teacher's weights.
+    """
     torch.backends.cudnn.benchmark = True  # the batches have one shape
     release = find_teacher(cfg)
     if release.describe()["sha256"] != description["teacher"]["sha256"]:
@@ -97,6 +99,7 @@ def _embed_dataset(cfg: EasyDict, dataset: FaceDataset, device: torch.device, de
             writer.write(positions, torch.stack(embeddings, 1))
             bar.update(min(world_size() * len(positions), bar.total - bar.n))
         bar.close()
+    return f"the teacher's weights: {teacher.loaded}"
 
 
 def _repository(cfg: EasyDict) -> str | None:

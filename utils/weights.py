@@ -1,18 +1,21 @@
-"""Read weights files without executing anything in them, and load them into a network strictly."""
+"""Read weights files without executing anything in them."""
 
 import os
 import pickle
 import re
 import zipfile
+from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from utils.errors import InputError
+from utils.file_kinds import describe_other_kind
 from utils.files import sha256
 
 # Checkpoints of training frameworks, such as AdaFace's release, contain objects of these frameworks besides weights.
@@ -37,25 +40,37 @@ class WeightsError(InputError):
     """A weights file cannot be read or does not fit the network. The message names the file and what to do."""
 
 
-def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The tensors by name in a .safetensors file or a torch file, or in the "state_dict" of a torch file.
+def read_state_dicts(path: str | os.PathLike) -> dict[str, dict[str, Tensor]]:
+    """Every state dict (a dict of tensors by name) in a .safetensors or torch file, by the name of its entry.
 
-    Raises WeightsError.
+    The name is "" if the file is itself a state dict. Raises WeightsError.
     """
-    state = read_weights_file(path)
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    content = read_weights_file(path)
+    states = dict(_state_dicts(content))
+    if not states:
         raise WeightsError(
-            f"{path}: contains {type(state).__name__} (expected a state dict: a dict of tensors by name)"
+            f"{path}: contains {type(content).__name__} (expected a state dict: a dict of tensors by name); save the "
+            "network again with `torch.save(network.state_dict(), FILE)`"
         )
     size = os.path.getsize(path)
-    for name, value in state.items():
-        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.nbytes > size:
-            raise WeightsError(
-                f"{path}: {name} is not a plain tensor, or larger than the file; save it as a contiguous tensor"
-            )
-    return state
+    for state in states.values():
+        for name, value in state.items():
+            if value.layout != torch.strided or value.is_meta or value.is_quantized or value.nbytes > size:
+                raise WeightsError(
+                    f"{path}: {name} is not a plain tensor, or larger than the file; save it as a contiguous tensor"
+                )
+    return states
+
+
+def _state_dicts(content: Any, entry: str = "", levels: int = 2) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield (name, state dict) for `content` or, if it is another dict, for its entries down to `levels`."""
+    if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
+        return
+    if all(isinstance(value, Tensor) for value in content.values()):
+        yield entry, content
+    elif levels:
+        for key, value in content.items():
+            yield from _state_dicts(value, f"{entry}.{key}" if entry else key, levels - 1)
 
 
 def step_in_name(name: str) -> int | None:
@@ -72,18 +87,34 @@ def read_weights_file(path: str | os.PathLike) -> Any:
     """
     path = str(path)
     if not os.path.isfile(path):
-        raise WeightsError(f"{path}: no such weights file; check the path")
+        raise WeightsError(f"{path}: {_describe_missing(Path(path))}")
     if sums := _violated_checksums(Path(path)):
         raise WeightsError(
             f"{path}: broken: cut short or changed after it was written ({sums.name} has another checksum "
             "for it); use another file"
         )
+    if kind := describe_other_kind(path, torch_file=True):
+        raise WeightsError(f"{path}: not a weights file, but {kind}")
     try:
         return load_file(path) if path.endswith(".safetensors") else _load_torch_file(path)
     except Exception as error:  # torch's errors for bytes that are not a pickle have no common base class
         clear = str(error) and isinstance(error, _CLEAR_ERRORS)
         reason = str(error).splitlines()[0] if clear else "garbled"
-        raise WeightsError(f"{path}: not a weights file that can be read without executing it ({reason})") from error
+        raise WeightsError(
+            f"{path}: not a weights file that can be read without executing it ({reason}); download it again, or save "
+            "only the state dict where it was made: `torch.save(network.state_dict(), FILE)`"
+        ) from error
+
+
+def _describe_missing(path: Path) -> str:
+    """What is wrong with a path that names no file, and what to do."""
+    if path.is_dir():
+        return "a folder; name the weights file in it"
+    if not path.parent.is_dir():
+        return "no such file, and no such folder; check the path (in the config, relative ones start at the root)"
+    names = [entry.name for entry in path.parent.iterdir() if entry.is_file()]
+    similar = get_close_matches(path.name, names, cutoff=0.5)
+    return f"no such file; check the path (similar names there: {', '.join(similar) or 'none'})"
 
 
 def _violated_checksums(path: Path) -> Path | None:
@@ -124,31 +155,3 @@ def _load_torch_file(path: str) -> Any:
                 return torch.load(path, "cpu", weights_only=True)
         except pickle.UnpicklingError:
             raise pickle.UnpicklingError(f"it holds objects of {', '.join(names)}; save only its state_dict") from None
-
-
-def load_strictly(network: nn.Module, state: dict[str, Tensor], source: str, hint: str) -> None:
-    """Copy `state` into `network`. All names and shapes must agree, and all values must be finite.
-
-    Otherwise raises WeightsError, with `source`, the differences and `hint` in its message.
-    """
-    expected = network.state_dict()
-    missing = [key for key in expected if key not in state]
-    unexpected = [key for key in state if key not in expected]
-    shapes = [
-        f"{key} is {list(state[key].shape)}, but the network has {list(value.shape)}"
-        for key, value in expected.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    not_finite = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
-    problems = {
-        "keys missing": missing, "keys unexpected": unexpected, "shapes differ": shapes,
-        "tensors not finite": not_finite,
-    }  # fmt: skip
-    listed = "; ".join(
-        f"{len(keys)} {problem} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-        for problem, keys in problems.items()
-        if keys
-    )
-    if listed:
-        raise WeightsError(f"{source}: does not fit {type(network).__name__}: {listed}. {hint}")
-    network.load_state_dict(state)

@@ -24,7 +24,7 @@ from data.nist_set import NistSet
 from data.recordio import MAGIC, IndexedRecordReader, RecordError, RecordWriter
 from data.teacher_cache import EmbeddingFile
 from eval.report.results import read_json
-from utils.weights import read_state_dict
+from utils.weights import read_state_dicts
 
 
 def saved(save: Callable, *content: object, **options: object) -> bytes:
@@ -167,8 +167,8 @@ def weights(folder: Path) -> Target:
     seeds.append(Seed("w.safetensors", save(state), words))
 
     def read(folder: Path) -> None:
-        read_state_dict(folder / "w.safetensors")
-        read_state_dict(folder / "w.pth")
+        read_state_dicts(folder / "w.safetensors")
+        read_state_dicts(folder / "w.pth")
 
     return Target(read, "utils/weights.py", seeds, max_allocation=TORCH_ALLOCATION)
 

@@ -16,7 +16,7 @@ from data.bin_set import BinError, read_bin
 from data.nist_set import NistSet, NistSetError
 from eval.report.results import read_json
 from utils.errors import InputError
-from utils.weights import WeightsError, read_state_dict
+from utils.weights import WeightsError, read_state_dicts
 
 
 def peak(call: Callable[[], Any]) -> int:
@@ -158,13 +158,13 @@ def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(tmp_path):
     assert peak(lambda: read_metadata(tmp_path / "metadata.pt")) < 2**20
     assert peak(lambda: read_json(tmp_path / "r.json")) < 2**20
     with pytest.raises(WeightsError, match=r"w\.pth: .*its entries claim 4\d+ bytes, more than the file has"):
-        read_state_dict(tmp_path / "w.pth")
+        read_state_dicts(tmp_path / "w.pth")
 
 
 def test_weights_larger_than_their_file_are_refused(tmp_path):
     torch.save({"weight": torch.zeros(1).expand(2**40)}, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match=r"w\.pth: weight is not a plain tensor, or larger than the file"):
-        read_state_dict(tmp_path / "w.pth")
+        read_state_dicts(tmp_path / "w.pth")
 
 
 def test_a_long_file_name_in_the_nist_lists_is_refused_with_its_line(tmp_path):
