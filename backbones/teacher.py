@@ -126,7 +126,7 @@ def _existing(path: Path) -> Path:
 def _described_network(path: Path) -> tuple[str, bool]:
     """The network's name in the table NETWORKS, and whether it takes BGR, from the model.yaml of a release."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_bytes())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise WeightsError(f"{path}: not YAML ({str(error).splitlines()[0]}); download it again") from error
     values = content if isinstance(content, dict) else {}

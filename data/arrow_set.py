@@ -192,7 +192,7 @@ def _open(path: str, wanted: list[str]) -> Any:
 
 def _require_files_inside(path: str) -> None:
     """Raise ArrowSetError if the state.json of the set names a file outside its folder."""
-    for entry in json.loads(Path(path, "state.json").read_text())["_data_files"]:
+    for entry in json.loads(Path(path, "state.json").read_text(encoding="utf-8"))["_data_files"]:
         if os.path.basename(entry["filename"]) != entry["filename"]:
             raise ArrowSetError(
                 f"{path}: state.json names {entry['filename']!r}, which is not in the folder; fetch the folder again"

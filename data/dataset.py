@@ -167,7 +167,7 @@ def read_property(path: Path) -> int | None:
     if not path.is_file():
         return None
     try:
-        num_ids, height, width = (int(number) for number in path.read_text().strip().split(","))
+        num_ids, height, width = (int(number) for number in path.read_text(encoding="utf-8").strip().split(","))
     except ValueError:
         raise DataError(
             f"{path}: must contain num_ids,height,width; fix it, or remove it to have the identities counted"

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from data import WHERE_TO_GET
 from data.images import SIZE
 from utils.errors import InputError
 from utils.files import atomic_write, make_writable_folder, write_text
@@ -196,7 +197,7 @@ class IndexedRecordReader(RecordFile):
 def _existing(path: str | os.PathLike) -> str:
     """The path as a string. Raises RecordError if there is no such file."""
     if not os.path.isfile(path):
-        raise RecordError(f"{path}: no such file; a record set needs a .rec file and its .idx file in the same folder")
+        raise RecordError(f"{path}: no such file; a record set needs a .rec and an .idx file; {WHERE_TO_GET}")
     return str(path)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import InputError
+from utils.files import size_text
 
 # How the embeddings were made: section -> name -> value. A file is used only if all sections except "about" are as
 # expected.
@@ -44,7 +45,7 @@ class EmbeddingFile:
         weights = str(teacher.get("sha256"))[:12]
         return (
             f"{teacher.get('network')} from {about.get('teacher')}, weights sha256 {weights}, by its "
-            f"embeddings of {about.get('data')} in {self.path} ({self.path.stat().st_size / 1e9:.2f} GB)"
+            f"embeddings of {about.get('data')} in {self.path} ({size_text(self.path.stat().st_size)})"
         )
 
     def rows(self, positions: np.ndarray, flips: np.ndarray) -> Tensor:
@@ -89,7 +90,7 @@ def description_path(path: Path) -> Path:
 def read_description(path: Path) -> Description:
     """The description of the embeddings in `path`. Raises EmbeddingError."""
     try:
-        description = json.loads(description_path(path).read_text())
+        description = json.loads(description_path(path).read_text(encoding="utf-8"))
         shape_of(description)
         if not all(isinstance(section, dict) for section in description.values()):
             raise TypeError("a section is not a dict")

@@ -24,9 +24,9 @@ from eval.report import (
     write_rows,
 )
 from eval.sets import EvaluationSet, SetCache
-from utils.about import describe_run
+from utils.about import run_facts
 from utils.distributed import on_all_ranks, on_rank_0
-from utils.errors import InputError
+from utils.errors import InputError, describe_error
 from utils.files import write_text
 from utils.weights import step_in_name
 
@@ -87,8 +87,8 @@ class BatchEvaluation:
             folder = self.embeddings and Path(self.embeddings, path.stem)
             results = evaluate(network, self.sets, device, self.dtype, self.cache, folder)
         except (InputError, OSError) as error:
-            self.failed.append(f"{path.name}: {error}")
-            return f"FAILED: {error}"
+            self.failed.append(f"{path.name}: {describe_error(error)}")
+            return f"FAILED: {describe_error(error)}"
         on_rank_0(lambda: self._write_metrics(path, results))
         return format_results(results)
 
@@ -157,7 +157,7 @@ class BatchEvaluation:
     def _write_metrics(self, path: Path, results: Results) -> None:
         write_csv(self._report_path(path, ".csv"), results)
         if self.save_json:
-            about = {"checkpoint": str(path), "run": describe_run()}
+            about = {"checkpoint": str(path), **run_facts()}
             write_json(self._report_path(path, ".json"), results, about)
         self._add(path, results)
 

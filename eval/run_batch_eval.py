@@ -7,6 +7,7 @@ from easydict import EasyDict
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from config.paths import input_path
 from eval.arguments import NO_SET_FOUND, make_parser, read_config
 from utils.errors import InputError, exit_on_input_error
 
@@ -22,7 +23,7 @@ def gigabytes(text: str) -> float:
 def main() -> None:
     parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--checkpoint-dir", required=True, metavar="DIR", help="the folder")
+    add("--checkpoint-dir", required=True, type=input_path, metavar="DIR", help="the folder")
     add("--checkpoint-suffix", default="backbone.pth", metavar="TEXT",
         help="how the names of checkpoints end (default: %(default)s)")  # fmt: skip
     add("--report-dir", metavar="DIR", help="where <checkpoint>_metrics.csv, summary.csv, summary.md and report.html "
@@ -36,7 +37,7 @@ def main() -> None:
         )  # fmt: skip
     add("--force", action="store_true", help="also score checkpoints that have a complete and newer report, and "
         "overwrite the file of --results-json even if it holds no results")  # fmt: skip
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     cfg = read_config(args)
 
     # Imported here so that --help and errors in the config come at once.
@@ -44,7 +45,7 @@ def main() -> None:
     from eval.batch import BatchEvaluation, find_checkpoints
     from eval.protocols import build_evaluation_sets
     from eval.report import latex, markdown, refuse_to_overwrite, write_collected_json
-    from utils.about import describe_run
+    from utils.about import run_facts
     from utils.distributed import on_rank_0, process_group, rank
     from utils.files import write_text
     from utils.precision import compute_type
@@ -62,8 +63,9 @@ def main() -> None:
         for number, path in enumerate(checkpoints, 1):
             text = batch.score(path, device, args.force)
             if rank() == 0:
-                print(f"[{number}/{len(checkpoints)}] {path.name}: {text}", flush=True)
-        about = {"folder": args.checkpoint_dir, "config": args.config, "run": describe_run()}
+                separator = "\n" if "\n" in text else " "  # a table starts on a row of its own
+                print(f"[{number}/{len(checkpoints)}] {path.name}:{separator}{text}", flush=True)
+        about = {"folder": str(args.checkpoint_dir), "config": str(input_path(args.config)), **run_facts()}
         if rank() != 0:
             return
     table = batch.finish(Path(args.plots or reports / "plots"), about)

@@ -11,6 +11,7 @@ from data.images import SIZE
 from eval.embeddings import DecodedImages
 from utils.distributed import on_all_ranks, rank
 from utils.errors import InputError
+from utils.files import size_text
 
 
 class EvaluationSet(NamedTuple):
@@ -80,7 +81,7 @@ class SetCache:
                 return DecodedImages(images, evaluation_set.batch_size, evaluation_set.num_workers, target)
             if self._bytes_left and rank() == 0:
                 tqdm.write(
-                    f"{target}: {size / 1e9:.1f} GB decoded, more than is left of --cache-gb; "
+                    f"{target}: {size_text(size)} decoded, more than is left of --cache-gb; "
                     "it is decoded again for every checkpoint"
                 )
             return None

@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config import BASE, load_config
+from config.paths import input_path
 from utils.errors import InputError, exit_on_input_error
 
 EPILOG = """
@@ -42,7 +43,9 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "path", type=Path, help="folder with train.rec and train.idx, .bin file, or folder of an Arrow verification set"
+        "path",
+        type=input_path,
+        help="folder with train.rec and train.idx, .bin file, or folder of an Arrow verification set",
     )
     parser.add_argument(
         "--num-workers",
@@ -74,6 +77,7 @@ def main() -> int:
     # Imported after the command line is parsed: --help answers at once, without torch.
     import numpy as np
 
+    from data import WHERE_TO_GET
     from data.arrow_set import ArrowVerificationSet
     from data.bin_set import read_bin
     from data.pairs import Pairs, sample_pairs
@@ -91,19 +95,22 @@ def main() -> int:
         images, pairs = examine_verification_set(verification_set, report, args.num_workers)
         pairs = Pairs(*(rng.permutation(rows)[: args.pairs] for rows in pairs))
     else:
-        raise InputError(f"{args.path}: no such file or folder (expected a record set, a .bin file or an Arrow set)")
+        raise InputError(
+            f"{args.path}: no such file or folder (expected a record set, a .bin file or an Arrow set); {WHERE_TO_GET}"
+        )
     if args.teacher:
         check_with_teacher(cfg, images, pairs, report, args.num_workers)
     print("\n".join(report.lines()))
     if args.json:
-        write_text(args.json, json.dumps({**vars(report), "about": describe_run()}, indent=1) + "\n")
+        content = {**vars(report), "about": describe_run()}
+        write_text(args.json, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return 1 if report.problems else 0
 
 
 def is_report(path: Path) -> bool:
     """Whether a file was written by --json."""
     try:
-        return {"source", "figures", "problems"} <= json.loads(path.read_text()).keys()
+        return {"source", "figures", "problems"} <= json.loads(path.read_text(encoding="utf-8")).keys()
     except (OSError, ValueError, AttributeError, RecursionError):
         return False
 

@@ -13,12 +13,17 @@ NOT_DRAWN = ("step", "kind", "epoch", "time")
 
 
 def save_curves(metrics: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Write a PNG with one panel per training metric in `metrics` (metrics.jsonl), and one for the accuracies."""
+    """Write a PNG with one panel per training metric in `metrics` (metrics.jsonl), and one for the accuracies.
+
+    Metrics that are 0 at every step are named below the panels instead.
+    """
     from matplotlib.figure import Figure  # slow to import, and needed once per run
 
-    entries = [json.loads(line) for line in Path(metrics).read_text().splitlines()]
+    entries = [json.loads(line) for line in Path(metrics).read_text(encoding="utf-8").splitlines()]
     training = [entry for entry in entries if entry["kind"] == "training"]
     names = [name for name in (training[0] if training else {}) if name not in NOT_DRAWN]
+    zero = [name for name in names if all(entry[name] == 0 for entry in training)]
+    names = [name for name in names if name not in zero]
     accuracies = _accuracies(entry for entry in entries if entry["kind"] == "evaluation")
     rows = -(-(len(names) + bool(accuracies)) // COLUMNS) or 1
     figure = Figure(figsize=(4 * COLUMNS, 3 * rows), layout="constrained")
@@ -34,7 +39,8 @@ def save_curves(metrics: str | os.PathLike, path: str | os.PathLike) -> None:
         panel.legend()
     for panel in panels:
         panel.set_axis_off()
-    figure.supxlabel("step")
+    figure.suptitle(f"{Path(metrics).resolve().parent.name}: training metrics and accuracies".replace("$", r"\$"))
+    figure.supxlabel("step" + (f" (always 0, not drawn: {', '.join(zero)})" if zero else ""))
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=100)
 

@@ -52,7 +52,7 @@ def _content(results: Results) -> dict[str, Any]:
 
 
 def _write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def read_json(path: str | os.PathLike, protocols: Container[str] = tuple(PROTOCOLS)) -> Results:
@@ -61,7 +61,7 @@ def read_json(path: str | os.PathLike, protocols: Container[str] = tuple(PROTOCO
     Raises InputError for a file without results.
     """
     try:
-        content: dict[str, Any] = json.loads(Path(path).read_text())
+        content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
         del content["about"]
         absent, failed, warnings = content.pop("absent"), content.pop("failed"), content.pop("warnings", [])
         if not all(isinstance(value, int | float | None) for value in flatten(content).values()):
@@ -84,7 +84,7 @@ def refuse_to_overwrite(path: str | os.PathLike, with_arrays: bool) -> None:
 
 def _is_results(path: Path) -> bool:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
         return "about" in content and ("checkpoints" in content or {"absent", "failed"} <= set(content))
     except (OSError, ValueError, TypeError, RecursionError):
         return False
@@ -158,7 +158,7 @@ def read_csv(path: str | os.PathLike, sets: Iterable[tuple[str, str]]) -> Result
     metrics: dict[str, dict[str, Metrics]] = {}
     prefixes = {f"{protocol}.{target}.": (protocol, target) for protocol, target in sets}
     try:
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8") as file:
             header, *lines = csv.reader(file)
         if header != ["metric", "value"]:
             raise ValueError
