@@ -11,7 +11,7 @@ from typing import Any
 from easydict import EasyDict
 
 from config.conflicts import DISTILLATION, Conflict, find_conflict
-from config.paths import ROOT, PathError, input_path, output_path
+from config.paths import ROOT, PathError, existing_input, input_path, output_path
 from config.rule import Rule
 from config.rules import REMOVED, RULES, benchmark_defaults, known_rules
 from utils.errors import InputError
@@ -74,12 +74,11 @@ def dump_config(cfg: EasyDict, note: str) -> str:
 
 
 def _find_config(path: str | os.PathLike) -> Path:
-    """The absolute path of a config file. Raises ConfigError, which names the places where it was looked for."""
-    found = input_path(path)
-    if not found.is_file():
-        places = dict.fromkeys([str(Path.cwd() / path), str(found)])
-        raise ConfigError(f"{path}: no such config file; looked for {' and '.join(places)}")
-    return found
+    """The absolute path of a config file. Raises ConfigError."""
+    try:
+        return existing_input(path)
+    except PathError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _read_layers(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -30,6 +30,18 @@ def input_path(text: str | os.PathLike) -> Path:
     return here
 
 
+def existing_input(text: str | os.PathLike, hint: str = "") -> Path:
+    """The absolute path of a file or folder to read, as `input_path` finds it. Raises PathError if it does not exist.
+
+    hint: follows in the message.
+    """
+    found = input_path(text)
+    if not _exists(found):
+        places = dict.fromkeys([str(Path.cwd() / text), str(found)])
+        raise PathError(f"{text}: no such file or folder; looked for {' and '.join(places)}{hint and f'; {hint}'}")
+    return found
+
+
 def output_path(text: str | os.PathLike) -> Path:
     """The absolute path of a file or folder to write. A relative path starts at the repository root. Raises
     PathError."""

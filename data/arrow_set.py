@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data import WHERE_TO_GET
 from data.images import decode_aligned, decode_rgb, fit
 from data.safe_pickle import ForbiddenError, SafeArray, SafeDtype, numpy_stand_ins
 from utils.errors import InputError
@@ -112,7 +113,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     Raises ArrowSetError.
     """
     if not os.path.isfile(path):
-        raise ArrowSetError(f"{path}: no such file; it belongs to the set: fetch the whole folder")
+        raise ArrowSetError(f"{path}: no such file; it belongs to the set: fetch the whole folder; {WHERE_TO_GET}")
     try:
         refuse_inflated(path)
         metadata = _load_without_executing(path)

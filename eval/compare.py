@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from config.paths import input_path
+from config.paths import existing_input
 from utils.errors import exit_on_input_error
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def main() -> None:
 
     names = method_names(args.results)
     results = {
-        name: read_json(input_path(path), pair_protocols()) for name, path in zip(names, args.results, strict=True)
+        name: read_json(existing_input(path), pair_protocols()) for name, path in zip(names, args.results, strict=True)
     }
     metrics = {name: method_results.metrics for name, method_results in results.items()}
     tables = [methods_table("", metrics, "[%] (std over folds)")]

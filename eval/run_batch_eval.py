@@ -7,7 +7,7 @@ from easydict import EasyDict
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from config.paths import input_path
+from config.paths import existing_input
 from eval.arguments import NO_SET_FOUND, make_parser, read_config
 from utils.errors import InputError, exit_on_input_error
 
@@ -23,7 +23,7 @@ def gigabytes(text: str) -> float:
 def main() -> None:
     parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--checkpoint-dir", required=True, type=input_path, metavar="DIR", help="the folder")
+    add("--checkpoint-dir", required=True, metavar="DIR", help="the folder")
     add("--checkpoint-suffix", default="backbone.pth", metavar="TEXT",
         help="how the names of checkpoints end (default: %(default)s)")  # fmt: skip
     add("--report-dir", metavar="DIR", help="where <checkpoint>_metrics.csv, summary.csv, summary.md and report.html "
@@ -38,7 +38,7 @@ def main() -> None:
     add("--force", action="store_true", help="also score checkpoints that have a complete and newer report, and "
         "overwrite the file of --results-json even if it holds no results")  # fmt: skip
     args = parser.parse_intermixed_args()
-    cfg = read_config(args)
+    cfg, folder = read_config(args), existing_input(args.checkpoint_dir)
 
     # Imported here so that --help and errors in the config come at once.
     from backbones import build_backbone
@@ -50,7 +50,7 @@ def main() -> None:
     from utils.files import write_text
     from utils.precision import compute_type
 
-    reports = Path(args.report_dir or Path(args.checkpoint_dir, "reports"))
+    reports = Path(args.report_dir or folder / "reports")
     sets = build_evaluation_sets(cfg)
     with process_group(args.device) as device:
         batch = BatchEvaluation(
@@ -59,18 +59,17 @@ def main() -> None:
         )  # fmt: skip
         if args.results_json and not args.force:
             on_rank_0(lambda: refuse_to_overwrite(args.results_json, with_arrays=False))
-        checkpoints = on_rank_0(lambda: find_checkpoints(args.checkpoint_dir, args.checkpoint_suffix))
+        checkpoints = on_rank_0(lambda: find_checkpoints(folder, args.checkpoint_suffix))
         for number, path in enumerate(checkpoints, 1):
             text = batch.score(path, device, args.force)
             if rank() == 0:
                 separator = "\n" if "\n" in text else " "  # a table starts on a row of its own
                 print(f"[{number}/{len(checkpoints)}] {path.name}:{separator}{text}", flush=True)
-        about = {"folder": str(args.checkpoint_dir), "config": str(input_path(args.config)), **run_facts()}
+        about = {"folder": str(folder), "config": str(existing_input(args.config)), **run_facts()}
         if rank() != 0:
             return
     table = batch.finish(Path(args.plots or reports / "plots"), about)
-    print()
-    print(latex(table) if args.latex else markdown(table))
+    print(f"\n{latex(table) if args.latex else markdown(table)}")
     if args.latex:
         write_text(reports / "summary.tex", latex(table) + "\n")
     if args.results_json:

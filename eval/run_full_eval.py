@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from config.paths import input_path
+from config.paths import existing_input
 from eval.arguments import NO_SET_FOUND, make_parser, read_config
 from utils.errors import InputError, exit_on_input_error
 
@@ -21,6 +21,7 @@ def main() -> None:
     add("--plots", metavar="DIR", help="write plots as PNG files and report.html to this folder")
     args = parser.parse_intermixed_args()
     cfg = read_config(args, init_from=args.checkpoint)
+    existing_input(args.checkpoint)
 
     # Imported here so that --help and errors in the config come at once.
     import torch
@@ -40,7 +41,7 @@ def main() -> None:
         network = build_backbone(cfg).to(device, memory_format=torch.channels_last)
         dtype, folder = compute_type(cfg.dtype, device), args.save_embeddings
         results = evaluate(network, sets, device, dtype, cache, folder)
-        about = {"checkpoint": cfg.init_from, "config": str(input_path(args.config)), **run_facts()}
+        about = {"checkpoint": cfg.init_from, "config": str(existing_input(args.config)), **run_facts()}
         if rank() != 0:
             return
     print(format_results(results))

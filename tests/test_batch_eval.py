@@ -28,6 +28,9 @@ def test_a_folder_is_scored_in_step_order_and_checkpoints_with_a_report_are_skip
     folder = shutil.copytree(checkpoints, tmp_path / "run")
     arguments = [BATCH, "--checkpoint-dir", folder, *flags(root), "--save-json"]
     done = score(*arguments, "--results-json", tmp_path / "all.json", "--latex")
+    lines = done.stdout.splitlines()
+    label = lines.index("[1/3] 5backbone.pth:")
+    assert lines[label + 1].split() == ["set", "metric", "value"]
     reports = folder / "reports"
     summary = read_rows(reports / "summary.csv")
     assert [row["checkpoint"] for row in summary] == ["5backbone", "10backbone", "finalbackbone", "best"]
@@ -123,7 +126,7 @@ def test_a_folder_without_checkpoints_is_an_error(root, tmp_path):
     done = score(BATCH, "--checkpoint-dir", tmp_path, *flags(root), code=2)
     assert f"{tmp_path}: no file name ends in 'backbone.pth'" in done.stderr
     done = score(BATCH, "--checkpoint-dir", tmp_path / "none", *flags(root), code=2)
-    assert "none: no such folder of checkpoints" in done.stderr
+    assert "none: no such file or folder; looked for" in done.stderr
 
 
 @pytest.mark.parametrize("save_json", [[], ["--save-json"]])

@@ -1,4 +1,4 @@
-"""The log of a run on a terminal: lines are above the progress bar, each on a row of its own."""
+"""The log of a run on a terminal, and the picture of its curves."""
 
 import fcntl
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from train.curves import draw_curves
 from train.run_log import RunLog
 
 COLUMNS = 60
@@ -63,3 +64,16 @@ def test_lines_of_the_log_stand_above_the_progress_bar(monkeypatch, tmp_path: Pa
     texts = [re.sub(r"^\d{4}-\S+ \S+ ", "", row) for row in rows]
     assert texts == ["before", "step 1", "more", "step 2", "more", "step 3", "more"]
     assert bar.startswith("training: 100%") and "3/3" in bar and "loss=3" in bar and len(bar) <= COLUMNS and not end
+
+
+def test_curves_have_titles_and_no_panel_of_zeros():
+    entries = [
+        {"step": step, "kind": "training", "epoch": 0.1, "loss": 9 - step, "grad_norm": step, "bad_steps": 0, "time": 5}
+        for step in (1, 2)
+    ]
+    entries.append({"step": 2, "kind": "evaluation", "verification.lfw.Accuracy-Flip": 0.9})
+    figure = draw_curves("my_run", entries)
+    assert [axes.get_title() for axes in figure.axes if axes.lines] == ["loss", "grad_norm", "accuracy [%]"]
+    assert figure.get_suptitle() == "my_run: curves of the run"
+    assert figure.get_supxlabel() == "step (always 0, not drawn: bad_steps)"
+    assert draw_curves("empty", []).get_supxlabel() == "step"

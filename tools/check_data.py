@@ -14,7 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config import BASE, load_config
-from config.paths import input_path
+from config.paths import existing_input
+from data import WHERE_TO_GET
 from utils.errors import InputError, exit_on_input_error
 
 EPILOG = """
@@ -44,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "path",
-        type=input_path,
+        type=Path,
         help="folder with train.rec and train.idx, .bin file, or folder of an Arrow verification set",
     )
     parser.add_argument(
@@ -71,13 +72,13 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     cfg = load_config(args.config, args.overrides, conflicts=())
+    args.path = existing_input(args.path, WHERE_TO_GET)
     if args.json and args.json.exists() and not (args.force or is_report(args.json)):
         raise InputError(f"{args.json}: exists and is not a report; choose another file, or overwrite it with --force")
 
     # Imported after the command line is parsed: --help answers at once, without torch.
     import numpy as np
 
-    from data import WHERE_TO_GET
     from data.arrow_set import ArrowVerificationSet
     from data.bin_set import read_bin
     from data.pairs import Pairs, sample_pairs
@@ -95,9 +96,7 @@ def main() -> int:
         images, pairs = examine_verification_set(verification_set, report, args.num_workers)
         pairs = Pairs(*(rng.permutation(rows)[: args.pairs] for rows in pairs))
     else:
-        raise InputError(
-            f"{args.path}: no such file or folder (expected a record set, a .bin file or an Arrow set); {WHERE_TO_GET}"
-        )
+        raise InputError(f"{args.path}: neither a folder nor a file (expected a record set, a .bin or an Arrow set)")
     if args.teacher:
         check_with_teacher(cfg, images, pairs, report, args.num_workers)
     print("\n".join(report.lines()))

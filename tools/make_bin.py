@@ -20,7 +20,7 @@ from utils.errors import InputError, exit_on_input_error
 def read_pairs(path: Path) -> list[tuple[str, str, bool]]:
     """Read one (first image, second image, is_same) per line. Raises InputError with the number of a wrong line."""
     pairs = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue
         fields = line.split("\t") if "\t" in line else line.split()

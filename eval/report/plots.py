@@ -23,7 +23,8 @@ class Plot(NamedTuple):
 
 def _titled(caption: str, figure: "Figure") -> Plot:
     """A plot whose figure has its caption as the title."""
-    figure.suptitle(caption.replace("$", r"\$"), fontsize=12)  # text between two dollar signs would be a formula
+    title = caption.replace("$", r"\$")  # Matplotlib shows text between two dollar signs as a formula
+    figure.suptitle(title, fontsize=11, wrap=True)
     return Plot(caption, figure)
 
 
