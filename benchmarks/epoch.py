@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="keys of the config, for example teacher=cvlface_ir101"
     )
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.plain:
         print(plain_rate(args.overrides, args.steps))
         return

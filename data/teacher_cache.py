@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.errors import InputError
+from utils.errors import InputError, describe_error
 from utils.files import size_text
 
 # How the embeddings were made: section -> name -> value. A file is used only if all sections except "about" are as
@@ -60,7 +60,9 @@ class EmbeddingFile:
         except FileNotFoundError:
             raise
         except Exception as error:  # NumPy's errors for a broken header have no common base class
-            raise EmbeddingError(f"{self.path}: broken or cut short ({error}); remove it to make it again") from error
+            raise EmbeddingError(
+                f"{self.path}: broken or cut short ({describe_error(error)}); remove it to make it again"
+            ) from error
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_stored": None}

@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT, run_script
 
 TRAIN, EVALUATE = "train/train_AdaDistill.py", "eval/run_full_eval.py"
+SCRIPTS = [path for folder in ("train", "eval", "tools", "demo") for path in (ROOT / folder).rglob("*.py")]
 
 
 def refused(*arguments: str | Path, message: str) -> str:
@@ -112,6 +113,13 @@ def test_overrides_may_stand_on_both_sides_of_a_flag(script, flags):
     refused(*script, "seed=3", *flags, "absent_key=1", message="absent_key: no such key")
 
 
+def test_every_script_with_a_list_of_arguments_accepts_it_on_both_sides_of_a_flag():
+    for path in [*SCRIPTS, *(ROOT / "benchmarks").glob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        if 'nargs="' in text or "make_parser(" in text:
+            assert ".parse_args()" not in text, f"{path}: use parse_intermixed_args"
+
+
 def test_a_record_set_or_evaluation_set_that_is_missing_leads_to_the_section_of_the_readme(
     small_run, checkpoint, tmp_path
 ):
@@ -171,9 +179,6 @@ def test_evaluation_does_not_depend_on_the_folder_or_the_number_of_ranks(small_r
         results.append(json.loads(path.read_text()))
     assert results[0]["verification"] == results[1]["verification"]
     refused("eval/compare.py", checkpoint, message="5backbone.pth: holds no results")
-
-
-SCRIPTS = [path for folder in ("train", "eval", "tools", "demo") for path in (ROOT / folder).rglob("*.py")]
 
 
 @pytest.mark.parametrize("script", sorted(str(p.relative_to(ROOT)) for p in SCRIPTS if "__main__" in p.read_text()))
