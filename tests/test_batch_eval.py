@@ -83,7 +83,7 @@ def test_two_ranks_and_a_small_cache_do_not_change_the_metrics(root, checkpoints
     score(*arguments, "--report-dir", tmp_path / "0")
     score(*arguments, "--report-dir", tmp_path / "2", ranks=2)
     done = score(*arguments, "--report-dir", tmp_path / "small", "--cache-gb", "0.001")
-    assert "pairs: 0.0 GB decoded" in done.stdout + done.stderr
+    assert "pairs: 1.505 MB decoded" in done.stdout + done.stderr
     for name in ("2", "small"):
         assert (tmp_path / name / "summary.csv").read_text() == (tmp_path / "0" / "summary.csv").read_text()
 
