@@ -120,7 +120,7 @@ def _described_network(path: Path) -> tuple[str, bool]:
     if kind := describe_other_kind(path):
         raise WeightsError(f"{path}: not a description of a release, but {kind}")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_bytes())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise WeightsError(f"{path}: not YAML ({str(error).splitlines()[0]}); download it again") from error
     values = content if isinstance(content, dict) else {}

@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="keys of the config, for example teacher=cvlface_ir101"
     )
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.plain:
         print(plain_rate(args.overrides, args.steps))
         return
@@ -116,7 +116,7 @@ def _rate(output: Path, steps: int, *settings: str) -> float:
     every = _not_counted(steps)
     log = [f"log_every={every}", f"max_steps={steps}", f"output={output}"]
     _run(ROOT / "train" / "train_AdaDistill.py", *settings, *log)
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     first, last = lines[0], lines[-1]
     batch_size = load_config(output / "config.py").batch_size
     return (last["step"] - first["step"]) * batch_size / (last["time"] - first["time"])

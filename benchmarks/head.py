@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="number of measured passes (default: 7)")
     parser.add_argument("--no-plain", action="store_true", help="leave out the plain head")
     parser.add_argument("--memory", choices=[REPOSITORY, PLAIN], help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     dtype = compute_type(args.dtype, DEVICE)
     if args.memory:
         print(json.dumps(step_memory(args.memory, args.batch[0], args.classes[0], dtype)))

@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2], help="numbers of workers (default: 1 2)")
     parser.add_argument("--rounds", type=int, default=15, help="number of measured rounds (default: 15)")
     parser.add_argument("--mxnet", metavar="PYTHON", help="Python interpreter of an environment with MXNet")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:

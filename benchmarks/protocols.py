@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--only", choices=CASES, help="measure only this case, in this process, and print JSON")
     parser.add_argument("--scale", type=float, default=1.0, help="with --only: share of the full size")
     parser.add_argument("--plain", action="store_true", help="with --only: measure plain arithmetic too")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.only:
         print(json.dumps(measure(args.only, args.scale, args.plain)))
         return

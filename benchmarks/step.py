@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="keys of the config, for example dtype=bfloat16"
     )
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     print(f"{describe_run()}, {torch.get_num_threads()} CPU thread(s)\n")
     print("| batch | classes | teacher | step | ms | images/s | x student |\n|---|---|---|---|---|---|---|", flush=True)
     for classes, batch, teacher in itertools.product(args.classes, args.batch, args.teacher):

@@ -32,7 +32,7 @@ def make_inputs(folder: Path, images: int, classes: int, given: list[str]) -> tu
     network = NETWORKS[cfg.teacher](EasyDict(cfg, network=cfg.teacher))
     (folder / "pretrained_model").mkdir()
     name = cfg.teacher.removeprefix("cvlface_")
-    (folder / "pretrained_model" / "model.yaml").write_text(f"name: {name}\ncolor_space: RGB\n")
+    (folder / "pretrained_model" / "model.yaml").write_text(f"name: {name}\ncolor_space: RGB\n", encoding="utf-8")
     save_file({f"model.net.{key}": value for key, value in network.state_dict().items()}, folder / "model.safetensors")
     settings = [
         "dataset=custom", *given, f"rec={folder}", f"pretrained_teacher_path={folder}", "num_epoch=1000000",

@@ -11,11 +11,11 @@ from typing import Any
 from easydict import EasyDict
 
 from config.conflicts import DISTILLATION, Conflict, find_conflict
+from config.paths import ROOT, PathError, existing_input, input_path, output_path
 from config.rule import Rule
 from config.rules import REMOVED, RULES, benchmark_defaults, known_rules
 from utils.errors import InputError
 
-ROOT = Path(__file__).resolve().parent.parent
 BASE = ROOT / "config" / "config.py"
 LONGEST_OVERRIDE = 3000  # characters; Python's parser may exhaust the stack on much longer texts
 LONGEST_COMPARED_NAME = 100  # characters; the search for a similar name is slow for longer names
@@ -31,10 +31,10 @@ def load_config(
     """Read and check a config. Nothing but the config files is opened, and torch is not imported.
 
     Args:
-        path: a Python file, which is executed. It is a preset or a complete config. A preset has a dict `preset` of the
-            keys that differ from config/config.py. If it builds on another preset, it also has a string `base`: the
-            path of that preset, relative to its own folder. A complete config is a file like config/config.py: it has
-            an EasyDict `config` of all keys and a dict `datasets`.
+        path: a Python file, which is executed; a relative path is found by `input_path`. It is a preset or a complete
+            config. A preset has a dict `preset` of the keys that differ from config/config.py. If it builds on another
+            preset, it also has a string `base`: the path of that preset, relative to its own folder. A complete config
+            is a file like config/config.py: it has an EasyDict `config` of all keys and a dict `datasets`.
         overrides: strings of the form "key=value", as on the command line. The rule of the key in config/rules.py
             converts the value: "lr=0.1" becomes a float, "val_targets=lfw,cfp_fp" a list.
         conflicts: the contradictions between keys that are refused, from config/conflicts.py. By default all of them;
@@ -42,14 +42,14 @@ def load_config(
 
     Returns:
         All keys with their values: the defaults, overridden by the entry of `datasets`, then by the preset, then by
-        `overrides`. Paths are absolute; empty paths stay empty.
+        `overrides`. Paths are absolute (config/paths.py); empty paths stay empty.
 
     Raises:
         ConfigError: a file is missing or is not a config, a key is unknown, missing or no longer supported, a value is
             not allowed, or two keys contradict each other (config/conflicts.py).
     """
     rules = known_rules()
-    base, layers = _read_layers(Path(path))
+    base, layers = _read_layers(_find_config(path))
     layers.append(_parse_overrides(overrides, rules))
     datasets, defaults = base["datasets"], benchmark_defaults() | base["config"]
     cfg: dict[str, Any] = {}
@@ -71,6 +71,14 @@ def dump_config(cfg: EasyDict, note: str) -> str:
     """The text of a preset that sets every key of `cfg`, with the lines of `note` as comments at the top."""
     comment = "".join(f"# {line}\n" for line in note.splitlines())
     return f"{comment}\npreset = {pprint.pformat(dict(cfg), sort_dicts=False, width=110)}\n"
+
+
+def _find_config(path: str | os.PathLike) -> Path:
+    """The absolute path of a config file. Raises ConfigError."""
+    try:
+        return existing_input(path)
+    except PathError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _read_layers(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -144,7 +152,12 @@ def _check_value(key: str, value: Any, rule: Rule) -> Any:
         value = list(value)
     if not rule.allows(value):
         raise ConfigError(f"{key} = {value!r}: must be {rule.allowed}")
-    return str(ROOT / _expand(key, value)) if rule.is_path and value else value
+    if not (rule.is_path and value):
+        return value
+    try:
+        return str(output_path(value) if rule.is_output else input_path(value))
+    except PathError as error:
+        raise ConfigError(f"{key} = {error}") from None
 
 
 def _require_known(key: str, rules: Mapping[str, Rule]) -> None:
@@ -162,16 +175,3 @@ def _most_similar(name: str, known: Iterable[str]) -> str | None:
     lower = {other.lower(): other for other in known}
     similar = difflib.get_close_matches(name[:LONGEST_COMPARED_NAME].lower(), lower, n=1, cutoff=0.5)
     return lower[similar[0]] if similar else None
-
-
-def _expand(key: str, text: str) -> str:
-    """The path with `~` and $VARIABLES replaced."""
-    try:
-        expanded = os.path.expanduser(os.path.expandvars(text))
-    except ValueError:  # the user name after ~ contains a null character
-        expanded = "\0"
-    if "\0" in expanded:
-        raise ConfigError(f"{key} = {text!r}: not a path; it contains a character that no path can have")
-    if "$" in expanded:
-        raise ConfigError(f"{key} = {text!r}: the environment variable in it is not set; set it, or write out the path")
-    return expanded

@@ -9,8 +9,10 @@ To change a setting, edit this file, write a preset, or use the command line. La
    another preset as its `base`, which is applied before it;
 4. the command line: `batch_size=64 loss=ArcFace`.
 
-Relative paths start at the repository root; `~` and `$VARIABLES` are expanded. A config is Python code and is executed:
-use only files that you trust.
+A relative path of a file or folder to read is looked for in the current folder, then in the repository root. If both
+exist and differ, the first one is used, and a line on the screen says so. `--config` is found in the same way. A
+relative path to write (`output`, `teacher_embeddings`, `teacher_cache`) starts at the repository root. `~` and
+`$VARIABLES` are expanded. A config is Python code and is executed: use only files that you trust.
 """
 
 from easydict import EasyDict

@@ -18,7 +18,7 @@ class Rule:
     """The base of all kinds.
 
     meaning: what the key controls, its unit and its special values; the comment of the key in config/config.py.
-    is_path: whether the value is the path of a file or folder; load_config makes it absolute.
+    is_path: whether the value is the path of a file or folder; load_config makes it absolute (config/paths.py).
     is_flag: whether the value is True or False. placeholder: the word for the value in the help of the scripts.
     """
 
@@ -168,10 +168,14 @@ class Text(Rule):
 
 @dataclass(frozen=True)
 class Path(Rule):
-    """The path of a file or folder; it must end in `suffix`. With `may_be_empty` it may be "", which means no path."""
+    """The path of a file or folder; it must end in `suffix`. With `may_be_empty` it may be "", which means no path.
+
+    is_output: whether it is written. Relative paths of inputs and outputs start at different folders (config/paths.py).
+    """
 
     suffix: str = ""
     may_be_empty: bool = True
+    is_output: bool = False
     is_path: ClassVar[bool] = True
     placeholder: ClassVar[str] = "PATH"
 

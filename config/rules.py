@@ -43,9 +43,9 @@ NETWORKS: dict[str, Rule] = {
     "pretrained_teacher_header_path": Path('header.pth with the teacher\'s class centers, for centers "fixed"'),
     "teacher_repo_id": Text('Hugging Face repository of a cvlface teacher; "": the published one'),
     "teacher_revision": Text('branch, tag or commit of the repository; "": main. A commit pins the weights'),
-    "teacher_cache": Path('folder for downloaded teachers; "": the cache of huggingface_hub'),
+    "teacher_cache": Path('folder for downloaded teachers; "": the cache of huggingface_hub', is_output=True),
     "teacher_embeddings": Path(
-        '.npy file of the teacher\'s embeddings, created if missing; "": run the teacher live', ".npy"
+        '.npy file of the teacher\'s embeddings, created if missing; "": run the teacher live', ".npy", is_output=True
     ),
     "teacher_view": Choice(
         'images for the teacher; "same": augmented as for the student; "clean": not augmented', ["same", "clean"]
@@ -105,7 +105,7 @@ OPTIMISATION: dict[str, Rule] = {
 }
 
 OUTPUT: dict[str, Rule] = {
-    "output": Path("folder for checkpoints and logs", may_be_empty=False),
+    "output": Path("folder for checkpoints and logs", may_be_empty=False, is_output=True),
     "global_step": Integer("resume from the checkpoint of this step; 0: see resume"),
     "resume": Choice(
         '"auto": resume from the newest complete checkpoint, if any; "none": start a new run', ["none", "auto"]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data import WHERE_TO_GET
 from data.images import decode_aligned, decode_rgb, fit
 from data.safe_pickle import ForbiddenError, SafeArray, SafeDtype, numpy_stand_ins
 from utils.errors import InputError
@@ -113,7 +114,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     Raises ArrowSetError.
     """
     if not os.path.isfile(path):
-        raise ArrowSetError(f"{path}: no such file; it belongs to the set: fetch the whole folder")
+        raise ArrowSetError(f"{path}: no such file; it belongs to the set: fetch the whole folder; {WHERE_TO_GET}")
     if kind := describe_other_kind(path, torch_file=True):
         raise ArrowSetError(f"{path}: not metadata, but {kind}")
     try:
@@ -195,7 +196,7 @@ def _open(path: str, wanted: list[str]) -> Any:
 
 def _require_files_inside(path: str) -> None:
     """Raise ArrowSetError if the state.json of the set names a file outside its folder."""
-    for entry in json.loads(Path(path, "state.json").read_text())["_data_files"]:
+    for entry in json.loads(Path(path, "state.json").read_text(encoding="utf-8"))["_data_files"]:
         if os.path.basename(entry["filename"]) != entry["filename"]:
             raise ArrowSetError(
                 f"{path}: state.json names {entry['filename']!r}, which is not in the folder; fetch the folder again"

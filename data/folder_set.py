@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from easydict import EasyDict
 
+from data import WHERE_TO_GET
 from data.dataset import DataError, FaceDataset
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -26,7 +27,7 @@ class FolderDataset(FaceDataset):
     def __init__(self, folder: str | os.PathLike, sample: int = 0) -> None:
         self.source = str(folder)
         if not os.path.isdir(folder):
-            raise DataError(f"{folder}: no such folder; data_path is a folder with one folder per identity")
+            raise DataError(f"{folder}: no such folder (expected one folder per identity); {WHERE_TO_GET}")
         left_out: Counter[str] = Counter()
         identities = sorted(entry.name for entry in _visible(folder, left_out) if _is_identity(entry, left_out))
         paths, labels = [], []

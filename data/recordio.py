@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from data import WHERE_TO_GET
 from data.images import SIZE
 from utils.errors import InputError
 from utils.file_kinds import describe_other_kind
@@ -191,7 +192,7 @@ class IndexedRecordReader(RecordFile):
 def _existing(path: str | os.PathLike) -> str:
     """The path as a string. Raises RecordError if there is no such file, or another kind of file in its place."""
     if not os.path.isfile(path):
-        raise RecordError(f"{path}: no such file; a record set needs a .rec file and its .idx file in the same folder")
+        raise RecordError(f"{path}: no such file; a record set needs a .rec and an .idx file; {WHERE_TO_GET}")
     if kind := describe_other_kind(path):
         raise RecordError(f"{path}: not a part of a record set, but {kind}")
     return str(path)

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.errors import InputError
+from utils.errors import InputError, describe_error
+from utils.files import size_text
 
 # How the embeddings were made: section -> name -> value. A file is used only if all sections except "about" are as
 # expected.
@@ -44,7 +45,7 @@ class EmbeddingFile:
         weights = str(teacher.get("sha256"))[:12]
         return (
             f"{teacher.get('network')} from {about.get('teacher')}, weights sha256 {weights}, by its "
-            f"embeddings of {about.get('data')} in {self.path} ({self.path.stat().st_size / 1e9:.2f} GB)"
+            f"embeddings of {about.get('data')} in {self.path} ({size_text(self.path.stat().st_size)})"
         )
 
     def rows(self, positions: np.ndarray, flips: np.ndarray) -> Tensor:
@@ -59,7 +60,9 @@ class EmbeddingFile:
         except FileNotFoundError:
             raise
         except Exception as error:  # NumPy's errors for a broken header have no common base class
-            raise EmbeddingError(f"{self.path}: broken or cut short ({error}); remove it to make it again") from error
+            raise EmbeddingError(
+                f"{self.path}: broken or cut short ({describe_error(error)}); remove it to make it again"
+            ) from error
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_stored": None}

@@ -114,7 +114,7 @@ class EmbeddingWriter:
             raise EmbeddingError(
                 f"{self.path}: needs {size / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free; name a file on another disk"
             )
-        write_text(description_path(self.path), json.dumps(description, indent=2))
+        write_text(description_path(self.path), json.dumps(description, indent=2, ensure_ascii=False))
         self._lock.truncate(0)
         self._lock.write(_header(self._shape))
         self._lock.truncate(size)

@@ -109,7 +109,7 @@ def raise_errors(loader: Iterable) -> Iterator:
 def _processor_time(workers: Iterable[BaseProcess]) -> float:
     """The processor time that the workers have used so far, in clock ticks; NaN if the system does not say."""
     try:
-        stats = [Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split() for worker in workers]
+        stats = [Path(f"/proc/{worker.pid}/stat").read_bytes().rpartition(b")")[2].split() for worker in workers]
     except OSError:
         return math.nan
     return float(sum(int(user) + int(system) for *_, user, system in (stat[:13] for stat in stats)))

@@ -61,7 +61,7 @@ def preset_files() -> list[Path]:
 
 def _assigned(path: Path) -> dict[str, ast.expr]:
     """Return the variables that a file assigns at its top level, with their expressions."""
-    nodes = (node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Assign))
+    nodes = (node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.Assign))
     return {target.id: node.value for node in nodes for target in node.targets if isinstance(target, ast.Name)}
 
 
@@ -80,7 +80,7 @@ def _more_benchmarks() -> str:
 
 def _preset_row(path: Path) -> list[str]:
     base = _assigned(path).get("base")
-    summary = ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
+    summary = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).splitlines()[0]
     return [f"`{path.name}`", f"`{ast.literal_eval(base)}`" if base else "", summary]
 
 
@@ -98,4 +98,4 @@ def _table(head: list[str], rows: Iterable[list[str]]) -> str:
 
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__).parse_args()
-    PAGE.write_text(page())
+    PAGE.write_text(page(), encoding="utf-8")

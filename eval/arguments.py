@@ -1,16 +1,16 @@
 """The command line that the evaluation scripts share. Without a flag, the value in the config is used."""
 
 import argparse
-import os
 
 from easydict import EasyDict
 
 from config import BASE, load_config, names
 from config.rules import known_rules
+from data import WHERE_TO_GET
 
 NO_SET_FOUND = (
     "none of the evaluation sets was found: name their folders (--val-data, --ijb-root, ...) and the sets "
-    "(--val-targets, --ijb-targets, ...)"
+    f"(--val-targets, --ijb-targets, ...); {WHERE_TO_GET}"
 )
 # The settings of a benchmark that have a flag; its config keys are <prefix>_<setting>.
 _SETTINGS = ("rec", "root", "targets", "batch_size", "num_workers", "flip")
@@ -51,11 +51,10 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 def read_config(args: argparse.Namespace, **extra: str) -> EasyDict:
     """The config, changed by the overrides of the command line, then by its flags, then by `extra`."""
-    rules = known_rules()
     overrides = list(args.overrides)
     for key in keys_with_flag():
         value = getattr(args, key)
         if value is not None:
-            overrides.append(f"{key}={os.path.abspath(value) if rules[key].is_path else value}")
+            overrides.append(f"{key}={value}")
     overrides += [f"{key}={value}" for key, value in extra.items()]
     return load_config(args.config, overrides, conflicts=())

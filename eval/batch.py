@@ -26,9 +26,9 @@ from eval.report import (
     write_rows,
 )
 from eval.sets import EvaluationSet, SetCache
-from utils.about import describe_run
+from utils.about import run_facts
 from utils.distributed import on_all_ranks, on_rank_0
-from utils.errors import InputError
+from utils.errors import InputError, describe_error
 from utils.files import sha256, write_text
 from utils.weights import step_in_name
 
@@ -101,8 +101,8 @@ class BatchEvaluation:
             if on_rank_0(lambda: not path.exists()):  # a run that is still training has pruned it
                 self.vanished.append(f"not scored: {path.name}: removed after the evaluation had started")
                 return "not scored: removed after the evaluation had started"
-            self.failed.append(f"{path.name}: {error}")
-            return f"FAILED: {error}"
+            self.failed.append(f"{path.name}: {describe_error(error)}")
+            return f"FAILED: {describe_error(error)}"
         on_rank_0(lambda: self._write_metrics(path, source, results))
         return f"{network.loaded}\n{format_results(results)}"
 
@@ -192,7 +192,7 @@ class BatchEvaluation:
         self._report_path(path, SOURCE).unlink(missing_ok=True)
         write_csv(self._report_path(path, ".csv"), results)
         if self.save_json:
-            about = {"checkpoint": str(path), "run": describe_run()}
+            about = {"checkpoint": str(path), **run_facts()}
             write_json(self._report_path(path, ".json"), results, about)
         write_text(self._report_path(path, SOURCE), json.dumps(source, indent=1) + "\n")
         self._add(path, results)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from config.paths import existing_input
 from utils.errors import exit_on_input_error
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def significance(results: "dict[str, Results]", first: str) -> "Table":
     """McNemar's test of every other method against the first one, on every set of pairs that both have."""
     from eval.report import Table
 
-    header = [f"compared with {first}", "set", "only first right", "only this right", "p (McNemar)"]
+    counts = [f"pairs right only in {first}", "pairs right only in this method"]
+    header = [f"compared with {first}", "set", *counts, "p (McNemar)"]
     rows = [
         [name, target, *_mcnemar_cells(results[first], results[name], protocol, target)]
         for name in results
@@ -90,13 +92,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="+", type=Path, help="JSON files of results, with the .npz beside them")
     parser.add_argument("--latex", action="store_true", help="print tables for a paper (booktabs)")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
 
     # Imported here so that --help answers at once.
     from eval.report import latex, markdown, methods_table, read_json
 
     names = method_names(args.results)
-    results = {name: read_json(path, pair_protocols()) for name, path in zip(names, args.results, strict=True)}
+    results = {
+        name: read_json(existing_input(path), pair_protocols()) for name, path in zip(names, args.results, strict=True)
+    }
     metrics = {name: method_results.metrics for name, method_results in results.items()}
     tables = [methods_table("", metrics, "[%] (std over folds)")]
     if len(results) > 1:

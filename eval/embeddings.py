@@ -133,7 +133,7 @@ def _embed_share(
         rows = torch.from_numpy(positions)
         features[rows] = torch.stack(views).sum(0).cpu()
         norms[rows] = torch.stack([view.norm(dim=1) for view in views]).mean(0).cpu()
-        bar.update(world_size() * len(positions))
+        bar.update(min(world_size() * len(positions), bar.total - bar.n))  # the last batches of ranks may be shorter
     bar.close()
     network.train(was_training)
     return features, norms

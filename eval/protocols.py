@@ -19,7 +19,7 @@ from eval.embeddings import Embeddings, embed
 from eval.protocol import Arrays, Metrics, Protocol
 from eval.sets import EvaluationSet, SetCache
 from utils.distributed import on_all_ranks, on_rank_0, rank
-from utils.errors import InputError
+from utils.errors import InputError, describe_error
 from utils.files import atomic_write
 
 PROTOCOLS: dict[str, Protocol] = names.resolve(names.PROTOCOLS)
@@ -103,7 +103,7 @@ def evaluate(
             embeddings = _embed_set(network, evaluation_set, cache, device, dtype)
             scored = on_all_ranks(partial(_score_set, protocol, target, images, embeddings, embeddings_folder))
         except (InputError, OSError) as error:
-            results.failed.append(f"{evaluation_set.result_name}: {error}")
+            results.failed.append(f"{evaluation_set.result_name}: {describe_error(error)}")
             continue
         if scored is not None:
             metrics, arrays = scored

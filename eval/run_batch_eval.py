@@ -7,6 +7,7 @@ from easydict import EasyDict
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from config.paths import existing_input
 from eval.arguments import NO_SET_FOUND, make_parser, read_config
 from utils.errors import InputError, exit_on_input_error
 
@@ -36,20 +37,20 @@ def main() -> None:
         )  # fmt: skip
     add("--force", action="store_true", help="also score checkpoints that have a report of the same weights, settings "
         "and sets, and overwrite the file of --results-json even if it holds no results")  # fmt: skip
-    args = parser.parse_args()
-    cfg = read_config(args)
+    args = parser.parse_intermixed_args()
+    cfg, folder = read_config(args), existing_input(args.checkpoint_dir)
 
     # Imported here so that --help and errors in the config come at once.
     from backbones import build_backbone
     from eval.batch import BatchEvaluation, find_checkpoints
     from eval.protocols import build_evaluation_sets
     from eval.report import latex, markdown, refuse_to_overwrite, write_collected_json
-    from utils.about import describe_run
+    from utils.about import run_facts
     from utils.distributed import on_rank_0, process_group, rank
     from utils.files import write_text
     from utils.precision import compute_type
 
-    reports = Path(args.report_dir or Path(args.checkpoint_dir, "reports"))
+    reports = Path(args.report_dir or folder / "reports")
     sets = build_evaluation_sets(cfg)
     with process_group(args.device) as device:
         batch = BatchEvaluation(
@@ -59,17 +60,16 @@ def main() -> None:
         )  # fmt: skip
         if args.results_json and not args.force:
             on_rank_0(lambda: refuse_to_overwrite(args.results_json, with_arrays=False))
-        checkpoints = on_rank_0(lambda: find_checkpoints(args.checkpoint_dir, args.checkpoint_suffix))
+        checkpoints = on_rank_0(lambda: find_checkpoints(folder, args.checkpoint_suffix))
         for number, path in enumerate(checkpoints, 1):
             text = batch.score(path, device, args.force)
             if rank() == 0:
                 print(f"[{number}/{len(checkpoints)}] {path.name}: {text}", flush=True)
-        about = {"folder": args.checkpoint_dir, "config": args.config, "run": describe_run()}
+        about = {"folder": str(folder), "config": str(existing_input(args.config)), **run_facts()}
         if rank() != 0:
             return
     table = batch.finish(Path(args.plots or reports / "plots"), about)
-    print()
-    print(latex(table) if args.latex else markdown(table))
+    print(f"\n{latex(table) if args.latex else markdown(table)}")
     if args.latex:
         write_text(reports / "summary.tex", latex(table) + "\n")
     if args.results_json:

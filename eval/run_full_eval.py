@@ -1,12 +1,12 @@
 """Score a checkpoint of the student (or of any network in config/names.py) on the sets that the config names."""
 
-import os
 import sys
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from config.paths import existing_input
 from eval.arguments import NO_SET_FOUND, make_parser, read_config
 from utils.errors import InputError, exit_on_input_error
 
@@ -19,8 +19,9 @@ def main() -> None:
         "the .npz beside it")  # fmt: skip
     add("--force", action="store_true", help="overwrite the file of --results-json even if it holds no results")
     add("--plots", metavar="DIR", help="write plots as PNG files and report.html to this folder")
-    args = parser.parse_args()
-    cfg = read_config(args, init_from=os.path.abspath(args.checkpoint))
+    args = parser.parse_intermixed_args()
+    cfg = read_config(args, init_from=args.checkpoint)
+    existing_input(args.checkpoint)
 
     # Imported here so that --help and errors in the config come at once.
     import torch
@@ -29,7 +30,7 @@ def main() -> None:
     from eval.protocols import build_evaluation_sets, evaluate, open_images
     from eval.report import ScoredCheckpoint, format_results, refuse_to_overwrite, write_json, write_report
     from eval.sets import SetCache
-    from utils.about import describe_run
+    from utils.about import run_facts
     from utils.distributed import on_rank_0, process_group, rank
     from utils.precision import compute_type
 
@@ -43,7 +44,7 @@ def main() -> None:
         network = network.to(device, memory_format=torch.channels_last)
         dtype, folder = compute_type(cfg.dtype, device), args.save_embeddings
         results = evaluate(network, sets, device, dtype, cache, folder)
-        about = {"checkpoint": args.checkpoint, "config": args.config, "run": describe_run()}
+        about = {"checkpoint": cfg.init_from, "config": str(existing_input(args.config)), **run_facts()}
         if rank() != 0:
             return
     print(format_results(results))
@@ -51,7 +52,7 @@ def main() -> None:
         write_json(args.results_json, results, about)
         print(f"written: {args.results_json}, and each pair's score beside it (.npz)")
     if args.plots:
-        scored, page = ScoredCheckpoint(Path(args.checkpoint).stem, results), Path(args.plots, "report.html")
+        scored, page = ScoredCheckpoint(Path(cfg.init_from).stem, results), Path(args.plots, "report.html")
         write_report(page, args.plots, [scored], about, partial(open_images, sets, cache), [])
         print(f"written: {page}, and the plots beside it (.png)")
     if not results.metrics and not results.failed:

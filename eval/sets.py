@@ -11,7 +11,7 @@ from data.images import SIZE
 from eval.embeddings import DecodedImages
 from utils.distributed import on_all_ranks, rank
 from utils.errors import InputError
-from utils.files import checksum
+from utils.files import checksum, size_text
 
 
 class EvaluationSet(NamedTuple):
@@ -91,7 +91,7 @@ class SetCache:
                 return DecodedImages(images, evaluation_set.batch_size, evaluation_set.num_workers, target)
             if self._bytes_left and rank() == 0:
                 tqdm.write(
-                    f"{target}: {size / 1e9:.1f} GB decoded, more than is left of --cache-gb; "
+                    f"{target}: {size_text(size)} decoded, more than is left of --cache-gb; "
                     "it is decoded again for every checkpoint"
                 )
             return None

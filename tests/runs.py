@@ -12,9 +12,10 @@ TIME_FIELDS = {"time", "images_per_second"}
 
 
 def train(script: str, settings: list[str], output: Path, *more: str, ranks: int = 0) -> str:
-    """Run a training script, which must succeed. Returns its standard output."""
+    """Run a training script, which must succeed without a warning of any library. Returns its standard output."""
     done = run_script(script, *settings, f"output={output}", *more, ranks=ranks)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert not re.search("warning|error", done.stderr, re.IGNORECASE), done.stderr
     return done.stdout
 
 

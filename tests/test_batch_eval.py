@@ -28,6 +28,9 @@ def test_a_folder_is_scored_in_step_order_and_checkpoints_with_a_report_are_skip
     folder = shutil.copytree(checkpoints, tmp_path / "run")
     arguments = [BATCH, "--checkpoint-dir", folder, *flags(root), "--save-json"]
     done = score(*arguments, "--results-json", tmp_path / "all.json", "--latex")
+    lines = done.stdout.splitlines()
+    label = lines.index("[1/3] 5backbone.pth: 331 tensors")
+    assert lines[label + 1].split() == ["set", "metric", "value"]
     reports = folder / "reports"
     summary = read_rows(reports / "summary.csv")
     assert [row["checkpoint"] for row in summary] == ["5backbone", "10backbone", "finalbackbone", "best"]
@@ -126,7 +129,7 @@ def test_two_ranks_and_a_small_cache_do_not_change_the_metrics(root, checkpoints
     score(*arguments, "--report-dir", tmp_path / "0")
     score(*arguments, "--report-dir", tmp_path / "2", ranks=2)
     done = score(*arguments, "--report-dir", tmp_path / "small", "--cache-gb", "0.001")
-    assert "pairs: 0.0 GB decoded" in done.stdout + done.stderr
+    assert "pairs: 1.505 MB decoded" in done.stdout + done.stderr
     for name in ("2", "small"):
         assert (tmp_path / name / "summary.csv").read_text() == (tmp_path / "0" / "summary.csv").read_text()
 
@@ -169,7 +172,7 @@ def test_a_folder_without_checkpoints_is_an_error(root, tmp_path):
     done = score(BATCH, "--checkpoint-dir", tmp_path, *flags(root), code=2)
     assert f"{tmp_path}: no file name ends in 'backbone.pth'" in done.stderr
     done = score(BATCH, "--checkpoint-dir", tmp_path / "none", *flags(root), code=2)
-    assert "none: no such folder of checkpoints" in done.stderr
+    assert "none: no such file or folder; looked for" in done.stderr
 
 
 @pytest.mark.parametrize("save_json", [[], ["--save-json"]])

@@ -158,6 +158,7 @@ CONTRADICTIONS = [
     ([CACHED, "photometric_augmentation_prob=1"], ["_augmentation_prob"], ["photometric_augmentation_prob=0"]),
     (["centers=fixed"], ["centers", "pretrained_teacher_header_path"], ["pretrained_teacher_header_path=header.pth"]),
     (["batch_size=1"], ["batch_size", "sync_bn"], ["sync_bn=True"]),
+    (["global_step=4", "resume=auto"], ["global_step", "resume"], ["resume=none"]),
 ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Scoring one checkpoint as users do: files, flags, absent and broken sets, warnings."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -53,6 +54,8 @@ def test_scoring_a_checkpoint_writes_metrics_arrays_embeddings_plots_and_a_page(
     drawn = sorted(path.name for path in (tmp_path / "p").glob("*.png"))
     assert {"roc_templates.png", "scores_pairs.png", "cmc_tiny.png", "norm_pairs.png"} <= set(drawn)
     assert page.count("<img") >= len(drawn) and "none.bin" in page
+    assert re.findall("<dt>(.*?)</dt>", page)[:5] == ["checkpoint", "config", "command", "versions", "device"]
+    assert done.stderr.count("arning") == 0
 
 
 def test_a_broken_set_does_not_stop_the_others(root, checkpoints, tmp_path):

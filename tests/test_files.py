@@ -2,7 +2,7 @@
 
 import pytest
 
-from utils.files import atomic_write, make_writable_folder
+from utils.files import atomic_write, make_writable_folder, size_text
 
 
 def test_a_file_appears_only_when_it_is_complete(tmp_path):
@@ -44,3 +44,8 @@ def test_an_error_names_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "taken").write_bytes(b"")
     with pytest.raises(OSError, match=r"taken.*cannot be written"):
         make_writable_folder(tmp_path / "taken" / "folder")
+
+
+def test_a_number_of_bytes_has_a_unit_in_which_it_is_not_zero():
+    texts = {0: "0 B", 999: "999 B", 3072: "3.072 kB", 1_505_280: "1.505 MB", 11_924_793_344: "11.92 GB"}
+    assert {count: size_text(count) for count in texts} == texts

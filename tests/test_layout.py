@@ -68,6 +68,24 @@ def test_the_config_looks_up_no_name():
             assert "resolve_name" not in text and "names.resolve" not in text, f"{path} imports other rooms"
 
 
+def test_texts_are_read_and_written_in_utf_8():
+    """Every call that opens a text file names the encoding, so that no result depends on the locale."""
+    wrong = []
+    for path in [*MODULES, *(ROOT / "docs").glob("*.py")]:
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and opens_text(call) and "encoding" not in {k.arg for k in call.keywords}:
+                wrong.append(f"{path.relative_to(ROOT)}: line {call.lineno}")
+    assert not wrong
+
+
+def opens_text(call: ast.Call) -> bool:
+    """Whether a call opens a text file: read_text or write_text of a path, or open() with a mode without "b"."""
+    if isinstance(call.func, ast.Attribute):
+        return call.func.attr in ("read_text", "write_text")
+    modes = [argument.value for argument in call.args[1:2] if isinstance(argument, ast.Constant)]
+    return isinstance(call.func, ast.Name) and call.func.id == "open" and "b" not in "".join(modes)
+
+
 def test_utils_holds_less_than_a_tenth_of_the_code():
     lines = {path: len(path.read_text().splitlines()) for path in MODULES}
     in_utils = sum(count for path, count in lines.items() if path.relative_to(ROOT).parts[0] == "utils")

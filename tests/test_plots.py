@@ -7,13 +7,12 @@ import cv2
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from scored_sets import scored_pairs, scored_probes, scored_templates
 from sklearn.metrics import roc_curve
 
 from eval.drawing import to_png
 from eval.ijb import FPRS, VARIANTS
-from eval.report.plots import set_plots, step_plots
+from eval.report.plots import Plot, set_plots, step_plots
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +22,9 @@ def no_warnings() -> Iterator[None]:
         yield
 
 
-def _axes(figure: Figure) -> Axes:
+def _axes(plot: Plot) -> Axes:
+    figure = plot.figure
+    assert figure.get_suptitle().replace(r"\$", "$") == plot.caption
     assert len(figure.axes) == 1 and figure.axes[0].get_xlabel() and figure.axes[0].get_ylabel()
     assert not figure.axes[0].get_legend() and figure.legends  # the legend is below the axes, not over the data
     return figure.axes[0]
@@ -59,7 +60,7 @@ def _drawn_rates(axes: Axes) -> list[float]:
 
 def test_histograms_have_area_1_and_the_shape_of_the_scores():
     arrays = scored_pairs()
-    axes = _axes(set_plots("verification", "lfw", {}, arrays)["scores_lfw"].figure)
+    axes = _axes(set_plots("verification", "lfw", {}, arrays)["scores_lfw"])
     for patch, members in zip(axes.patches, (arrays["is_same"], ~arrays["is_same"]), strict=False):
         values, edges, _ = patch.get_data()
         assert (values * np.diff(edges)).sum() == pytest.approx(1)
@@ -74,7 +75,7 @@ def test_histograms_have_area_1_and_the_shape_of_the_scores():
 
 def test_the_roc_line_equals_that_of_scikit_learn():
     metrics, arrays = scored_templates()
-    axes = _axes(set_plots("ijb", "IJBC", metrics, arrays)["roc_IJBC"].figure)
+    axes = _axes(set_plots("ijb", "IJBC", metrics, arrays)["roc_IJBC"])
     assert axes.get_xscale() == "log" and axes.get_xlim() == (1e-6, 1)
     for number, variant in enumerate(VARIANTS):
         fpr, tpr, _ = roc_curve(arrays["label"], arrays[f"{variant}.score"], drop_intermediate=False)
@@ -90,7 +91,7 @@ def test_the_roc_line_equals_that_of_scikit_learn():
 def test_the_roc_plot_of_a_verification_set():
     arrays = scored_pairs()
     metrics = {"TAR_at_FAR_0.01": 0.25, "TAR_at_FAR_0.001": None, "AUC": 0.9}
-    axes = _axes(set_plots("verification", "lfw", metrics, arrays)["roc_lfw"].figure)
+    axes = _axes(set_plots("verification", "lfw", metrics, arrays)["roc_lfw"])
     fpr, tpr, _ = roc_curve(arrays["is_same"], arrays["score"], drop_intermediate=False)
     assert _tar_at(axes.lines[0].get_xydata(), 0.05) == pytest.approx(100 * tpr[fpr <= 0.05].max())
     np.testing.assert_array_equal(axes.lines[1].get_xydata(), [(0.01, 25)])
@@ -102,7 +103,7 @@ def test_finite_thresholds_of_ijb_are_marked():
     metrics, arrays = scored_templates()
     metrics["Norm:True_Det:True_thresh_at_fpr_1e-06"] = None
     metrics = dict(reversed(metrics.items()))
-    axes = _axes(set_plots("ijb", "IJBC", metrics, arrays)["scores_IJBC"].figure)
+    axes = _axes(set_plots("ijb", "IJBC", metrics, arrays)["scores_IJBC"])
     expected = [metrics[f"Norm:True_Det:True_thresh_at_fpr_{far}"] for far in FPRS[1:]]
     assert [line.get_xdata()[0] for line in axes.lines] == expected
     assert [text.get_text().split(":")[0] for text in axes.texts] == [
@@ -118,7 +119,7 @@ def test_finite_thresholds_of_ijb_are_marked():
 def test_the_cmc_line_equals_that_of_counting():
     rank = np.random.default_rng(2).integers(1, 80, 333)
     metrics, arrays = scored_probes(rank, np.ones(333, dtype=np.float32))
-    axes = _axes(set_plots("tinyface", "tinyface", metrics, arrays)["cmc_tinyface"].figure)
+    axes = _axes(set_plots("tinyface", "tinyface", metrics, arrays)["cmc_tinyface"])
     drawn = _line(axes, "333 probes")
     slow = [(k, 100 * sum(1 for one in rank if one <= k) / 333) for k in range(1, 51)]
     np.testing.assert_allclose(drawn, slow)
@@ -129,7 +130,7 @@ def test_the_cmc_line_equals_that_of_counting():
 
 def test_rates_by_norm_equal_those_of_counting():
     arrays = scored_pairs()
-    axes = _axes(set_plots("verification", "lfw", {}, arrays)["norm_lfw"].figure)
+    axes = _axes(set_plots("verification", "lfw", {}, arrays)["norm_lfw"])
     wrong = arrays["decision"] != arrays["is_same"]
     bins = _slow_bins(np.minimum(*arrays["norm"].T), wrong)
     assert sum(hits for hits, _ in bins) == wrong.sum() > 0
@@ -142,7 +143,7 @@ def test_rates_by_norm_equal_those_of_counting():
 
     rank = np.random.default_rng(3).integers(1, 4, 95)
     norm = np.random.default_rng(4).random(95).astype(np.float32)
-    axes = _axes(set_plots("tinyface", "t", *scored_probes(rank, norm))["norm_t"].figure)
+    axes = _axes(set_plots("tinyface", "t", *scored_probes(rank, norm))["norm_t"])
     bins = _slow_bins(norm, rank == 1)
     np.testing.assert_allclose(_drawn_rates(axes), [100 * hits / count for hits, count in bins])
 
@@ -171,15 +172,15 @@ def test_plots_over_steps_show_every_set_at_its_steps():
         "accuracy": "verification accuracy over steps",
         "tar": "TAR over steps",
     }
-    axes = _axes(plots["accuracy"].figure)
+    axes = _axes(plots["accuracy"])
     np.testing.assert_allclose(_line(axes, "lfw"), [(100, 80), (200, 90)])
     np.testing.assert_allclose(axes.lines[1].get_xydata(), [(300, 70)])
     assert all(line.get_marker() != "None" for line in axes.lines)
-    axes = _axes(plots["tar"].figure)
+    axes = _axes(plots["tar"])
     np.testing.assert_allclose(_line(axes, "IJBC, FAR 1e-4"), [(100, 70), (200, 80)])
     np.testing.assert_allclose(_line(axes, "IJBC, FAR 1e-5"), [(300, 60)])
     assert len(axes.lines) == 2
-    axes = _axes(step_plots([(7, {"tinyface": {"tinyface_aligned_pad_0.1": {"rank-1": 60.0}}})])["rank"].figure)
+    axes = _axes(step_plots([(7, {"tinyface": {"tinyface_aligned_pad_0.1": {"rank-1": 60.0}}})])["rank"])
     np.testing.assert_allclose(_line(axes, "tinyface_aligned_pad_0.1"), [(7, 60)])
     assert all(_size(to_png(plot.figure)) == (504, 720) for plot in plots.values())
     assert step_plots([]) == step_plots([(1, {})]) == {}

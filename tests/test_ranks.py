@@ -124,7 +124,7 @@ def results(tmp_path_factory) -> dict[int, list[dict]]:
     """Number of ranks -> the results of each rank."""
     folder = tmp_path_factory.mktemp("ranks")
     # The new processes share one import of torch, because importing it takes most of the time.
-    multiprocessing.set_forkserver_preload(["torch.distributed.nn.functional"])
+    multiprocessing.set_forkserver_preload(["torch"])
     mp.start_processes(work, (str(folder), dict(settings())), max(WORLDS), start_method="forkserver")
     return {world: [torch.load(folder / f"{world}_{number}.pt") for number in range(world)] for world in WORLDS}
 

@@ -55,8 +55,9 @@ def test_the_page_is_one_file_and_escapes_all_texts(tmp_path):
     assert not re.search(r"https?:|url\(|@import", raw)
     page = _Page(tmp_path / "report.html")
     assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object"}
-    # The title twice, a name and its value, a note, a table's title, column and row, a plot's caption, a set of errors.
-    assert page.text.count(evil) == 10
+    # The title twice, a name and its value, a note, a table's title, column and row, a set of errors.
+    assert page.text.count(evil) == 9
+    assert page.attributes("img", "alt")[:3] == [caption for caption, _ in plots]
     assert "[strong] 99.2" in page.text and page.text.count("[strong]") == 1
     links, ids = page.attributes("a", "href"), page.attributes("section", "id")
     assert links == [f"#{name}" for name in ids] == ["#about", "#notes", "#results", "#plots", "#errors"]

@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT, run_script
 
 TRAIN, EVALUATE = "train/train_AdaDistill.py", "eval/run_full_eval.py"
+SCRIPTS = [path for folder in ("train", "eval", "tools", "demo") for path in (ROOT / folder).rglob("*.py")]
 
 
 def refused(*arguments: str | Path, message: str) -> str:
@@ -96,6 +97,40 @@ def test_a_wrong_key_is_named_before_anything_is_loaded(small_run):
     refused(TRAIN, *small_run, "loss=Adaface", message="AdaFace, ArcFace, CosFace, MLLoss")
 
 
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        ([TRAIN], ["--config", "config/demo.py"]),
+        (["train/train_standalone.py"], ["--config", "config/demo.py"]),
+        (["train/cache_teacher.py"], ["--config", "config/demo.py"]),
+        ([EVALUATE], ["--checkpoint", "absent.pth", "--no-val-flip"]),
+        (["eval/run_batch_eval.py"], ["--checkpoint-dir", "absent"]),
+        (["tools/check_data.py", "set.bin"], ["--teacher"]),
+    ],
+)
+def test_overrides_may_stand_on_both_sides_of_a_flag(script, flags):
+    """The override behind the flag is read: its unknown key is the error."""
+    refused(*script, "seed=3", *flags, "absent_key=1", message="absent_key: no such key")
+
+
+def test_every_script_with_a_list_of_arguments_accepts_it_on_both_sides_of_a_flag():
+    for path in [*SCRIPTS, *(ROOT / "benchmarks").glob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        if 'nargs="' in text or "make_parser(" in text:
+            assert ".parse_args()" not in text, f"{path}: use parse_intermixed_args"
+
+
+def test_a_record_set_or_evaluation_set_that_is_missing_leads_to_the_section_of_the_readme(
+    small_run, checkpoint, tmp_path
+):
+    section = "section Data of README.md"
+    assert "\n## Data\n" in (ROOT / "README.md").read_text(encoding="utf-8")
+    refused(TRAIN, *small_run, f"rec={tmp_path}", message=section)
+    refused(TRAIN, *small_run, "db_file_format=folder", f"data_path={tmp_path / 'absent'}", message=section)
+    refused(EVALUATE, "--checkpoint", checkpoint, *small_run, f"val_rec={tmp_path}", message=section)
+    refused("tools/check_data.py", tmp_path / "absent", message=f"looked for {tmp_path / 'absent'}; {section}")
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     from backbones.mobilefacenet import MobileFaceNet
@@ -144,9 +179,6 @@ def test_evaluation_does_not_depend_on_the_folder_or_the_number_of_ranks(small_r
         results.append(json.loads(path.read_text()))
     assert results[0]["verification"] == results[1]["verification"]
     refused("eval/compare.py", checkpoint, message="5backbone.pth: holds no results")
-
-
-SCRIPTS = [path for folder in ("train", "eval", "tools", "demo") for path in (ROOT / folder).rglob("*.py")]
 
 
 @pytest.mark.parametrize("script", sorted(str(p.relative_to(ROOT)) for p in SCRIPTS if "__main__" in p.read_text()))

@@ -10,6 +10,7 @@ from unittest import mock
 import pytest
 import torch
 from conftest import run_script
+from runs import SCRIPTS, train
 from torch.autograd import DeviceType
 from torch.profiler import record_function
 
@@ -78,11 +79,7 @@ def test_on_a_cpu_nothing_is_compiled_by_default(setting):
 
 
 def test_a_profile_writes_a_trace_and_logs_where_the_time_went(small_run, tmp_path):
-    done = run_script(
-        "train/train_AdaDistill.py", *small_run, f"output={tmp_path}", "profile=3", f"max_steps={WARM_UP + 4}",
-        "val_eval_every_n_epoch=0",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    train(SCRIPTS[0], small_run, tmp_path, "profile=3", f"max_steps={WARM_UP + 4}", "val_eval_every_n_epoch=0")
     trace = json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))["traceEvents"]
     names = [event["name"] for event in trace if event.get("cat") == "user_annotation"]
     assert {name: names.count(name) for name in PHASES} == dict.fromkeys(PHASES, 3)

@@ -14,6 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config import BASE, load_config
+from config.paths import existing_input
+from data import WHERE_TO_GET
 from utils.errors import InputError, exit_on_input_error
 
 EPILOG = """
@@ -42,7 +44,9 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "path", type=Path, help="folder with train.rec and train.idx, .bin file, or folder of an Arrow verification set"
+        "path",
+        type=Path,
+        help="folder with train.rec and train.idx, .bin file, or folder of an Arrow verification set",
     )
     parser.add_argument(
         "--num-workers",
@@ -68,6 +72,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     cfg = load_config(args.config, args.overrides, conflicts=())
+    args.path = existing_input(args.path, WHERE_TO_GET)
     if args.json and args.json.exists() and not (args.force or is_report(args.json)):
         raise InputError(f"{args.json}: exists and is not a report; choose another file, or overwrite it with --force")
 
@@ -91,19 +96,20 @@ def main() -> int:
         images, pairs = examine_verification_set(verification_set, report, args.num_workers)
         pairs = Pairs(*(rng.permutation(rows)[: args.pairs] for rows in pairs))
     else:
-        raise InputError(f"{args.path}: no such file or folder (expected a record set, a .bin file or an Arrow set)")
+        raise InputError(f"{args.path}: neither a folder nor a file (expected a record set, a .bin or an Arrow set)")
     if args.teacher:
         check_with_teacher(cfg, images, pairs, report, args.num_workers)
     print("\n".join(report.lines()))
     if args.json:
-        write_text(args.json, json.dumps({**vars(report), "about": describe_run()}, indent=1) + "\n")
+        content = {**vars(report), "about": describe_run()}
+        write_text(args.json, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return 1 if report.problems else 0
 
 
 def is_report(path: Path) -> bool:
     """Whether a file was written by --json."""
     try:
-        return {"source", "figures", "problems"} <= json.loads(path.read_text()).keys()
+        return {"source", "figures", "problems"} <= json.loads(path.read_text(encoding="utf-8")).keys()
     except (OSError, ValueError, AttributeError, RecursionError):
         return False
 

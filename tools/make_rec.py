@@ -6,6 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from config.paths import existing_input
 from tools.aligned import EXPECTED, AlignedImages
 from utils.errors import exit_on_input_error
 
@@ -26,7 +27,7 @@ def main() -> None:
     from data.folder_set import FolderDataset
     from data.recordio import write_record_set
 
-    folder, images = FolderDataset(args.folder, args.sample), AlignedImages(args.resize)
+    folder, images = FolderDataset(existing_input(args.folder), args.sample), AlignedImages(args.resize)
     encoded = (images.check(folder.read(position)[0], folder.name(position)) for position in range(len(folder)))
     write_record_set(args.output, encoded, folder.labels, folder.num_classes)
     print(

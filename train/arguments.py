@@ -14,4 +14,4 @@ def parse_arguments(description: str) -> argparse.Namespace:
     )
     parser.add_argument("--config", default=str(BASE), help="config or preset file (default: config/config.py)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys, for example batch_size=64")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()

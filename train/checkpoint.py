@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from utils.errors import InputError
+from utils.errors import InputError, describe_error
 from utils.files import atomic_write, checksum, sha256, write_text
 from utils.weights import WeightsError, read_weights_file
 
@@ -96,13 +96,13 @@ class Saver:
         except OSError as error:
             self.unsaved = step
             return [
-                f"NOT SAVED: the checkpoint of step {step} ({error}); training continues and tries again at the next "
-                "checkpoint, and older ones are intact; free disk space, or fix the permissions"
+                f"NOT SAVED: the checkpoint of step {step} ({describe_error(error)}); training continues and tries "
+                "again at the next checkpoint, and older ones are intact"
             ]
         try:
             prune(self._folder, self._keep)
         except OSError as error:
-            lines.append(f"NOT REMOVED: checkpoints older than the {self._keep} newest ({error})")
+            lines.append(f"NOT REMOVED: checkpoints older than the {self._keep} newest ({describe_error(error)})")
         return lines
 
 
@@ -129,7 +129,7 @@ def damage(folder: str | os.PathLike, step: int) -> str | None:
     if not sums.exists():
         return None
     lines = "".join(f"([0-9a-f]{{64}})  {re.escape(name)}\n" for name in names)
-    written = re.fullmatch(lines, sums.read_text(errors="replace"))
+    written = re.fullmatch(lines, sums.read_text(encoding="utf-8", errors="replace"))
     if written is None:
         return f"{sums}: broken: must hold the checksums of {', '.join(names)}"
     for name, digest in zip(names, written.groups(), strict=True):

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import nn
 
+from data import WHERE_TO_GET
 from eval.protocols import due, evaluate, flatten
 from eval.report import format_results
 from eval.sets import EvaluationSet
@@ -45,7 +46,7 @@ class PeriodicEvaluation:
             results = evaluate(self._student, sets, self._device, self._dtype)
         for absent in results.absent:
             if absent not in self._absent:
-                self._log.line(f"not evaluated, absent: {absent}")
+                self._log.line(f"not evaluated, absent: {absent}; {WHERE_TO_GET}")
         self._absent.update(results.absent)
         self._failed.update(dict.fromkeys(results.failed, step))
         if results.metrics or results.failed:

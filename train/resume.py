@@ -6,6 +6,7 @@ from typing import Any
 
 from easydict import EasyDict
 
+from config.paths import input_path
 from config.rules import MAY_CHANGE, RULES
 from data.dataset import FaceDataset
 from train import checkpoint
@@ -82,7 +83,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def notes_on_moved_run(config: str | os.PathLike, output: str | os.PathLike) -> tuple[str, ...]:
     """A warning for the log if a config file is that of a run whose folder was moved, and so is not `output`."""
-    folder = Path(config).resolve().parent
+    folder = input_path(config).resolve().parent
     steps = checkpoint.complete_steps(folder)
     if not steps or folder == Path(output).resolve():
         return ()

@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from utils.distributed import rank
+from utils.errors import describe_error
 from utils.files import write_text
 
 
@@ -52,7 +53,7 @@ class RunLog:
     def _keep_metrics_until(self, path: Path, step: int) -> None:
         lines = []
         if path.is_file() and step:
-            for line in path.read_text().splitlines(keepends=True):
+            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
                 try:
                     entry = json.loads(line)
                 except json.JSONDecodeError:
@@ -83,7 +84,7 @@ class RunLog:
             return
         numbers = {name: value if _is_finite(value) else None for name, value in {**values, **extra}.items()}
         entry: dict[str, Any] = {"step": step, "kind": kind, **numbers}
-        self.try_writing(lambda: self._metrics.write(json.dumps(entry, allow_nan=False) + "\n"))
+        self.try_writing(lambda: self._metrics.write(json.dumps(entry, allow_nan=False, ensure_ascii=False) + "\n"))
         self.try_writing(lambda: self._board.write(entry))
 
     def retry(self) -> None:
@@ -96,7 +97,7 @@ class RunLog:
         try:
             write()
         except OSError as error:
-            self.line(f"NOT WRITTEN: {error}; training continues")
+            self.line(f"NOT WRITTEN: {describe_error(error)}; training continues")
 
     def postfix(self, **values: float | str) -> None:
         """Show values at the end of the progress bar."""
@@ -181,6 +182,9 @@ class _LineFile:
 
 
 class _LogFileHandler(logging.FileHandler):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8")
+
     def handleError(self, record: logging.LogRecord) -> None:
         """Ignore a line that cannot be written (disk full). It is still shown on the screen."""
 
@@ -189,15 +193,26 @@ class _BarHandler(logging.Handler):
     """Writes lines above the progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=_Screen(sys.stdout))
-        _Screen(sys.stdout).flush()
+        screen = _Screen(sys.stdout)
+        with tqdm.external_write_mode(file=screen):
+            screen.write(self.format(record) + "\n")
+            screen.flush()  # before tqdm draws the bar again
 
 
 class _Screen:
-    """Standard output or error. Text that cannot be written (a file on a full disk) is dropped."""
+    """Standard output or error. Text that cannot be written (a file on a full disk) is dropped.
+
+    It equals its stream, because tqdm clears the bar before it writes a line only if it knows both streams.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+
+    def __eq__(self, other: object) -> bool:
+        return self._stream == getattr(other, "_stream", other)
+
+    def __hash__(self) -> int:
+        return hash(self._stream)
 
     def write(self, text: str) -> None:
         with suppress(OSError):

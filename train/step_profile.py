@@ -12,6 +12,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from utils.distributed import rank
+from utils.errors import describe_error
 
 WARM_UP = 5  # steps before profiling starts, in which kernels are compiled and selected, and the loader fills
 PHASES = (
@@ -37,6 +38,10 @@ class StepProfile:
         self._on_gpu = device.type == "cuda"
         self._profile = None
         if steps and rank() == 0:
+            if not self._on_gpu:
+                # Kineto, the library behind torch's profiler, asks for the properties of GPUs even if only the CPU is
+                # profiled, and reports an error if there are none. Level 6 is above errors.
+                os.environ.setdefault("KINETO_LOG_LEVEL", "6")
             self._profile = profile(
                 activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_gpu else [])],
                 schedule=schedule(wait=WARM_UP - 1, warmup=1, active=steps, repeat=1),
@@ -68,7 +73,7 @@ class StepProfile:
             profiled.export_chrome_trace(str(temporary))
             os.replace(temporary, self._path)
         except OSError as error:
-            place = f"NOT WRITTEN: {error}"
+            place = f"NOT WRITTEN: {describe_error(error)}"
         self._log_line(f"profile: {place}\n{table(profiled.events(), self._on_gpu)}")
 
 

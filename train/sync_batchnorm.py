@@ -1,11 +1,26 @@
 """BatchNorm with the statistics of the global batch. GPUs use torch's class; torch has none for CPUs, so it is here."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
-from utils.distributed import world_size
+from utils.distributed import sum_over_ranks, world_size
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum of a tensor over the ranks. Its gradient is the sum of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        sum_over_ranks(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _SumOverRanks.forward(ctx, gradient)
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
@@ -17,9 +32,9 @@ class SyncBatchNorm(nn.BatchNorm2d):
         dims = [0, *range(2, input.dim())]
         shape = [1, -1] + [1] * (input.dim() - 2)
         count = world_size() * input.numel() // input.shape[1]
-        mean = all_reduce(input.float().sum(dims)) / count
+        mean = _SumOverRanks.apply(input.float().sum(dims)) / count
         centered = input.float() - mean.view(shape)
-        variance = all_reduce(centered.square().sum(dims)) / count
+        variance = _SumOverRanks.apply(centered.square().sum(dims)) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)

@@ -1,6 +1,7 @@
 """What training adds to the bare networks: DistributedDataParallel (DDP) and torch.compile."""
 
 import importlib.util
+import inspect
 import os
 import shutil
 import sysconfig
@@ -13,6 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.distributed import world_size
 
+# DDP's argument for "do not send rank 0's buffers before every forward pass". Newer versions of torch renamed it.
+_KEYWORDS = inspect.signature(DistributedDataParallel).parameters
+_SEND_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _KEYWORDS else "broadcast_buffers"
 BUCKETS = 8  # gradients are sent in about 8 parts, so that sending overlaps with backward, also in small networks
 
 
@@ -24,9 +28,9 @@ def share_gradients(module: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(
         module,
         device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
         bucket_cap_mb=max(1, megabytes / BUCKETS),
+        **{_SEND_BUFFERS: False},
     )
 
 

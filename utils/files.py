@@ -26,6 +26,10 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):  # a full disk has no name, and users do not know the temporary one
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -34,6 +38,12 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a text file in UTF-8 with `atomic_write`."""
     with atomic_write(path) as file:
         file.write(text.encode())
+
+
+def size_text(count: int) -> str:
+    """A number of bytes as a short text, such as 3.072 kB or 11.92 GB."""
+    power = min((len(str(count)) - 1) // 3, 4)
+    return f"{count / 1000**power:.4g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def checksum(parts: Iterable[bytes | memoryview]) -> str:

@@ -122,7 +122,7 @@ def _violated_checksums(path: Path) -> Path | None:
     sums = path.with_name(f"{step_in_name(path.name)}{CHECKSUMS}")
     if not sums.is_file():
         return None
-    lines = sums.read_text(errors="replace").splitlines()
+    lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
     return sums if any(line.endswith(f"  {path.name}") and line[:64] != sha256(path) for line in lines) else None
 
 

@@ -9,6 +9,7 @@ import cv2
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from demo.faces import contact_sheet
+from utils.errors import exit_on_input_error
 
 
 def main() -> None:
@@ -25,4 +26,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_input_error():
+        main()

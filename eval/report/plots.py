@@ -15,16 +15,23 @@ MetricsByStep = Sequence[tuple[int, Mapping[str, Mapping[str, Metrics]]]]
 
 
 class Plot(NamedTuple):
-    """A plot with its caption."""
+    """A plot with its caption, which is also the title of the figure."""
 
     caption: str
     figure: "Figure"
 
 
+def _titled(caption: str, figure: "Figure") -> Plot:
+    """A plot whose figure has its caption as the title."""
+    title = caption.replace("$", r"\$")  # Matplotlib shows text between two dollar signs as a formula
+    figure.suptitle(title, fontsize=11, wrap=True)
+    return Plot(caption, figure)
+
+
 def set_plots(protocol: str, target: str, metrics: Metrics, arrays: Arrays) -> dict[str, Plot]:
     """The plots of one scored set, by file name without extension, such as "scores_lfw"."""
     return {
-        f"{stem}_{target}": Plot(f"{target}: {plot.caption}", plot.draw(metrics, arrays))
+        f"{stem}_{target}": _titled(f"{target}: {plot.caption}", plot.draw(metrics, arrays))
         for stem, plot in PROTOCOLS[protocol].plots.items()
     }
 
@@ -39,7 +46,7 @@ def step_plots(rows: MetricsByStep) -> dict[str, Plot]:
         for stem, plot in protocol.step_plots.items():
             lines = _lines(rows, name, plot)
             if lines:
-                plots[stem] = Plot(plot.caption, plot_over_steps(plot.y, lines))
+                plots[stem] = _titled(plot.caption, plot_over_steps(plot.y, lines))
     return plots
 
 

@@ -65,7 +65,7 @@ def _content(results: Results) -> dict[str, Any]:
 
 
 def _write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def read_json(path: str | os.PathLike, protocols: Container[str] = tuple(PROTOCOLS)) -> Results:
@@ -172,7 +172,7 @@ def read_csv(path: str | os.PathLike, sets: Iterable[tuple[str, str]]) -> Result
     metrics: dict[str, dict[str, Metrics]] = {}
     prefixes = {f"{protocol}.{target}.": (protocol, target) for protocol, target in sets}
     try:
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8") as file:
             header, *lines = csv.reader(file)
         if header != ["metric", "value"]:
             raise ValueError

@@ -1,0 +1,78 @@
+"""Where paths start, and how their text becomes a path on this machine."""
+
+import os
+import sys
+from functools import cache
+from pathlib import Path
+
+from utils.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class PathError(InputError):
+    """A text that cannot be a path on this machine. The message names it and says what to do."""
+
+
+def input_path(text: str | os.PathLike) -> Path:
+    """The absolute path of a file or folder to read.
+
+    A relative path is looked for in the current folder, then in the repository root. If both exist and differ, a line
+    on standard error says which one is used. If neither exists, the path in the repository is returned. Raises
+    PathError.
+    """
+    path = Path(_expand(text))
+    here, in_repository = Path.cwd() / path, ROOT / path
+    if not _exists(here):
+        return in_repository
+    if _exists(in_repository) and not here.samefile(in_repository) and os.environ.get("RANK", "0") == "0":
+        _say_once(f"{text}: using {here}, not {in_repository}; write an absolute path to choose")
+    return here
+
+
+def existing_input(text: str | os.PathLike, hint: str = "") -> Path:
+    """The absolute path of a file or folder to read, as `input_path` finds it. Raises PathError if it does not exist.
+
+    hint: follows in the message.
+    """
+    found = input_path(text)
+    if not _exists(found):
+        places = dict.fromkeys([str(Path.cwd() / text), str(found)])
+        raise PathError(f"{text}: no such file or folder; looked for {' and '.join(places)}{hint and f'; {hint}'}")
+    return found
+
+
+def output_path(text: str | os.PathLike) -> Path:
+    """The absolute path of a file or folder to write. A relative path starts at the repository root. Raises
+    PathError."""
+    return ROOT / _expand(text)
+
+
+@cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _exists(path: Path) -> bool:
+    """Whether the path exists. A path that this process may not look at counts as existing."""
+    try:
+        os.stat(path)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _expand(text: str | os.PathLike) -> str:
+    """The path with `~` and $VARIABLES replaced."""
+    text = os.fspath(text)
+    try:
+        expanded = os.path.expanduser(os.path.expandvars(text))
+    except ValueError:  # the user name after ~ contains a null character
+        expanded = "\0"
+    if "\0" in expanded:
+        raise PathError(f"{text!r}: not a path; it contains a character that no path can have")
+    if "$" in expanded:
+        raise PathError(f"{text!r}: the environment variable in it is not set; set it, or write out the path")
+    return expanded
