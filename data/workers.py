@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from utils.distributed import WorkerError, watch_workers
-from utils.errors import InputError
+from utils.distributed import killed_worker, watch_workers
+from utils.errors import InputError, WorkerError
 
 PATIENCE = 25  # seconds without a batch, after which the workers are examined; after twice this time, they are stuck
 
@@ -74,7 +74,8 @@ class _WithPositions(Dataset):
 def raise_errors(loader: Iterable) -> Iterator:
     """Yield the items. If a worker sent an InputError or OSError instead of an item, raise it.
 
-    Raises WorkerError if the workers deliver nothing and do no work for 50 seconds. Slow workers are waited for.
+    Raises WorkerError if a worker was killed or failed, or if for 50 s the workers neither deliver a batch nor use
+    processor time. Slow workers are waited for.
     """
     iterator = iter(loader)  # starts the workers
     workers = multiprocessing.active_children()
@@ -86,6 +87,8 @@ def raise_errors(loader: Iterable) -> Iterator:
         except StopIteration:
             return
         except RuntimeError as error:
+            if killed := killed_worker():
+                raise WorkerError(killed) from error
             if "timed out" not in str(error):
                 raise
             work = _processor_time(workers)

@@ -17,8 +17,8 @@ from data import workers
 from data.folder_set import FolderDataset
 from data.loader import GlobalOrder, TrainingLoader
 from data.workers import decoded_batches
-from utils.distributed import WorkerError, killed_worker, process_group, watch_workers
-from utils.errors import InputError
+from utils.distributed import killed_worker, process_group, watch_workers
+from utils.errors import InputError, WorkerError
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_worker_that_ended_normally_was_not_killed():
 
 def test_an_error_after_a_worker_was_killed_names_the_worker(worker):
     message = rf"process {worker.pid} was killed by signal 9; .*num_workers"
-    with pytest.raises(InputError, match=message), process_group("cpu"):
+    with pytest.raises(WorkerError, match=message), process_group("cpu"):
         worker.kill()
         worker.join()
         raise RuntimeError("any text")
@@ -94,7 +94,7 @@ def test_a_worker_that_is_stuck_ends_the_run_and_a_slow_one_is_waited_for(monkey
     monkeypatch.setattr(workers, "PATIENCE", 1)
     assert len(batches_read(compute_for_three_seconds)) == 5
     start = time.monotonic()
-    with pytest.raises(InputError, match=r"delivered no batch for 2 s .*num_workers=0"), process_group("cpu"):
+    with pytest.raises(WorkerError, match=r"delivered no batch for 2 s .*num_workers=0"):
         batches_read(lambda: time.sleep(600))
     assert time.monotonic() - start < 10
     assert 2 * workers.PATIENCE < 60
@@ -103,7 +103,7 @@ def test_a_worker_that_is_stuck_ends_the_run_and_a_slow_one_is_waited_for(monkey
 
 
 def test_a_worker_that_cannot_send_its_batch_ends_the_run(capfd):
-    with pytest.raises(InputError, match=r"the worker process \d+ failed"), process_group("cpu"):
+    with pytest.raises(WorkerError, match=r"the worker process \d+ failed"):
         batches_read(lambda: lambda: "functions cannot be pickled")
     assert "cannot send its batch" in capfd.readouterr().err
 

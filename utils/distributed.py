@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from utils.errors import InputError
+from utils.errors import InputError, WorkerError
 from utils.heartbeat import Heartbeat, RankLost
 
 TIMEOUT = 1800.0  # seconds
@@ -28,10 +28,6 @@ _watched: list[BaseProcess] = []  # worker processes of this process
 
 class CollectiveError(RuntimeError):
     """A collective failed, because another rank ended or did not take part in time."""
-
-
-class WorkerError(RuntimeError):
-    """The worker processes of this process deliver no batches."""
 
 
 @contextmanager
@@ -76,7 +72,7 @@ def process_group(device: str | None = None, timeout: float = TIMEOUT) -> Iterat
 
     device: "cpu" or "cuda"; None: GPUs if there are any. Ranks on GPUs use NCCL, one GPU per rank; ranks on CPUs use
     gloo. timeout: seconds that ranks wait for each other in a collective. Raises RankLost if another rank died or
-    hangs, and InputError if a worker process was killed or is stuck, or if this rank cannot use the device.
+    hangs, WorkerError if a worker process was killed, and InputError if this rank cannot use the device.
     """
     global _heartbeat, _host_group
     own_device = _choose_device(device)
@@ -84,13 +80,11 @@ def process_group(device: str | None = None, timeout: float = TIMEOUT) -> Iterat
         _join(own_device.type == "cuda", timeout)
     try:
         yield own_device
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, WorkerError):
         raise
-    except WorkerError as error:
-        raise InputError(str(error)) from error
     except RuntimeError as error:
         if killed := killed_worker():  # torch then raises a RuntimeError, at any point of the program
-            raise InputError(killed) from error
+            raise WorkerError(killed) from error
         in_collective = isinstance(error, CollectiveError | dist.DistError)
         lost = _heartbeat.find_lost_ranks(in_collective) if _heartbeat is not None else None
         if lost is None:

@@ -1,4 +1,4 @@
-"""The base class of errors caused by input, and how a script ends on them."""
+"""Errors that users can mend, and how a script ends on them."""
 
 import errno
 import os
@@ -28,6 +28,10 @@ class InputError(ValueError):
     """A file or a setting cannot be used. The message names it and says what was expected and what to do."""
 
 
+class WorkerError(RuntimeError):
+    """The worker processes of this process were killed, failed or are stuck. Not an InputError: it ends the run."""
+
+
 def describe_error(error: Exception) -> str:
     """The message of an error, for users. An error of the operating system: the file, what happened, what to do."""
     if isinstance(error, UnicodeEncodeError):
@@ -43,12 +47,12 @@ def describe_error(error: Exception) -> str:
 def exit_on_input_error() -> Iterator[None]:
     """For the main part of a script: InputError and OSError end it with one line and exit code 2, Ctrl-C with 130.
 
-    UnicodeEncodeError ends it too: it comes from names of files that are not valid UTF-8.
+    WorkerError ends it too, and UnicodeEncodeError, which comes from names of files that are not valid UTF-8.
     """
     use_utf8()
     try:
         yield
-    except (InputError, OSError, UnicodeEncodeError) as error:
+    except (InputError, WorkerError, OSError, UnicodeEncodeError) as error:
         rank = os.environ.get("RANK")
         message = f"error{'' if rank is None else f' (rank {rank})'}: {describe_error(error)}"
         print(message, file=sys.stderr, flush=True)
