@@ -44,3 +44,10 @@ def test_an_error_names_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "taken").write_bytes(b"")
     with pytest.raises(OSError, match=r"taken.*cannot be written"):
         make_writable_folder(tmp_path / "taken" / "folder")
+
+
+def test_the_error_of_a_full_disk_names_the_file(tmp_path, file_size_limit):
+    message = r"File too large .free disk space.: .*file.bin"
+    with file_size_limit(1000), pytest.raises(OSError, match=message), atomic_write(tmp_path / "file.bin") as file:
+        file.write(bytes(1001))
+    assert list(tmp_path.iterdir()) == []

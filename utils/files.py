@@ -1,5 +1,6 @@
 """Atomic writes, checksums and locks of folders."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -9,19 +10,32 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, of the user's quota, of the largest file allowed
+
+
+@contextmanager
+def name_full_disk(path: str | os.PathLike) -> Iterator[None]:
+    """Add `path` to an OSError that says that the disk is full, because errors of `write` and `flush` name no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        raise OSError(error.errno, f"{error.strerror} (free disk space)", str(path)) from error
+
 
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A binary file to write, which replaces `path` only when it is complete.
 
     It has a temporary name in the same folder. If the block ends without an error, the file is flushed to the disk and
-    renamed; else it is deleted.
+    renamed; else it is deleted. If the disk is full, the OSError names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(temporary, "wb") as file:
+        with name_full_disk(path), open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
