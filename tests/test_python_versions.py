@@ -12,7 +12,7 @@ OLDEST = tuple(map(int, re.search(r"You need Python (\d)\.(\d+) to", (ROOT / "RE
 NEWER_MODULES = {"tomllib", "annotationlib", "compression", "concurrent.interpreters", "string.templatelib"}
 NEWER_BUILTINS = {"ExceptionGroup", "BaseExceptionGroup", "PythonFinalizationError"}
 NEWER_NAMES = {
-    "StrEnum", "ReprEnum", "UTC", "TaskGroup", "Barrier", "batched",
+    "StrEnum", "ReprEnum", "UTC", "TaskGroup", "batched",
     "file_digest", "Self", "Never", "LiteralString", "Unpack", "TypeVarTuple", "NotRequired", "Required", "override",
     "TypeAliasType", "assert_never", "assert_type", "reveal_type", "dataclass_transform", "add_note", "sumprod", "cbrt",
     "exp2", "deprecated", "process_cpu_count",

@@ -1,5 +1,6 @@
-"""Three optimiser steps of both tasks, compared with the arithmetic written out in float64."""
+"""Three optimiser steps of both tasks, compared with the arithmetic written out in float64; resumed steps."""
 
+import copy
 import math
 
 import pytest
@@ -123,3 +124,42 @@ def test_three_steps_equal_sgd_written_out(monkeypatch, build_task, accumulate_s
     torch.testing.assert_close(task.head.centers.detach(), reference.centers.detach(), **close)
     assert task.head.softmax.margin.batch_mean.item() == pytest.approx(float(reference.mu), rel=1e-9)
     assert task.head.softmax.margin.batch_std.item() == pytest.approx(float(reference.sigma), rel=1e-9)
+
+
+def test_a_resumed_run_continues_with_the_loss_scale_the_momentum_and_the_bad_steps_in_a_row(monkeypatch):
+    """In float16, the third to fifth steps are bad. The run is interrupted after the fourth."""
+    cfg = load_config(
+        overrides=["dataset=custom", f"num_classes={CLASSES}", f"embedding_size={SIZE}", "dtype=float16",
+                   "max_bad_steps=2"]
+    )  # fmt: skip
+
+    def start() -> TrainingStep:
+        torch.manual_seed(0)
+        student = nn.Linear(PIXELS, SIZE)
+        monkeypatch.setattr(tasks, "build_backbone", lambda cfg: student)
+        return TrainingStep(cfg, Standalone(cfg, CPU), STEPS_PER_EPOCH, TOTAL_BATCH, CPU)
+
+    def take(step: TrainingStep, numbers: range) -> None:
+        for number in numbers:
+            images = batch(number).images.float() * (math.nan if number in (2, 3, 4) else 1)
+            step(iter([Batch(images, images, torch.tensor([0, 3, 6, 3, 1, 0]), None)]), number)
+
+    uninterrupted, first, resumed = start(), start(), start()
+    take(uninterrupted, range(7))
+    take(first, range(4))
+    assert not first.bad_steps.too_many(wait=True)
+    resumed.load(copy.deepcopy(first.state()))
+    for module in ("student", "head"):
+        getattr(resumed.task, module).load_state_dict(getattr(first.task, module).state_dict())
+    assert resumed.scaler.get_scale() == first.scaler.get_scale() == 1024 / 4
+    take(resumed, range(4, 5))
+    assert resumed.bad_steps.too_many(wait=True)
+    assert "the last 3 steps was not finite" in str(resumed.bad_steps.error(5))
+    assert "the last good one, 2, had loss" in str(resumed.bad_steps.error(5))
+    take(resumed, range(5, 7))
+    assert uninterrupted.scaler.state_dict() == resumed.scaler.state_dict()
+    assert uninterrupted.bad_steps.total == resumed.bad_steps.total == 3
+    for weight, same in zip(uninterrupted.parameters, resumed.parameters, strict=True):
+        assert torch.equal(weight, same)
+        momentum = uninterrupted.optimizer.state[weight]["momentum_buffer"]
+        assert torch.equal(momentum, resumed.optimizer.state[same]["momentum_buffer"])
