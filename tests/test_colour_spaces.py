@@ -1,4 +1,4 @@
-"""JPEGs in printing colours (CMYK and YCCK) become the RGB image that Pillow makes of them, wherever they are read."""
+"""Gray images, and JPEGs in printing colours (CMYK, YCCK), become the RGB images that Pillow makes of them."""
 
 import io
 
@@ -65,3 +65,13 @@ def test_cmyk_jpegs_are_read_from_folders_record_sets_and_bin_sets(images, tmp_p
     for read in (dataset[np.arange(4)].numpy() for dataset in sets):
         assert difference(read, np.stack([as_pillow_reads(jpeg) for jpeg in encoded])) <= 3
         assert abs(read.astype(int) - faces).mean() < 3  # the colours are those of the faces
+
+
+@pytest.mark.parametrize("suffix", ["JPEG", "PNG"])
+def test_a_gray_image_has_three_equal_colours(images, suffix):
+    file = io.BytesIO()
+    gray = Image.fromarray(images[0]).convert("L")
+    gray.save(file, suffix)
+    decoded = decode_rgb(file.getvalue(), "image")
+    assert decoded.shape == images[0].shape and (decoded == decoded[..., :1]).all()
+    assert difference(decoded[..., 0], np.array(Image.open(file))) <= 1
