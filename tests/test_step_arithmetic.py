@@ -163,3 +163,31 @@ def test_a_resumed_run_continues_with_the_loss_scale_the_momentum_and_the_bad_st
         assert torch.equal(weight, same)
         momentum = uninterrupted.optimizer.state[weight]["momentum_buffer"]
         assert torch.equal(momentum, resumed.optimizer.state[same]["momentum_buffer"])
+
+
+class Drawing(nn.Linear):
+    """A student that draws random numbers in each forward pass, as dropout does."""
+
+    drawn: tuple[float, ...] = ()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.drawn = (*self.drawn, torch.rand(()).item())
+        return super().forward(images)
+
+
+def test_the_random_numbers_of_a_step_depend_only_on_seed_step_and_rank(monkeypatch):
+    """Those of its two forward passes differ. Those drawn before, as in an uninterrupted run, have no effect."""
+    drawn = {}
+    for seed, done, rank in [(1, 3, 0), (1, 3, 0), (1, 4, 0), (1, 3, 1), (2, 3, 0)]:
+        student = Drawing(PIXELS, SIZE)
+        monkeypatch.setattr(tasks, "build_backbone", lambda cfg, student=student: student)
+        monkeypatch.setattr("train.step.rank", lambda rank=rank: rank)
+        cfg = load_config(
+            overrides=["dataset=custom", f"num_classes={CLASSES}", f"embedding_size={SIZE}", "accumulate_steps=2",
+                       f"seed={seed}"]
+        )  # fmt: skip
+        step = TrainingStep(cfg, Standalone(cfg, CPU), STEPS_PER_EPOCH, TOTAL_BATCH, CPU)
+        torch.rand(len(drawn))
+        step((batch(number)._replace(images=batch(number).images.float()) for number in range(2)), done)
+        assert drawn.setdefault((seed, done, rank), student.drawn) == student.drawn
+    assert len({number for numbers in drawn.values() for number in numbers}) == 8
