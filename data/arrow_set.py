@@ -44,9 +44,8 @@ class _ArrowImages(torch.utils.data.Dataset):
         self.path = str(path)
         self._rows = _open(self.path, ["image", "index", *columns])
         self._order = _order(self.path, self._column("index"))
-        self._require_images()
 
-    def _require_images(self) -> None:
+    def require_images(self) -> None:
         """Raise ArrowSetError if the bytes of some images are missing. No image is read."""
         images = self._rows.select_columns(["image"]).with_format("arrow")[:]["image"]
         parts = [np.asarray(chunk.is_null()) | chunk.field("bytes").is_null() for chunk in images.chunks]
@@ -98,6 +97,7 @@ class TemplateSet(_ArrowImages):
         self, path: str | os.PathLike, per_image: Mapping[str, str] = _NO_KEYS, others: Mapping[str, str] = _NO_KEYS
     ) -> None:
         super().__init__(path)
+        self.require_images()
         self.metadata = read_metadata(Path(self.path, "metadata.pt"))
         _check_metadata(self, per_image, others)
 

@@ -10,6 +10,7 @@ from arrow_sets import COUNT, datasets, face, numbers, png, write_pairs, write_s
 from data.arrow_set import INTEGERS, ArrowSetError, ArrowVerificationSet, TemplateSet
 from data.images import fit
 from data.workers import keep_batch
+from eval.protocols import PROTOCOLS
 from utils.errors import InputError
 
 
@@ -88,6 +89,10 @@ def test_missing_images_are_counted_before_any_is_read_and_the_first_is_named(tm
     message = r"set: 3 of the 12 images are missing, the first is the image with index 4; save the set again"
     with pytest.raises(ArrowSetError, match=message):
         TemplateSet(tmp_path / "set")
+    pairs = rows.add_column("is_same", [True] * COUNT)
+    pairs.save_to_disk(str(tmp_path / "pairs_set"))
+    with pytest.raises(ArrowSetError, match=message):
+        PROTOCOLS["verification"].open(tmp_path / "pairs_set")
 
 
 def arrow_file(folder: Path) -> Path:
