@@ -47,6 +47,17 @@ class _ArrowImages(torch.utils.data.Dataset):
         self._rows = _open(self.path, ["image", "index", *columns])
         self._order = _order(self.path, self._column("index"))
 
+    def require_images(self) -> None:
+        """Raise ArrowSetError if the bytes of some images are missing. No image is read."""
+        images = self._rows.select_columns(["image"]).with_format("arrow")[:]["image"]
+        parts = [np.asarray(chunk.is_null()) | chunk.field("bytes").is_null() for chunk in images.chunks]
+        is_missing = np.concatenate([np.zeros(0, dtype=bool), *parts])[self._order]
+        if is_missing.any():
+            raise ArrowSetError(
+                f"{self.path}: {is_missing.sum()} of the {len(self)} images are missing, the first is the image with "
+                f"index {is_missing.argmax()}; save the set again, with the bytes of every image in it"
+            )
+
     def _column(self, name: str) -> np.ndarray:
         return self._rows.select_columns([name]).with_format("numpy")[:][name]
 
@@ -88,6 +99,7 @@ class TemplateSet(_ArrowImages):
         self, path: str | os.PathLike, per_image: Mapping[str, str] = _NO_KEYS, others: Mapping[str, str] = _NO_KEYS
     ) -> None:
         super().__init__(path)
+        self.require_images()
         self.metadata = read_metadata(Path(self.path, "metadata.pt"))
         _check_metadata(self, per_image, others)
 

@@ -56,8 +56,8 @@ class NistSet(torch.utils.data.Dataset):
     """N photos in the order of face_tid_mid. `images[positions]` returns n aligned faces, uint8 [n, 112, 112, 3] RGB.
 
     metadata: for each photo faceness_scores (of the detector), float64 [N], and templates and medias, int64 [N]; for
-    each pair of templates p1 and p2 (template ids) and label (1 genuine, 0 impostor), int32 [P]. A photo is read only
-    when it is used. Raises InputError.
+    each pair of templates p1 and p2 (template ids) and label (1 genuine, 0 impostor), int32 [P]. All photos must exist,
+    but each is read only when it is used. Raises InputError.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -70,6 +70,7 @@ class NistSet(torch.utils.data.Dataset):
         _require(points_list, usable, "finite numbers, and points that differ")
         _require(pairs_list, (pairs["label"] == 0) | (pairs["label"] == 1), "the label 0 (impostor) or 1 (genuine)")
         rows = _match(faces_list, faces["file"], points_list, scored["file"])
+        _require_photos(Path(self.path, "loose_crop"), faces["file"])
         self._files, self._transforms = faces["file"].copy(), transforms[rows]
         self.metadata: dict[str, np.ndarray] = {
             "faceness_scores": scored["score"][rows],
@@ -89,7 +90,8 @@ class NistSet(torch.utils.data.Dataset):
         try:
             encoded = path.read_bytes()
         except (OSError, ValueError) as error:
-            raise NistSetError(f"{path}: listed in meta, but cannot be read ({error}); fetch it again") from error
+            reason = getattr(error, "strerror", None) or error
+            raise NistSetError(f"{path}: listed in meta, but cannot be read ({reason}); fetch it again") from error
         # Bilinear interpolation; black outside the photo.
         return cv2.warpAffine(decode_rgb(encoded, str(path)), self._transforms[position], (SIZE, SIZE))
 
@@ -199,6 +201,17 @@ def _require(path: Path, is_valid: np.ndarray, expected: str) -> None:
         filled = (entry for entry in enumerate(_lines(path), 1) if entry[1].strip())
         number, line = next(islice(filled, int(is_valid.argmin()), None))
         raise _bad_line(path, number, line, expected)
+
+
+def _require_photos(folder: Path, files: np.ndarray) -> None:
+    """Raise NistSetError if the folder lacks some of `files`, bytes [N]. It is listed once: this takes a second."""
+    present = np.array([os.fsencode(name) for name in os.listdir(folder)] or [b""])
+    missing = np.flatnonzero(~np.isin(files, present))
+    if len(missing):
+        raise NistSetError(
+            f"{folder}: {len(missing)} of the {len(files)} photos that are listed in meta are missing, the first is "
+            f"{os.fsdecode(files[missing[0]])!r}; fetch the folder again"
+        )
 
 
 def _bad_line(path: Path, number: int, line: str, expected: str) -> NistSetError:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data.teacher_cache import Description, EmbeddingError, description_path, read_description, require_same, shape_of
 from utils.distributed import barrier, from_rank_0, on_rank_0
-from utils.files import atomic_write, try_lock, write_text
+from utils.files import atomic_write, name_file, try_lock, write_text
 
 
 class EmbeddingWriter:
@@ -35,7 +35,8 @@ class EmbeddingWriter:
         self._shape = shape_of(description)
         self._row, self._start = _row_size(self._shape), len(_header(self._shape))
         self._lock: BinaryIO | None = None  # on rank 0
-        on_rank_0(lambda: self._begin(description))
+        with name_file(self.path):
+            on_rank_0(lambda: self._begin(description))
         self._files = [open(path, "r+b") for path in (self._part, self._done)]  # noqa: SIM115 - closed in __exit__
         done = np.frombuffer(from_rank_0(self._files[1].read()), dtype=np.uint8)
         self.remaining = np.flatnonzero(done == 0)
@@ -56,9 +57,10 @@ class EmbeddingWriter:
                 f"{self.path}: the teacher's embedding of image {positions[int((~is_exact).nonzero()[0, 0])]} is not "
                 "finite, or zero, or too large or too small for float16; are the weights those of a trained teacher?"
             )
-        for run in _runs(positions):
-            self._files[0].seek(self._start + int(positions[run.start]) * self._row)
-            self._files[0].write(stored[run].numpy().tobytes())
+        with name_file(self.path):
+            for run in _runs(positions):
+                self._files[0].seek(self._start + int(positions[run.start]) * self._row)
+                self._files[0].write(stored[run].numpy().tobytes())
         self._unmarked.append(positions)
         if time.monotonic() - self._marked_at > 1:
             self._mark()
@@ -66,12 +68,13 @@ class EmbeddingWriter:
     def _mark(self) -> None:
         """Flush the embeddings to the disk, then mark their images as done."""
         embeddings, marks = self._files
-        _flush_to_disk(embeddings)
-        for positions in self._unmarked:
-            for run in _runs(positions):
-                marks.seek(int(positions[run.start]))
-                marks.write(b"\1" * (run.stop - run.start))
-        _flush_to_disk(marks)
+        with name_file(self.path):
+            _flush_to_disk(embeddings)
+            for positions in self._unmarked:
+                for run in _runs(positions):
+                    marks.seek(int(positions[run.start]))
+                    marks.write(b"\1" * (run.stop - run.start))
+            _flush_to_disk(marks)
         self._unmarked = []
         self._marked_at = time.monotonic()
 

@@ -137,9 +137,16 @@ def _score_set(
     if rank() != 0:
         return None
     if folder is not None:
-        with atomic_write(embeddings_file(folder, protocol, target)) as file:
-            np.save(file, embeddings.features)
+        _write_array(embeddings_file(folder, protocol, target), embeddings.features)
     return PROTOCOLS[protocol].score(images, embeddings)
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    """Write an .npy file. np.save does not notice a disk that is too full for the last 4 KB."""
+    array = np.ascontiguousarray(array)
+    with atomic_write(path) as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)
 
 
 def embeddings_file(folder: str | os.PathLike, protocol: str, target: str) -> Path:

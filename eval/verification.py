@@ -126,7 +126,11 @@ def _threshold_of_pairs(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _open(path: Path) -> VerificationSet | ArrowVerificationSet:
-    pairs = ArrowVerificationSet(path) if path.is_dir() else read_bin(path)
+    if path.is_dir():
+        pairs = ArrowVerificationSet(path)
+        pairs.require_images()
+    else:
+        pairs = read_bin(path)
     if len(pairs.is_same) < FOLDS:
         raise BinError(f"{path}: {len(pairs.is_same)} pairs; the protocol's {FOLDS} folds need at least one pair each")
     return pairs

@@ -7,10 +7,12 @@ FAULTS=long ./run_tests.sh tests/faults
 import atexit
 import multiprocessing
 import os
+import resource
 import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -126,6 +128,22 @@ def scratch() -> Iterator[Path]:
     """A folder for large files, removed as soon as the test ends."""
     with TemporaryDirectory() as name:
         yield Path(name)
+
+
+@pytest.fixture
+def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
+    """with file_size_limit(size): no file of this process may grow beyond `size` bytes, as if the disk were full."""
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, unlimited[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+
+    return limited
 
 
 # --- faults ---------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from arrow_sets import COUNT, datasets, face, numbers, png, write_pairs, write_s
 from data.arrow_set import INTEGERS, ArrowSetError, ArrowVerificationSet, TemplateSet
 from data.images import fit
 from data.workers import keep_batch
+from eval.protocols import PROTOCOLS
 from utils.errors import InputError
 
 
@@ -66,7 +67,6 @@ def test_an_inconsistent_set_is_refused(tmp_path, change, message):
     [
         (b"no image", r"set: image with index 1: its 8 bytes are not an image"),
         (png(face(0, 100)), r"set: image with index 1: 100x100 pixels; faces must be aligned to 112x112"),
-        (None, r"set: image with index 1 is missing; save the set again"),
     ],
 )
 def test_an_error_names_an_image_that_cannot_be_used(tmp_path, encoded, message):
@@ -74,6 +74,25 @@ def test_an_error_names_an_image_that_cannot_be_used(tmp_path, encoded, message)
     images = TemplateSet(write_set(tmp_path / "set", range(COUNT), [good[0], encoded, *good[2:]]))
     with pytest.raises(InputError, match=message):
         images[range(COUNT)]
+
+
+def test_missing_images_are_counted_before_any_is_read_and_the_first_is_named(tmp_path):
+    absent = {4: None, 7: {"bytes": None, "path": "/a/face.png"}, 9: {"bytes": None, "path": None}}
+    index = np.random.default_rng(1).permutation(COUNT)
+    entries = [absent.get(number, {"bytes": b"no image", "path": None}) for number in index]
+    # Like Image(), but paths are saved unchanged.
+    image = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    features = datasets.Features(image=image, index=datasets.Value("int64"))
+    rows = datasets.Dataset.from_dict({"image": entries, "index": index}, features=features)
+    rows.save_to_disk(str(tmp_path / "set"), num_shards=3)
+    torch.save({}, tmp_path / "set" / "metadata.pt")
+    message = r"set: 3 of the 12 images are missing, the first is the image with index 4; save the set again"
+    with pytest.raises(ArrowSetError, match=message):
+        TemplateSet(tmp_path / "set")
+    pairs = rows.add_column("is_same", [True] * COUNT)
+    pairs.save_to_disk(str(tmp_path / "pairs_set"))
+    with pytest.raises(ArrowSetError, match=message):
+        PROTOCOLS["verification"].open(tmp_path / "pairs_set")
 
 
 def arrow_file(folder: Path) -> Path:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from train.checkpoint import PARTS, SUMS, Checkpoint, CheckpointError, complete_steps, load, prune, save
+from train.checkpoint import PARTS, SUMS, Checkpoint, CheckpointError, complete_steps, load, prune, remove_after, save
 
 
 def checkpoint(step):
@@ -53,3 +53,11 @@ def test_the_error_lists_the_steps_that_have_a_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match=r"no complete checkpoint of step 50; available steps: 5, 40") as error:
         load(tmp_path, 50)
     assert str(tmp_path) in str(error.value)
+
+
+def test_all_checkpoints_after_a_step_are_removed_and_no_others(tmp_path):
+    for step in (4, 5, 6, 40):
+        save(tmp_path, step, checkpoint(step))
+    (tmp_path / "7backbone.pth").write_bytes(b"a student without a state file")
+    remove_after(tmp_path, 5)
+    assert {path.name for path in tmp_path.iterdir()} == {f"{step}{part}" for step in (4, 5) for part in (*PARTS, SUMS)}

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from arrow_sets import write_set
 from evaluation_sets import COUNT, FULL, IJB, draw_faces, flags, score, write_checkpoints, write_sets
 
-from data.bin_set import write_bin
+from backbones.mobilefacenet import MobileFaceNet
+from data.arrow_set import TemplateSet
+from data.bin_set import read_bin, write_bin
 from data.images import decode_rgb, encode_png
 from eval.report import read_json
 
@@ -124,3 +127,18 @@ def test_a_set_with_one_sided_folds_is_scored_with_a_warning(root, checkpoints, 
     assert f"WARNING: {warning}" in done.stdout
     assert f"warning: {warning}" in (tmp_path / "p" / "report.html").read_text()
     assert read_json(tmp_path / "r.json").warnings == [warning]
+
+
+def test_the_flip_of_a_benchmark_decides_whether_its_embeddings_contain_the_mirror_image(root, checkpoints, tmp_path):
+    checkpoint = checkpoints / "5backbone.pth"
+    score(FULL, "--checkpoint", checkpoint, "--no-val-flip", "--save-embeddings", tmp_path, *flags(root))
+    network = MobileFaceNet(16, 0.125).eval()
+    network.load_state_dict(torch.load(checkpoint, weights_only=True))
+    for name, images, flip in (
+        ("verification.pairs", read_bin(root / "pairs.bin"), False),
+        ("ijb.templates", TemplateSet(root / "templates"), True),
+    ):
+        x = (images[range(len(images))].permute(0, 3, 1, 2).float() - 127.5) / 127.5
+        with torch.no_grad():
+            expected = network(x) + network(x.flip(3)) if flip else network(x)
+        assert np.load(tmp_path / f"{name}.npy") == pytest.approx(expected.numpy(), rel=1e-4, abs=1e-4)

@@ -49,3 +49,10 @@ def test_an_error_names_a_folder_that_cannot_be_written(tmp_path):
 def test_a_number_of_bytes_has_a_unit_in_which_it_is_not_zero():
     texts = {0: "0 B", 999: "999 B", 3072: "3.072 kB", 1_505_280: "1.505 MB", 11_924_793_344: "11.92 GB"}
     assert {count: size_text(count) for count in texts} == texts
+
+
+def test_the_error_of_a_full_disk_names_the_file(tmp_path, file_size_limit):
+    message = r"File too large: .*file.bin"
+    with file_size_limit(1000), pytest.raises(OSError, match=message), atomic_write(tmp_path / "file.bin") as file:
+        file.write(bytes(1001))
+    assert list(tmp_path.iterdir()) == []

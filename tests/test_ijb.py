@@ -139,6 +139,14 @@ def test_a_pair_is_accepted_from_the_threshold_at_fpr_1e_4_on():
         assert arrays[f"{name}.decision"].tolist() == accepted.tolist()
 
 
+def test_a_pair_that_scores_exactly_the_threshold_is_accepted():
+    """At FPR 1e-4 the nearest point has no impostor: the threshold is the score of the last genuine pair before one."""
+    metrics, arrays = score_templates(*one_image_templates([0.9, 0.8, 0.7, 0.6], [1, 1, 0, 1]))
+    for name in VARIANTS.values():
+        assert metrics[f"{name}_thresh_at_fpr_0.0001"] == pytest.approx(0.8, abs=1e-9)
+        assert arrays[f"{name}.decision"].tolist() == [True, True, False, False]
+
+
 def test_the_benchmark_gives_the_metrics_of_plain_arithmetic():
     result = protocols.measure("ijb", 0.002, plain=True)  # raises where they differ
     assert result["size"] == "IJB-C: 939 images, 46 templates, 31,317 pairs"

@@ -96,6 +96,14 @@ def test_tar_auc_and_eer_equal_those_of_counting(seed):
     assert [equal_error_rate(curve)] == pytest.approx(crossings, abs=1e-12)
 
 
+def test_tar_at_far_allows_exactly_the_stated_share_of_impostor_pairs():
+    """Of 1,000 impostor pairs, FAR 1e-3 allows one, which scores 0.8; the next one scores 0.5."""
+    impostor, genuine = np.append([0.8, 0.5], np.linspace(0, 0.1, 998)), np.array([0.9, 0.7, 0.6, 0.4])
+    is_same = np.repeat([False, True], [1000, 4])
+    curve = roc_curve(is_same, np.append(impostor, genuine), drop_intermediate=False)
+    assert [tar_at_far(curve, far) for far in (0.0, 0.0005, 0.001, 0.0019, 0.002)] == [0.25, 0.25, 0.75, 0.75, 1.0]
+
+
 @pytest.mark.parametrize("decimals", [1, 12])
 def test_roc_corners_give_the_largest_tar_at_every_far(decimals):
     rng = np.random.default_rng(0)

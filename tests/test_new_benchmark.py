@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, run_script
 from evaluation_sets import draw_faces, write_checkpoints
+from runs import metrics, train, value
 
 from data.bin_set import write_bin
 
@@ -26,7 +27,7 @@ def code_blocks(section: str) -> list[str]:
 def copy_with_benchmark(tmp_path_factory) -> Path:
     """A copy of the repository's code with the example's module and its line in config/names.py."""
     copy = tmp_path_factory.mktemp("copy")
-    for room in ("backbones", "config", "data", "eval", "utils"):
+    for room in ("backbones", "config", "data", "eval", "heads", "train", "utils"):
         shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
     module, line = code_blocks("A new benchmark")
     (copy / "eval" / "gap.py").write_text(module)
@@ -54,20 +55,30 @@ def test_the_example_of_the_docs_gives_json_csv_tables_and_plots(copy_with_bench
         assert done.returncode == 0, done.stdout + done.stderr
         printed += done.stdout
 
-    metrics = json.loads((tmp_path / "out" / "5.json").read_text())["gap"]["pairs"]
+    scores = json.loads((tmp_path / "out" / "5.json").read_text())["gap"]["pairs"]
     with np.load(tmp_path / "out" / "5.npz") as arrays:
         cosine, is_same = arrays["gap/pairs/cosine"], arrays["gap/pairs/is_same"]
-    assert metrics == {"gap": pytest.approx(cosine[is_same].mean() - cosine[~is_same].mean())}
-    assert re.search(rf"pairs +gap +{metrics['gap']:.4f}\n", printed)  # on the screen
+    assert scores == {"gap": pytest.approx(cosine[is_same].mean() - cosine[~is_same].mean())}
+    assert re.search(rf"pairs +gap +{scores['gap']:.4f}\n", printed)  # on the screen
     assert len(re.findall(r"\| pairs gap +\|", printed)) == 2  # the table of the summary, and that of compare.py
     with open(tmp_path / "out" / "reports" / "summary.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["checkpoint"] for row in rows] == ["5backbone", "10backbone", "finalbackbone", "best"]
     gaps = [float(row["gap.pairs.gap"]) for row in rows]
-    assert gaps[0] == metrics["gap"] and gaps[3] == max(gaps[:3])
+    assert gaps[0] == scores["gap"] and gaps[3] == max(gaps[:3])
     csv_text = (tmp_path / "out" / "reports" / "5backbone_metrics.csv").read_text()
-    assert csv_text == f"metric,value\ngap.pairs.gap,{metrics['gap']}\n"
+    assert csv_text == f"metric,value\ngap.pairs.gap,{scores['gap']}\n"
     assert (tmp_path / "out" / "cosines_pairs.png").is_file()
     assert (tmp_path / "out" / "reports" / "plots" / "gap.png").is_file()
     page = (tmp_path / "out" / "report.html").read_text()
     assert "pairs: cosines of genuine and impostor pairs" in page
+
+
+def test_the_example_of_the_docs_is_evaluated_during_training(copy_with_benchmark, small_run, tmp_path):
+    gap = [f"gap_root={value(small_run, 'val_rec')}", "gap_targets=pairs", "gap_num_workers=0", "eval_every_n_epoch=1"]
+    output = tmp_path / "run"
+    train(copy_with_benchmark / "train/train_standalone.py", [*small_run, *gap], output, "val_targets=[]")
+    evaluations = [line for line in metrics(output) if line["kind"] == "evaluation"]
+    assert [line["step"] for line in evaluations] == [6, 12]
+    assert all(-2 < line["gap.pairs.gap"] < 2 for line in evaluations)
+    assert re.search(r"pairs +gap +-?\d\.\d{4}\n", (output / "training.log").read_text())

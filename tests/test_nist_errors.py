@@ -126,11 +126,21 @@ def test_an_error_says_how_to_convert_a_list_in_utf_16_without_a_byte_order_mark
 
 def test_an_error_names_a_photo_that_cannot_be_used(tmp_path):
     folder = write_small_folder(tmp_path / "set")
-    (folder / "loose_crop" / "3.jpg").unlink()
     (folder / "loose_crop" / "5.jpg").write_bytes(b"no image")
     images = NistSet(folder)
+    (folder / "loose_crop" / "3.jpg").unlink()
     with pytest.raises(InputError, match=r"loose_crop/3.jpg: listed in meta, but cannot be read .*fetch it again"):
         images[[0, 2]]
     with pytest.raises(InputError, match=r"loose_crop/5.jpg: its 8 bytes are not an image"):
         images[[4]]
     assert np.array_equal(images[[0]][0].numpy(), aligned(0))
+
+
+@pytest.mark.parametrize(("removed", "first"), [([6], "6.jpg"), ([7, 4, 5], "4.jpg"), (range(1, 8), "1.jpg")])
+def test_missing_photos_are_counted_before_any_is_read_and_the_first_is_named(tmp_path, removed, first):
+    folder = write_small_folder(tmp_path / "set")
+    for number in removed:
+        (folder / "loose_crop" / f"{number}.jpg").unlink()
+    message = f"loose_crop: {len(removed)} of the 7 photos that are listed in meta are missing, the first is '{first}'"
+    with pytest.raises(NistSetError, match=message):
+        NistSet(folder)

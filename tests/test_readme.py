@@ -11,6 +11,7 @@ import cv2
 import pytest
 import torch
 from conftest import ROOT, run_script
+from runs import metrics
 from test_layout import LEVELS
 
 from config import load_config
@@ -161,7 +162,10 @@ def test_the_example_in_python_embeds_two_faces(tmp_path, monkeypatch):
 
 
 def test_the_additions_that_the_readme_shows_train_a_network(small_run, tmp_path):
-    """One new file and one line each, in a copy of the repository: a margin, a backbone and a schedule."""
+    """One new file and one line each, in a copy of the repository: a margin, a backbone and a schedule.
+
+    The backbone is trained as a student, then it is the teacher of another student.
+    """
     for room in [room for level in LEVELS for room in level if (ROOT / room).is_dir()]:
         shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
     *files, lines = blocks(section("Extend it"), "python")
@@ -173,12 +177,20 @@ def test_the_additions_that_the_readme_shows_train_a_network(small_run, tmp_path
         assert f"\n{table} = {{" in text
         text = text.replace(f"\n{table} = {{", f"\n{table} = {{{entry}")
     names.write_text(text)
-    new = ["loss=HalfCosFace", "network=tiny", "lr_schedule=linear"]
-    output = tmp_path / "run"
-    done = run_script(tmp_path / "train/train_AdaDistill.py", *small_run, *new, "max_steps=2", f"output={output}")
+    script, output = tmp_path / "train/train_AdaDistill.py", tmp_path / "run"
+    new = ["loss=HalfCosFace", "network=tiny", "lr_schedule=linear", "warmup_epoch=0", "max_steps=6"]
+    done = run_script(script, *small_run, *new, f"output={output}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (output / "2backbone.pth").is_file()
     assert "margin 0.175" in (output / "training.log").read_text()  # half of 0.35
+    *steps, evaluation = metrics(output)
+    peak = 0.1 * 8 / 512  # for 8 images per step; 6 steps are the first of 2 epochs
+    assert [line["lr"] for line in steps] == pytest.approx([peak * (1 - step / 12) for step in range(6)])
+    assert "verification.pairs.Accuracy-Flip" in evaluation
+
+    teacher = ["teacher=tiny", f"pretrained_teacher_path={output / '6backbone.pth'}", "max_steps=2"]
+    done = run_script(script, *small_run, *teacher, f"output={tmp_path / 'student'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "teacher: tiny from " in (tmp_path / "student" / "training.log").read_text()
 
 
 def test_the_line_counts_of_the_architecture_are_about_right():

@@ -1,5 +1,6 @@
 """Writing the file of the teacher's embeddings: it is complete after any interruption, and never wrong."""
 
+import math
 import os
 import shutil
 import signal
@@ -182,3 +183,18 @@ def test_a_file_has_one_compute_type_and_replaces_no_other_file(slow_run, tmp_pa
     mine = f"teacher_embeddings={tmp_path / 'mine.npy'}"
     refused(CACHE, *slow_run, mine, words=r"mine\.json: not a description of embeddings")
     assert (tmp_path / "mine.json").read_text() == '{"a": 1}'
+
+
+def test_a_full_disk_while_embedding_ends_with_an_error_that_names_the_file(tmp_path, file_size_limit, monkeypatch):
+    """As after a start on a disk with enough space, on which other programs then write."""
+    description, values = described(50, 8), torch.ones(50, 2, 8)
+    full = pytest.raises(OSError, match=r"File too large: .*x\.npy")
+    writer = EmbeddingWriter(tmp_path / "x.npy", description)
+    with full, file_size_limit(500), writer:
+        monkeypatch.setattr(embedding_writer.time, "monotonic", lambda: math.inf)  # time to flush to the disk
+        writer.write(np.arange(50), values)
+    assert not (tmp_path / "x.npy").exists()
+    with EmbeddingWriter(tmp_path / "x.npy", description) as writer:
+        assert len(writer.remaining) == 50  # nothing was marked as done
+        writer.write(np.arange(50), values)
+    assert (EmbeddingFile(tmp_path / "x.npy", description).rows(np.arange(50), np.zeros(50, bool)) == 1).all()

@@ -1,5 +1,6 @@
 """The training scripts as users run them: output files, exact resuming, signals, ranks."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,8 @@ import torch
 from conftest import ROOT, run_script
 from runs import SCRIPTS, assert_same_checkpoint, metrics, tensors, train
 from training_sets import write_folder_set
+
+from train.checkpoint import complete_steps
 
 
 @pytest.fixture(scope="module", params=SCRIPTS)
@@ -61,10 +64,14 @@ def test_tensorboard_can_be_read_back(uninterrupted_run):
     assert "evaluation/verification.pairs.Accuracy-Flip" in events.Tags()["scalars"]
 
 
-@pytest.mark.parametrize("stop", [4, 6])
-def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_run(uninterrupted_run, small_run, tmp_path, stop):
+@pytest.mark.parametrize(("stop", "evaluated"), [(4, False), (6, True), (6, False)])
+def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_run(uninterrupted_run, small_run, tmp_path, stop, evaluated):
+    """A run may also be killed after the checkpoint of an epoch, and before its evaluation."""
     script, output = uninterrupted_run
     train(script, small_run, tmp_path, f"max_steps={stop}")
+    if not evaluated:
+        log = tmp_path / "metrics.jsonl"
+        log.write_text("".join(line for line in log.read_text().splitlines(True) if '"evaluation"' not in line))
     train(script, small_run, tmp_path, "resume=auto", "num_workers=0")
     assert_same_checkpoint(output, tmp_path, 12)
     assert metrics(output) == metrics(tmp_path)
@@ -76,6 +83,7 @@ def test_global_step_resumes_that_step_and_a_missing_one_is_refused(uninterrupte
     done = run_script(script, *small_run, f"output={tmp_path}", "global_step=5")
     assert done.returncode == 2 and "available steps: 4, 6, 8, 12" in done.stderr
     train(script, small_run, tmp_path, "global_step=4")
+    assert complete_steps(tmp_path) == [4, 6, 12]  # the old checkpoint of step 8 is gone, and no new one was due
     assert_same_checkpoint(output, tmp_path, 12)
     assert metrics(output) == metrics(tmp_path)
 
@@ -162,13 +170,22 @@ def _initial_weights(settings: list[str]) -> dict[str, torch.Tensor]:
     return build_backbone(cfg).state_dict()
 
 
-def test_two_ranks_with_accumulated_gradients_resume_bit_equal(small_run, tmp_path):
-    shared = ["batch_size=2", "accumulate_steps=2", "max_steps=8"]
+def test_two_ranks_with_accumulated_gradients_resume_bit_equal_and_evaluate_the_student_of_rank_0(small_run, tmp_path):
+    """BatchNorm statistics are each rank's own in training; in evaluation, both ranks must have those of rank 0."""
+    shared = ["batch_size=2", "accumulate_steps=2", "max_steps=8", "val_batch_size=8"]  # each rank embeds 2 batches
     train(SCRIPTS[0], small_run, tmp_path / "uninterrupted", *shared, ranks=2)
     train(SCRIPTS[0], small_run, tmp_path / "parts", *shared, "max_steps=4", ranks=2)
     train(SCRIPTS[0], small_run, tmp_path / "parts", *shared, "resume=auto", ranks=2)
     assert_same_checkpoint(tmp_path / "uninterrupted", tmp_path / "parts", 8)
     assert metrics(tmp_path / "uninterrupted") == metrics(tmp_path / "parts")
+
+    folder = tmp_path / "uninterrupted"
+    scored = ["--config", folder / "config.py", "--checkpoint", folder / "6backbone.pth"]
+    done = run_script("eval/run_full_eval.py", *scored, "--results-json", tmp_path / "6.json")
+    assert done.returncode == 0, done.stderr
+    of_checkpoint = json.loads((tmp_path / "6.json").read_text())["verification"]["pairs"]
+    (of_run,) = (line for line in metrics(folder) if line["kind"] == "evaluation" and line["step"] == 6)
+    assert of_checkpoint == {name: of_run[f"verification.pairs.{name}"] for name in of_checkpoint}
 
 
 def test_an_output_that_holds_another_run_is_refused(small_run, tmp_path):

@@ -27,12 +27,18 @@ def test_updated_rows_are_bit_equal_to_the_rows_of_all_normalised_centers():
         assert_unit_centers(head)
 
 
-def test_a_step_updates_only_the_rows_of_its_batch():
+@pytest.mark.parametrize("undo", [False, True])
+def test_a_step_updates_only_the_rows_of_its_batch_also_if_it_is_undone(undo):
     head = trained_head()
     head(*batch(0))
     head.unit_centers.get(head.centers)[600] = 7.0  # marks a row that no label touches
+    head.begin_step()
     head(*batch(1))
-    assert (head.unit_centers.get(head.centers)[600] == 7.0).all()
+    head.end_step(torch.tensor(undo))
+    unit = head.unit_centers.get(head.centers)
+    assert (unit[600] == 7.0).all()
+    others = torch.arange(len(unit)) != 600
+    assert torch.equal(unit[others], torch.nn.functional.normalize(head.centers, eps=1e-12)[others])
 
 
 @pytest.mark.parametrize(

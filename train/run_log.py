@@ -128,7 +128,21 @@ class _Board:
 
     def open(self, first_step: int) -> None:
         """Start a writer that hides what an earlier part of the run wrote after `first_step`."""
-        self._writer = SummaryWriter(self._folder, purge_step=first_step + 1 if first_step else 0)
+        self._writer = self._new_writer(first_step + 1 if first_step else 0)
+
+    def _new_writer(self, purge_step: int) -> SummaryWriter:
+        """A writer that hides what earlier files contain from `purge_step` on.
+
+        TensorBoard reads files in the order of the times in their names. If the clock has jumped back, earlier files
+        are renamed to earlier times, so that the new file is still the last one.
+        """
+        files = sorted(Path(self._folder).glob(f"events.out.tfevents.{'[0-9]' * 10}.*"))
+        times = [int(path.name.split(".")[3]) for path in files]  # seconds
+        excess = max(times, default=-1) + 1 - int(time.time())
+        for path, seconds in zip(files, times, strict=True):
+            if excess > 0:
+                path.rename(path.with_name(path.name.replace(f"{seconds:010d}", f"{seconds - excess:010d}", 1)))
+        return SummaryWriter(self._folder, purge_step=purge_step)
 
     def write(self, entry: dict[str, Any]) -> None:
         """Write the entry and those that are waiting. Raises OSError; then all of them wait."""
@@ -137,7 +151,7 @@ class _Board:
             if self._writer is None:
                 first = self._waiting[0]["step"]
                 # This hides all entries of the step `first`, so all of them are written again.
-                self._writer = SummaryWriter(self._folder, purge_step=first)
+                self._writer = self._new_writer(first)
                 again = [entry for entry in self._written if entry["step"] == first]
                 self._waiting, self._written = again + self._waiting, []
             for waiting in self._waiting:

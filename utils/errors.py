@@ -15,6 +15,7 @@ _ADVICE = {
     errno.EPERM: "check the permissions",
     errno.EROFS: "choose a folder that can be written",
     errno.ENOSPC: "free disk space",
+    errno.EFBIG: "free disk space, or raise the limit of the size of files (ulimit -f)",
     errno.EDQUOT: "free disk space, or raise the quota",
     errno.EISDIR: "name a file, not a folder",
     errno.ENOTDIR: "a part of the path is a file, not a folder",

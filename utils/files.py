@@ -11,25 +11,33 @@ from typing import BinaryIO
 
 
 @contextmanager
+def name_file(path: str | os.PathLike, temporary: str | os.PathLike | None = None) -> Iterator[None]:
+    """An OSError in this block names `path` if it named no file, as on a full disk, or the `temporary` file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or error.filename == str(temporary):
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
+@contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A binary file to write, which replaces `path` only when it is complete.
 
     It has a temporary name in the same folder. If the block ends without an error, the file is flushed to the disk and
-    renamed; else it is deleted.
+    renamed; else it is deleted. An OSError names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.filename in (None, str(temporary)):  # a full disk has no name, and users do not know the temporary one
-            error.filename, error.filename2 = str(path), None
-        raise
+        with name_file(path, temporary):
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
