@@ -13,5 +13,5 @@ if [ "${NNODES:-1}" -gt 1 ]; then
 else
     PLACE=(--standalone)
 fi
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # what torchrun would choose, with a warning
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # torchrun's own default, without its notice
 exec "$PYTHON" -m torch.distributed.run "${PLACE[@]}" --nproc_per_node="${NPROC:-$GPUS}" train/train_AdaDistill.py "$@"

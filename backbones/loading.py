@@ -13,9 +13,10 @@ from utils.weights import WeightsError, read_state_dicts
 
 # A key that only one kind of network has -> what it is. The first ones are no networks of this repository.
 _FOREIGN = {
-    "conv_sep.layers.0.weight": "arcface_torch's MobileFaceNet (mbf, mbf_large), with more channels and other groups",
-    "dw_conv.depthwise.weight": "foamliu's MobileFaceNet, with ReLU6 instead of PReLU",
-    "dw_conv1.conv.weight": "Xiaoccer's MobileFaceNet, for images of 112 x 96 pixels",
+    "conv_sep.layers.0.weight": "arcface_torch's MobileFaceNet, which is the network of this repository only if its "
+    "scale is 1 (then with width = 1.0); mbf and mbf_large have scale 2 and 4, and other groups",
+    "dw_conv.depthwise.weight": "foamliu's MobileFaceNet, with ReLU6 instead of PReLU; no width makes it fit",
+    "dw_conv1.conv.weight": "Xiaoccer's MobileFaceNet, for images of 112 x 96 pixels; no width makes it fit",
 }
 _KNOWN = {
     "attn.qkv.weight": "a vision transformer",
@@ -28,7 +29,7 @@ _COUNTER = "num_batches_tracked"  # of BatchNorm; PyTorch takes 0 for it if it i
 
 
 class KeyNames(NamedTuple):
-    """What the files of other code bases have instead of the key names of a network.
+    """How other code bases name the keys of a network.
 
     others: code base -> function from a key of the network to the key there; folded: additional keys, each with a key
     of the network that has the same shape; fold: from a state dict with the additional keys to one without them.
@@ -63,17 +64,17 @@ class _Reading(NamedTuple):
 
     def describe(self) -> list[str]:
         entry = [f"found under {self.entry!r}"] if self.entry else []
-        prefix = [f"prefix {self.prefix!r} taken off"] if self.prefix else []
+        prefix = [f"prefix {self.prefix!r} removed"] if self.prefix else []
         return [*entry, *prefix, *([f"key names of {self.code_base}"] if self.code_base else [])]
 
 
 def load_weights(network: nn.Module, path: str | os.PathLike, hint: str) -> str:
-    """Copy the weights in a file into the network. Returns the prefix that was taken off its keys.
+    """Copy the weights in a file into the network. Returns the prefix that was removed its keys.
 
     The file must have exactly one state dict and prefix such that the keys with this prefix are those of the network.
     Only num_batches_tracked may be missing. All shapes must agree, and all values must be finite. Otherwise raises
     WeightsError, with the differences and `hint` in its message. Other keys are left out. network.loaded says what was
-    taken off and what was left out.
+    removed and what was left out.
     """
     states = read_state_dicts(path)
     key_names = getattr(network, "key_names", KeyNames())
@@ -145,17 +146,17 @@ def _differences(reading: _Reading, expected: _Expected) -> dict[str, list[str]]
     given, there, folded = reading.given, set(reading.names.values()), expected.key_names.folded
     optional = () if any(reading.names[key] in given for key in folded) else folded
     differences = {
-        "keys missing": [
+        "missing keys": [
             key
             for key, name in reading.names.items()
             if name not in given and key not in optional and not key.endswith(_COUNTER)
         ],
-        # A key of the network outside the prefix is no part beside the network: the file contradicts itself.
-        "keys unexpected": [
+        # A key of the network that lacks the prefix makes the file ambiguous, so it counts as unexpected.
+        "unexpected keys": [
             *(key for key in given if key not in there),
             *(f"{key}, without {reading.prefix}" for key in reading.others if key in there),
         ],
-        "shapes differ": [
+        "different shapes": [
             f"{key} is {shape}, but the network has {wanted}" for key, shape, wanted in _other_shapes(reading, expected)
         ],
     }
@@ -173,16 +174,20 @@ def _describe_misfit(reading: _Reading, states: dict[str, dict[str, Tensor]], ex
     """What the file is, how it differs from the network under the nearest reading, and what to do."""
     keys = [key for state in states.values() for key in state]
     differences = _differences(reading, expected)
-    only_shapes = list(differences) == ["shapes differ"]
+    only_shapes = list(differences) == ["different shapes"]
     if only_shapes and (sizes := _embedding_sizes(_other_shapes(reading, expected))):
         given, wanted = sizes
         return f"its embeddings have {given} dimensions, but embedding_size is {wanted}; set embedding_size={given}"
     if foreign := _identify(keys, _FOREIGN):
-        return f"weights of another network, {foreign}. It is not among the networks here, with any width. {hint}"
-    known = _identify(keys, _KNOWN)
-    what = f"has the keys of {known}; it does not fit" if known else "does not fit"
-    listed = "; ".join(f"{len(keys)} {kind} ({_listed(keys)})" for kind, keys in differences.items())
-    why = "" if only_shapes else "Other keys mean another network or a part of one, not another width. "
+        return f"weights of another network, {foreign}. {hint}"
+    known = None if only_shapes else _identify(keys, _KNOWN)
+    what = f"looks like {known}; it does not fit" if known else "does not fit"
+    listed = "; ".join(f"{kind}: {len(keys)} ({_listed(keys)})" for kind, keys in differences.items())
+    why = (
+        ""
+        if only_shapes
+        else "If keys differ, this is another network or only a part of one: the width does not change the keys. "
+    )
     return f"{what} {expected.network}: {', '.join([*reading.describe(), listed])}. {why}{hint}"
 
 

@@ -1,4 +1,4 @@
-"""The key names that other code bases have for MobileFaceNet, and their last BatchNorm, which has weights there."""
+"""Key names of MobileFaceNet in other code bases, and how to fold the scale and offset of their last BatchNorm."""
 
 from torch import Tensor
 

@@ -46,7 +46,7 @@ class Release(NamedTuple):
 
 
 def find_plain(cfg: EasyDict) -> Release:
-    """The state dict in the file `pretrained_teacher_path`, with the key names of the network. Raises WeightsError."""
+    """The weights file `pretrained_teacher_path`, for the network cfg.teacher. Raises WeightsError."""
     path = cfg.pretrained_teacher_path
     if not path:
         raise WeightsError(

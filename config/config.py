@@ -9,9 +9,9 @@ To change a setting, edit this file, write a preset, or use the command line. La
    another preset as its `base`, which is applied before it;
 4. the command line: `batch_size=64 loss=ArcFace`.
 
-A relative path of a file or folder to read is looked for in the current folder, then in the repository root. If both
-exist and differ, the first one is used, and a line on the screen says so. `--config` is found in the same way. A
-relative path to write (`output`, `teacher_embeddings`, `teacher_cache`) starts at the repository root. `~` and
+A relative path of a file or folder to read is looked for in the current folder, then in the repository root. If it
+exists in both places, the one in the current folder is used, and a message says so. `--config` is found in the same
+way. A relative path to write (`output`, `teacher_embeddings`, `teacher_cache`) starts at the repository root. `~` and
 `$VARIABLES` are expanded. A config is Python code and is executed: use only files that you trust.
 """
 
@@ -88,8 +88,8 @@ config.seed = 2048  # seed of weights, centers, order, flips and augmentation
 
 # --- output ------------------------------------------------------------------------------------------------------
 config.output = "output/AdaDistill"  # folder for checkpoints and logs
-config.global_step = 0  # resume from the checkpoint of this step; 0: see resume
-config.resume = "none"  # "auto": resume from the newest complete checkpoint, if any; "none": start a new run
+config.global_step = 0  # resume from the checkpoint of this step; 0: none, so start a new run or see resume
+config.resume = "none"  # "auto": resume from the newest complete checkpoint, if any; "none": see global_step
 config.log_every = 50  # steps between log lines
 config.checkpoint_every = 5000  # steps between checkpoints within an epoch; 0: only after each epoch
 config.keep_checkpoints = 0  # how many of the newest checkpoints to keep; 0: all

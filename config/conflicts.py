@@ -65,8 +65,8 @@ BATCH = [
 RESUMING = [
     Conflict(
         lambda cfg: cfg.global_step > 0 and cfg.resume == "auto",
-        "global_step above 0 and resume = 'auto' name two checkpoints: that step, and the newest; set resume=none, or "
-        "global_step=0",
+        "global_step above 0 and resume = 'auto' ask for two different checkpoints (that step and the newest one); set "
+        "resume=none, or global_step=0",
     ),
 ]
 

@@ -17,9 +17,9 @@ class PathError(InputError):
 def input_path(text: str | os.PathLike) -> Path:
     """The absolute path of a file or folder to read.
 
-    A relative path is looked for in the current folder, then in the repository root. If both exist and differ, a line
-    on standard error says which one is used. If neither exists, the path in the repository is returned. Raises
-    PathError.
+    A relative path is looked for in the current folder, then in the repository root. If it exists in both places, a
+    line on standard error says that the one in the current folder is used. If neither exists, the path in the
+    repository is returned. Raises PathError.
     """
     path = Path(_expand(text))
     here, in_repository = Path.cwd() / path, ROOT / path
@@ -37,7 +37,7 @@ def existing_input(text: str | os.PathLike, hint: str = "") -> Path:
     """
     found = input_path(text)
     if not _exists(found):
-        places = dict.fromkeys([str(Path.cwd() / text), str(found)])
+        places = dict.fromkeys([str(Path.cwd() / _expand(text)), str(found)])
         raise PathError(f"{text}: no such file or folder; looked for {' and '.join(places)}{hint and f'; {hint}'}")
     return found
 

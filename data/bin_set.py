@@ -108,7 +108,7 @@ def _bytes_of(path: str, number: int, image: Any) -> bytes | bytearray | np.ndar
 
 
 def _is_pixels(image: bytes | bytearray | np.ndarray, encoded: bytes | bytearray | np.ndarray) -> bool:
-    """Whether an image is an array of rows and columns, or as many bytes as such an array that are no encoded image."""
+    """Whether an image is raw pixels: an array with rows and columns, or 112 * 112 * 3 bytes that do not decode."""
     if isinstance(image, np.ndarray) and sum(length > 1 for length in image.shape) > 1:
         return True
     if len(encoded) != SIZE * SIZE * 3 or stated_size(memoryview(encoded)) != (0, 0):

@@ -84,9 +84,11 @@ def _visible(folder: str | os.PathLike, left_out: Counter[str]) -> list[os.DirEn
     entries = []
     for entry in os.scandir(folder):
         if entry.name.startswith(".") or entry.name.lower() in TOOL_NAMES:
-            left_out["hidden files and folders and those of tools"] += 1
+            left_out["hidden entries and entries created by tools"] += 1
         elif entry.is_symlink() and not os.path.exists(entry.path):
-            raise DataError(f"{entry.path}: broken link to {os.readlink(entry.path)}; restore the target or remove it")
+            raise DataError(
+                f"{entry.path}: broken link to {os.readlink(entry.path)}; restore its target, or remove the link"
+            )
         else:
             entries.append(entry)
     return entries

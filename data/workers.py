@@ -1,7 +1,7 @@
 """Worker processes that read and decode batches: how they start, fail and end.
 
-Workers send arrays, not tensors. torch would send a tensor through /dev/shm and a socket in the folder for temporary
-files. A container often has too little of the first, and the name of the second may be too long.
+Workers send arrays, not tensors. torch sends tensors through /dev/shm, which is often too small in containers, and
+through a socket in the temporary folder, whose path may be too long.
 """
 
 import atexit
@@ -26,7 +26,9 @@ from torch.utils.data import DataLoader, Dataset
 from utils.distributed import killed_worker, watch_workers
 from utils.errors import InputError, WorkerError
 
-PATIENCE = 25  # seconds without a batch, after which the workers are examined; after twice this time, they are stuck
+PATIENCE = (
+    25  # seconds without a batch until the workers are checked; if they then do nothing for as long, they are stuck
+)
 
 
 def decoded_batches(
@@ -95,8 +97,8 @@ def raise_errors(loader: Iterable) -> Iterator:
             if work - work_before <= 1:
                 _kill_workers()
                 raise WorkerError(
-                    f"the worker processes delivered no batch for {2 * PATIENCE} s and did nothing: the disk may hang; "
-                    "check that the data can be read, or set num_workers=0 to see where reading stops"
+                    f"the worker processes delivered no batch for {2 * PATIENCE} s and used no processor time; the "
+                    "disk may not respond: check that the data can be read, or set num_workers=0 to see where it stops"
                 ) from error
             work_before = work
             continue

@@ -39,10 +39,12 @@ def page() -> str:
         "## Refused combinations",
         "\n".join(f"- {conflict.message}." for conflict in DISTILLATION),
         "## Keys that may change when a run is resumed",
-        "All other keys must keep their values, unless they have no effect: they are part of the method, so a change "
-        "makes another run and is refused. The number of images per step, the teacher and the training set must also "
-        "be the same. The teacher is compared by the checksum of its weights, and the training set by that of its "
-        "index and of 1,024 images, so both may be moved. The log names each change.",
+        "All other keys are part of the method: if one of them changes, resuming is refused. "
+        "(`train_standalone.py` does not compare the keys of the teacher, the centers, the geometry term and the "
+        "feature loss, which it does not use.) The number of images per step, the teacher and the training set must "
+        "also be the same, even if the keys that name them change. They are compared by content: the teacher by the "
+        "checksum of its weights, the training set by its index and up to 1,024 of its images. So both may be moved. "
+        "The log names each change, except those of `output`, `resume` and `global_step`.",
         ", ".join(f"`{key}`" for key in RULES if key in MAY_CHANGE) + ".",
         "## Presets",
         "To use a preset, name it: `--config config/lfw.py`. A preset with a base is applied on top of that preset.",

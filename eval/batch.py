@@ -32,7 +32,7 @@ from utils.errors import InputError, describe_error
 from utils.files import sha256, write_text
 from utils.weights import step_in_name
 
-SOURCE = "_source.json"  # in the name of a report: the file that says which weights, settings and sets it is of
+SOURCE = "_source.json"  # suffix of the file that records the weights, settings and sets of a report
 
 
 def find_checkpoints(folder: str | os.PathLike, suffix: str) -> list[Path]:
@@ -55,7 +55,7 @@ class BatchEvaluation:
     """Scores checkpoints on `sets` and writes a report for each into the folder `reports`.
 
     load_network: path of a checkpoint -> network, built by build_backbone; dtype: the type in which networks compute;
-    settings: what else the results depend on, as JSON can store it; save_json: also write metrics and arrays, as JSON
+    settings: other values that the results depend on (JSON types); save_json: also write metrics and arrays, as JSON
     and .npz; embeddings: the folder for embeddings, or None; cache_gb: see `SetCache`.
 
     All ranks call `score`; only rank 0 calls `finish`. scored: the checkpoints with results, in the order of the calls;
@@ -81,6 +81,7 @@ class BatchEvaluation:
         self.scored: list[ScoredCheckpoint] = []
         self.failed: list[str] = []
         self.vanished: list[str] = []
+        self._versions: dict[EvaluationSet, dict[str, Any]] = {}
         self._known_warnings: dict[EvaluationSet, list[str]] = {}
 
     def score(self, path: Path, device: torch.device, force: bool) -> str:
@@ -91,7 +92,7 @@ class BatchEvaluation:
         try:
             if not force and on_rank_0(lambda: self._reuse_report(path)):
                 return "has a report of the same weights and settings, skipped"
-            # Before the weights are read: if they change now, the report does not fit them and is not used again.
+            # Before the weights are read: if the file changes in between, the report counts as outdated.
             source = on_rank_0(lambda: self._source(path, [s for s in self.sets if s.find() is not None]))
             network = on_all_ranks(lambda: self.load_network(path))
             network = network.to(device, memory_format=torch.channels_last)
@@ -174,9 +175,15 @@ class BatchEvaluation:
         return {
             "sha256": sha256(path),
             "settings": self.settings,
-            "sets": {evaluation_set.result_name: evaluation_set.version() for evaluation_set in sets},
+            "sets": {evaluation_set.result_name: self._version(evaluation_set) for evaluation_set in sets},
             "files": [os.path.abspath(file) for file in files],
         }
+
+    def _version(self, evaluation_set: EvaluationSet) -> dict[str, Any]:
+        """The set's `version`, which is computed only once, because a set may have many files."""
+        if evaluation_set not in self._versions:
+            self._versions[evaluation_set] = evaluation_set.version()
+        return self._versions[evaluation_set]
 
     def _warnings(self, evaluation_set: EvaluationSet) -> list[str]:
         """The warnings about a set, which CSV files do not contain. Only the first call opens the set."""

@@ -49,7 +49,7 @@ def significance(results: "dict[str, Results]", first: str) -> "Table":
     """McNemar's test of every other method against the first one, on every set of pairs that both have."""
     from eval.report import Table
 
-    counts = [f"pairs right only in {first}", "pairs right only in this method"]
+    counts = [f"pairs that only {first} decides correctly", "pairs that only this method decides correctly"]
     header = [f"compared with {first}", "set", *counts, "p (McNemar)"]
     rows = [
         [name, target, *_mcnemar_cells(results[first], results[name], protocol, target)]

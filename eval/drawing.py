@@ -82,7 +82,7 @@ def plot_roc(
     axes.set_xlim(lowest_far, 1)
     impostors = np.count_nonzero(~label)
     if not is_measurable(lowest_far, impostors):
-        name = "not measurable: fewer than one impostor pair"
+        name = "not measurable: FAR below 1 / number of impostor pairs"
         axes.axvspan(lowest_far, 1 / max(1, impostors), color="0.92", linewidth=0, label=name)
     for number, (name, (score, marks)) in enumerate(curves.items()):
         far, tar = roc_corners(label, score)

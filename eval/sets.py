@@ -47,11 +47,11 @@ class EvaluationSet(NamedTuple):
     def version(self) -> dict[str, Any]:
         """What the results of this set depend on, besides the network. The set must exist.
 
-        files: a checksum of the names, sizes and times of change of its files, which another version has not.
+        files: a checksum of the names, sizes and modification times of its files; it changes when the set changes.
         """
         path = self.find()
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        stated = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        files = [path, *(Path(folder, name) for folder, _, names in os.walk(path) for name in names)]
+        stated = sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
         return {"path": str(path), "files": checksum([repr(stated).encode()]), "flip": self.flip}
 
     def describe_absent(self) -> str:

@@ -155,8 +155,8 @@ def _warn(pairs: VerificationSet | ArrowVerificationSet) -> list[str]:
     resized = sum(size not in ((SIZE, SIZE), (0, 0)) for size in sizes)
     if resized:
         warnings.append(
-            f"{resized} of {len(pairs)} images are not {SIZE}x{SIZE}: their short side is resized and their center "
-            "cropped; results need faces that fill the image like aligned ones"
+            f"{resized} of {len(pairs)} images are not {SIZE}x{SIZE}: their short side is resized to {SIZE} and the "
+            "center is cropped; the results are only valid if the faces fill the images like aligned ones"
         )
     return warnings
 

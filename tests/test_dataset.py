@@ -79,7 +79,7 @@ def test_hidden_and_tool_files_are_left_out_of_a_folder_set_and_counted(tmp_path
     assert dataset.num_classes == 2 and dataset.fingerprint == plain.fingerprint
     left_out = (
         "files outside the folders of identities (1), files that are not images (2), "
-        "hidden files and folders and those of tools (9)"
+        "hidden entries and entries created by tools (9)"
     )
     assert dataset.notes == (f"left out of {folder}: {left_out}",)
 
@@ -97,7 +97,7 @@ def test_links_to_identities_and_images_are_followed(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: (folder / "b").symlink_to("gone"), r"faces/b: broken link to gone; restore the target or"),
+        (lambda folder: (folder / "b").symlink_to("gone"), r"faces/b: broken link to gone; restore its target, or"),
         (lambda folder: (folder / "a" / "1.png").symlink_to("gone"), r"faces/a/1\.png: broken link to gone; restore"),
         (lambda folder: (folder / "a" / "1.png").symlink_to("1.png"), r"faces/a/1\.png: broken link to 1\.png"),
         (lambda folder: (folder / "a" / "2020").mkdir(), r"faces/a/2020: a folder inside .*move its images up, or"),

@@ -44,4 +44,4 @@ def test_training_writes_its_log_in_utf_8_and_escapes_on_the_screen(small_run, f
 def test_an_error_names_the_folder_with_escapes(folder):
     done = run_in_posix_locale("tools/make_rec.py", folder / "absent", folder)
     assert done.returncode == 2 and done.stderr.startswith(b"error: ") and b"Traceback" not in done.stderr
-    assert rb"donn\xe9es/\u8bad\u7ec3/absent: no such folder" in done.stderr
+    assert rb"donn\xe9es/\u8bad\u7ec3/absent: no such file or folder" in done.stderr

@@ -126,5 +126,5 @@ def test_make_rec_says_what_it_left_out(tmp_path):
     (folder / "a" / "notes.txt").write_text("")
     done = run_script("tools/make_rec.py", folder, tmp_path / "set")
     assert done.returncode == 0, done.stderr
-    expected = "files that are not images (1), hidden files and folders and those of tools (1)"
+    expected = "files that are not images (1), hidden entries and entries created by tools (1)"
     assert done.stdout.splitlines()[-1] == f"left out of {folder}: {expected}"

@@ -96,7 +96,7 @@ def test_plots_show_hollow_marks_and_name_thresholds_that_are_not_measurable():
     metrics, arrays = scored_templates()  # 19,700 impostor pairs
     plots = set_plots("ijb", "IJBC", metrics, arrays)
     axes = plots["roc_IJBC"].figure.axes[0]
-    assert axes.patches[0].get_label() == "not measurable: fewer than one impostor pair"
+    assert axes.patches[0].get_label() == "not measurable: FAR below 1 / number of impostor pairs"
     for variant, hollow in zip(VARIANTS, axes.collections, strict=True):
         expected = [(far, metrics[f"{variant}_tpr_at_fpr_{far}"]) for far in (1e-6, 1e-5)]
         np.testing.assert_array_equal(hollow.get_offsets(), expected)

@@ -95,7 +95,7 @@ def test_the_roc_plot_of_a_verification_set():
     fpr, tpr, _ = roc_curve(arrays["is_same"], arrays["score"], drop_intermediate=False)
     assert _tar_at(axes.lines[0].get_xydata(), 0.05) == pytest.approx(100 * tpr[fpr <= 0.05].max())
     np.testing.assert_array_equal(axes.lines[1].get_xydata(), [(0.01, 25)])
-    assert axes.patches[0].get_label() == "not measurable: fewer than one impostor pair"
+    assert axes.patches[0].get_label() == "not measurable: FAR below 1 / number of impostor pairs"
     assert axes.patches[0].get_width() == pytest.approx(1 / (~arrays["is_same"]).sum() - 1e-4)
 
 

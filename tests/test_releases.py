@@ -87,9 +87,9 @@ def test_a_checkpoint_of_adaface_is_loaded_as_the_named_network_in_bgr_without_i
     teacher = build_teacher(release_settings(path))
     assert_frozen(teacher)
     assert_same(embed(teacher.double(), images.flip(1)), embeddings)
-    said = "found under 'state_dict'; prefix 'model.' taken off; 2 left out (head.kernel, head.t)"
+    said = "found under 'state_dict'; prefix 'model.' removed; 2 left out (head.kernel, head.t)"
     assert teacher.loaded == f"{len(state)} tensors; {said}"
-    with pytest.raises(WeightsError, match=r"adaface\.ckpt.*keys missing.*weights of cvlface_ir50"):
+    with pytest.raises(WeightsError, match=r"adaface\.ckpt.*missing keys.*weights of cvlface_ir50"):
         build_teacher(release_settings(path, teacher="cvlface_ir50"))
 
 
@@ -119,7 +119,7 @@ def test_a_release_in_a_folder_may_have_another_prefix_or_none(prefix, ir18, scr
     images, embeddings = golden_case("cvlface_ir18")
     teacher = build_teacher(release_settings(describe(scratch, "ir18")))
     assert_same(embed(teacher.double(), images), embeddings)
-    assert teacher.loaded == "; ".join([f"{len(ir18)} tensors", *[f"prefix {prefix!r} taken off"] * bool(prefix)])
+    assert teacher.loaded == "; ".join([f"{len(ir18)} tensors", *[f"prefix {prefix!r} removed"] * bool(prefix)])
 
 
 def test_a_file_of_a_release_may_be_scored_as_a_student_which_takes_rgb(ir18, scratch):
@@ -141,14 +141,14 @@ def test_a_file_without_the_prefix_of_adaface_is_refused_because_its_colours_are
 def test_a_key_without_the_prefix_is_not_confused_with_the_key_with_it(ir18, scratch):
     state = {"model." + key.removeprefix("model.net."): value for key, value in ir18.items()}
     torch.save({"state_dict": {**state, "input_layer.2.weight": torch.ones(64)}}, scratch / "adaface.ckpt")
-    with pytest.raises(WeightsError, match=r"1 keys unexpected \(input_layer\.2\.weight, without model\."):
+    with pytest.raises(WeightsError, match=r"unexpected keys: 1 \(input_layer\.2\.weight, without model\."):
         build_teacher(release_settings(scratch / "adaface.ckpt"))
 
 
 def test_a_checkpoint_of_adaface_with_an_unknown_key_is_refused_with_the_key(ir18, scratch):
     state = {"model." + key.removeprefix("model.net."): value for key, value in ir18.items()}
     torch.save({"state_dict": {**state, "model.one.more": torch.zeros(2)}}, scratch / "adaface.ckpt")
-    with pytest.raises(WeightsError, match=r"adaface\.ckpt.*1 keys unexpected \(one\.more"):
+    with pytest.raises(WeightsError, match=r"adaface\.ckpt.*unexpected keys: 1 \(one\.more"):
         build_teacher(release_settings(scratch / "adaface.ckpt"))
 
 
@@ -158,8 +158,8 @@ BATCHNORM = "model.net.output_layer.0.weight"  # [512]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop(BATCHNORM), r"1 keys missing \(output_layer\.0\.weight\)"),
-        (lambda state: state.update({"model.net.one.more": torch.zeros(2)}), r"1 keys unexpected \(one\.more\)"),
+        (lambda state: state.pop(BATCHNORM), r"missing keys: 1 \(output_layer\.0\.weight\)"),
+        (lambda state: state.update({"model.net.one.more": torch.zeros(2)}), r"unexpected keys: 1 \(one\.more\)"),
         (lambda state: state.update({BATCHNORM: torch.ones(7)}), r"output_layer\.0\.weight is \[7\], but .* \[512\]"),
     ],
 )

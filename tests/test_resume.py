@@ -104,7 +104,7 @@ def test_a_checkpoint_that_states_fewer_settings_is_resumed_and_the_log_says_so(
     del saved.state["may_change"], saved.state["run"]["m"], saved.state["run"]["teacher"]
     checkpoint.save(tmp_path, 3, saved)
     step, (note,) = state_of([*settings, "m=0.2", "lr=0.3"]).resume()
-    assert step == 3 and "does not say with which teacher, m it was trained; not compared" in note
+    assert step == 3 and "did not store teacher, m; these were not compared" in note
 
 
 def test_the_config_of_a_resumed_run_starts_the_same_run_elsewhere_and_continues_it(small_run, tmp_path):

@@ -43,7 +43,10 @@ SETS = {
     "missing idx": (lambda f: (f / "train.idx").unlink(), "train.idx: no such file"),
     "truncated rec": (lambda f: os.truncate(f / "train.rec", 50_000), "train.rec"),
     "idx outside": (lambda f: (f / "train.idx").write_text("0\t0\n1\t999999999\n"), "train.idx: key 1 points"),
-    "empty idx": (lambda f: (f / "train.idx").write_text(""), "train.idx: the index is empty"),
+    "empty idx": (
+        lambda f: (f / "train.idx").write_text(""),
+        "train.idx: not a part of a record set, but an empty file",
+    ),
 }
 
 
@@ -142,7 +145,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 def test_checkpoints_that_do_not_fit_are_named(small_run, checkpoint, tmp_path):
-    refused(EVALUATE, "--checkpoint", checkpoint, *small_run, "embedding_size=32", message="embedding_size = 32")
+    refused(EVALUATE, "--checkpoint", checkpoint, *small_run, "embedding_size=32", message="embedding_size is 32")
     refused(EVALUATE, "--checkpoint", checkpoint, *small_run, "network=iresnet18", message="does not fit IResNet")
     (tmp_path / "text.pth").write_text("not a checkpoint")
     refused(EVALUATE, "--checkpoint", tmp_path / "text.pth", *small_run, message="text.pth: not a weights file")

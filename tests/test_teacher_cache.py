@@ -141,7 +141,7 @@ def test_an_ir50_from_a_cvlface_folder_teaches_two_ranks_live_and_from_the_file(
     for name in ("live", "cached"):
         log = (tmp_path / name / "training.log").read_text()
         assert "teacher: cvlface_ir50 from" in log
-        assert f" {len(weights)} tensors; prefix 'model.net.' taken off\n" in log
+        assert f" {len(weights)} tensors; prefix 'model.net.' removed\n" in log
         keys = torch.load(tmp_path / name / "3backbone.pth", weights_only=True).keys()
         assert keys == build_backbone(load_config(overrides=["width=0.25"])).state_dict().keys()
     assert np.load(tmp_path / "ir50.npy", mmap_mode="r").shape == (24, 2, 512)

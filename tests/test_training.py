@@ -48,7 +48,7 @@ def test_the_log_says_what_was_left_out_of_a_folder_of_images(small_run, tmp_pat
     (folder / "@eaDir").mkdir()
     (folder / "a" / "notes.txt").write_text("")
     settings = [*small_run, "db_file_format=folder", f"data_path={folder}", "val_targets=[]", "max_steps=1"]
-    note = f"left out of {folder}: files that are not images (1), hidden files and folders and those of tools (1)"
+    note = f"left out of {folder}: files that are not images (1), hidden entries and entries created by tools (1)"
     train("train/train_standalone.py", settings, tmp_path / "run")
     assert note in (tmp_path / "run" / "training.log").read_text()
     done = run_script("train/cache_teacher.py", *settings[:-1], f"teacher_embeddings={tmp_path / 'teacher.npy'}")
@@ -223,4 +223,4 @@ def test_init_from_starts_at_step_0_from_the_given_weights(uninterrupted_run, sm
     last = torch.load(tmp_path / "1backbone.pth", weights_only=True)
     assert torch.allclose(first["conv1.conv.weight"], last["conv1.conv.weight"], atol=1e-6)
     log = (tmp_path / "training.log").read_text()
-    assert f"initial weights from {path}: {len(first)} tensors; prefix 'module.' taken off\n" in log
+    assert f"initial weights from {path}: {len(first)} tensors; prefix 'module.' removed\n" in log

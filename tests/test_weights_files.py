@@ -56,7 +56,7 @@ def assert_holds(network: torch.nn.Module, weights: dict[str, torch.Tensor]) -> 
 def test_one_prefix_that_makes_all_keys_fit_is_taken_off_and_said(prefix, weights, tmp_path):
     network = load(tmp_path / "w.pth", prefixed(prefix, weights))
     assert_holds(network, weights)
-    assert network.loaded == f"{len(weights)} tensors; prefix {prefix!r} taken off"
+    assert network.loaded == f"{len(weights)} tensors; prefix {prefix!r} removed"
 
 
 def test_weights_whose_names_fit_are_loaded_without_a_remark(weights, tmp_path):
@@ -92,7 +92,7 @@ def test_what_stands_beside_the_network_is_left_out_and_said(weights, tmp_path):
     content = {"state_dict": {**prefixed("teacher.", teacher), **prefixed("student.", weights), **head}}
     network = load(tmp_path / "lightning.ckpt", content)
     assert_holds(network, weights)
-    assert f"prefix 'student.' taken off; {len(teacher) + 2} left out (teacher.conv1.conv.weight, " in network.loaded
+    assert f"prefix 'student.' removed; {len(teacher) + 2} left out (teacher.conv1.conv.weight, " in network.loaded
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_what_stands_beside_the_network_is_left_out_and_said(weights, tmp_path):
         (lambda state: {"model": state, "ema": state}, "found under 'model' and found under 'ema'"),
         (
             lambda state: {**prefixed("student.", state), **prefixed("teacher.", state)},
-            "prefix 'student.' taken off and prefix 'teacher.' taken off",
+            "prefix 'student.' removed and prefix 'teacher.' removed",
         ),
     ],
 )
@@ -127,24 +127,24 @@ def test_only_num_batches_tracked_may_be_missing_and_is_0(weights, tmp_path):
     assert_holds(teacher, expected)
     for key in fewer:
         if key.startswith("conv1."):
-            with pytest.raises(WeightsError, match=rf"1 keys missing \({key}\)"):
+            with pytest.raises(WeightsError, match=rf"missing keys: 1 \({key}\)"):
                 load(tmp_path / "w.pth", {other: value for other, value in fewer.items() if other != key})
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: {**state, "one.more": torch.ones(1)}, r"1 keys unexpected \(one\.more\)"),
+        (lambda state: {**state, "one.more": torch.ones(1)}, r"unexpected keys: 1 \(one\.more\)"),
         (
             lambda state: {**prefixed("module.", state), "module.one.more": torch.ones(1)},
-            r"prefix 'module\.' taken off, 1 keys unexpected \(one\.more\)",
+            r"prefix 'module\.' removed, unexpected keys: 1 \(one\.more\)",
         ),
         (
             lambda state: {**prefixed("module.", state), "conv1.bn.bias": torch.ones(8)},
-            r"1 keys unexpected \(conv1\.bn\.bias, without module\.\)",
+            r"unexpected keys: 1 \(conv1\.bn\.bias, without module\.\)",
         ),
-        (lambda state: {"a." * (key > "conv_4") + key: value for key, value in state.items()}, "keys missing"),
-        (lambda state: {"kernel": torch.zeros(16, 5)}, r"has the keys of a header file.*<step>backbone\.pth"),
+        (lambda state: {"a." * (key > "conv_4") + key: value for key, value in state.items()}, "missing keys"),
+        (lambda state: {"kernel": torch.zeros(16, 5)}, r"looks like a header file.*<step>backbone\.pth"),
         (lambda state: {"epoch": 3, "optimizer": {"lr": 0.1}}, r"contains dict \(expected a state dict.*torch\.save"),
     ],
 )
@@ -156,7 +156,7 @@ def test_a_file_that_fits_under_no_prefix_is_refused_with_the_difference(change,
 @pytest.mark.parametrize("network", ["iresnet18", "cvlface_ir18"])
 def test_weights_of_another_network_are_named(network, weights, tmp_path):
     torch.save(weights, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"has the keys of a MobileFaceNet; it does not fit.*another network"):
+    with pytest.raises(WeightsError, match=r"looks like a MobileFaceNet; it does not fit.*another network"):
         build_backbone(settings(network=network, init_from=tmp_path / "w.pth"))
 
 
@@ -169,7 +169,7 @@ def test_a_student_of_another_embedding_size_is_refused_with_the_size_to_set(wei
 def test_a_file_made_to_have_many_prefixes_and_dots_is_refused_at_once(tmp_path):
     state = {f"{number}.conv1.bn.bias": torch.ones(8) for number in range(10_000)} | {"." * 200_000: torch.ones(8)}
     start = time.monotonic()
-    with pytest.raises(WeightsError, match="keys missing"):
+    with pytest.raises(WeightsError, match="missing keys"):
         load(tmp_path / "w.pth", state)
     assert time.monotonic() - start < 20  # minutes, if each prefix were compared with all keys
 
@@ -210,8 +210,8 @@ OTHERS = {
     "a web page; download": lambda path: path.write_bytes(b"\xef\xbb\xbf<HTML><head>"),
     "an empty file": lambda path: path.write_bytes(b""),
     "a TorchScript archive, which is a program; ": write_torchscript,
-    "a zip archive; unpack it": write_zip,
-    "a packed archive; unpack it": lambda path: path.write_bytes(gzip.compress(b"weights")),
+    "a zip archive; extract it": write_zip,
+    "an archive; extract it": lambda path: path.write_bytes(gzip.compress(b"weights")),
     "a TensorFlow Lite model": lambda path: path.write_bytes(b"\x1c\0\0\0TFL3" + bytes(40)),
     "an HDF5 file": lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(40)),
     "an ONNX model": lambda path: path.write_bytes(b"\x08\x08\x12\x07pytorch\x1a\x052.0.0:" + bytes(40)),
@@ -279,7 +279,7 @@ def test_evaluation_says_how_it_read_each_checkpoint(weights, tmp_path):
     path = tmp_path / "run" / "5backbone.pth"
     torch.save({"student": prefixed("module.", weights)}, path)
     more = [*flags(root), "--ijb-targets", "", "--tinyface-targets", ""]
-    line = f"{len(weights)} tensors; found under 'student'; prefix 'module.' taken off\n"
+    line = f"{len(weights)} tensors; found under 'student'; prefix 'module.' removed\n"
     assert f"{path}: {line}" in score(FULL, "--checkpoint", path, *more).stdout
     assert f"5backbone.pth: {line}" in score(BATCH, "--checkpoint-dir", tmp_path / "run", *more).stdout
 
@@ -291,4 +291,4 @@ def test_a_plain_teacher_may_have_a_prefix_and_its_embeddings_stay_the_same(weig
     plain, other = (build_teacher(plain_settings(tmp_path / f"{name}.safetensors", **changes))
                     for name in ("plain", "prefixed"))  # fmt: skip
     assert np.array_equal(plain(IMAGE).numpy(), other(IMAGE).numpy())
-    assert other.loaded == f"{len(weights)} tensors; prefix 'model.net.' taken off"
+    assert other.loaded == f"{len(weights)} tensors; prefix 'model.net.' removed"

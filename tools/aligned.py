@@ -28,7 +28,7 @@ class AlignedImages:
         if not self._resize:
             raise ImageError(
                 f"{name}: {width}x{height} pixels, but faces must be aligned to {SIZE}x{SIZE}; align them "
-                '(docs/data.md, "Align faces"), or have all images of another size resized with --resize'
+                '(docs/data.md, "Align faces"), or use --resize to resize all images of another size'
             )
         self.resized += 1
         return encode_png(fit(image))

@@ -63,7 +63,9 @@ def main() -> None:
     parser.add_argument("pairs", type=Path, help="the list of pairs")
     parser.add_argument("output", type=Path, help="the .bin file to write")
     parser.add_argument("--root", type=Path, default=Path(), help="folder that the paths in the list are relative to")
-    parser.add_argument("--resize", action="store_true", help="resize images of another size")
+    parser.add_argument(
+        "--resize", action="store_true", help="resize images that are not 112x112 (default: refuse them)"
+    )
     args = parser.parse_args()
 
     # Imported here so that --help answers at once.

@@ -13,14 +13,16 @@ from utils.errors import exit_on_input_error
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__ + EXPECTED, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=f"{__doc__}\n{EXPECTED}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="one subfolder of aligned faces per identity")
     parser.add_argument("output", type=Path, help="folder for train.rec, train.idx and property")
     parser.add_argument(
         "--sample", type=int, default=0, help="maximum number of images per identity; 0: all (default: 0)"
     )
-    parser.add_argument("--resize", action="store_true", help="resize images of another size")
+    parser.add_argument(
+        "--resize", action="store_true", help="resize images that are not 112x112 (default: refuse them)"
+    )
     args = parser.parse_args()
 
     # Imported here so that --help answers at once.

@@ -159,7 +159,7 @@ class Trainer:
         """Write the effective config, as a preset that starts the same run, and log what the run is."""
         about = describe_run()
         if rank() == 0:
-            # Without global_step, so that the file also starts the run in another output.
+            # With global_step=0; otherwise the file could not start a new run in another output.
             write_text(self.files.folder / "config.py", dump_config(EasyDict(self.cfg, global_step=0), about))
         self.log.line(about)
         self.log.line(

@@ -72,7 +72,8 @@ class RunState:
         self._take_step.load(saved.state)
         notes = [f"changed: {change}" for change in _differences(saved.state.get("may_change", {}), self._others)]
         if unknown := [key for key in self._identity if key not in before]:  # in checkpoints of older versions
-            notes.append(f"{source} does not say with which {', '.join(unknown)} it was trained; not compared")
+            stored = f"written by an older version that did not store {', '.join(unknown)}"
+            notes.append(f"{source}: {stored}; these were not compared")
         return notes
 
 
@@ -82,7 +83,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def notes_on_moved_run(config: str | os.PathLike, output: str | os.PathLike) -> tuple[str, ...]:
-    """A warning for the log if a config file is that of a run whose folder was moved, and so is not `output`."""
+    """A warning for the log if the config file is in a folder with checkpoints that is not `output`."""
     folder = input_path(config).resolve().parent
     steps = checkpoint.complete_steps(folder)
     if not steps or folder == Path(output).resolve():

@@ -74,7 +74,7 @@ class RunFiles:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """A block that a signal ends at once with KeyboardInterrupt, also if it has arrived before."""
+        """In this block, a stop signal raises KeyboardInterrupt at once; so does one that arrived before the block."""
         self._interruptible = True
         try:
             if self.stop_signal:

@@ -51,7 +51,7 @@ def killed_worker() -> str | None:
             end = f"was killed by signal {-process.exitcode}" if process.exitcode < 0 else "failed"
             hint = "if memory was short (see dmesg), lower num_workers"
             if process.exitcode == -signal.SIGBUS:
-                hint = "a file that it was reading became shorter: fetch the training set again"
+                hint = "a data file was cut short while it was being read: fetch the data set again"
             return f"the worker process {process.pid} {end}; {hint}"
     return None
 

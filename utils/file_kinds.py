@@ -12,7 +12,7 @@ _PLACEHOLDERS = {
     rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml)": (
         "a web page; download the file itself (the link may lead to a page about it, or need a login)"
     ),
-    rb"\x1f\x8b|7z\xbc\xaf\x27\x1c|Rar!|BZh|\xfd7zXZ|.{257}ustar": "a packed archive; unpack it",
+    rb"\x1f\x8b|7z\xbc\xaf\x27\x1c|Rar!|BZh|\xfd7zXZ|.{257}ustar": "an archive; extract it",
 }
 # Regular expression for the first bytes of a file -> which model it holds.
 _MODELS = {
@@ -25,7 +25,7 @@ _SAVE_WEIGHTS = "if you trust it, save its weights with `torch.save(torch.jit.lo
 
 
 def describe_other_kind(path: str | os.PathLike, torch_file: bool = False) -> str | None:
-    """What a file is and what to do, if it is of another kind than the files that this repository reads; else None.
+    """If this repository cannot read files of this kind: what the file is and what to do. Otherwise None.
 
     torch_file: whether a file that torch.save writes is expected; if not, such a file is described too. Nothing in the
     file is executed.
@@ -48,7 +48,7 @@ def describe_other_kind(path: str | os.PathLike, torch_file: bool = False) -> st
         return f"a TorchScript archive, which is a program; {_SAVE_WEIGHTS if torch_file else 'name another file'}"
     if "data.pkl" in names:
         return None if torch_file else "a file that torch.save wrote, such as weights; name another file"
-    return "a zip archive; unpack it" if names else None
+    return "a zip archive; extract it" if names else None
 
 
 def _names_in_zip(path: str | os.PathLike) -> set[str]:

@@ -111,7 +111,10 @@ def _describe_missing(path: Path) -> str:
     if path.is_dir():
         return "a folder; name the weights file in it"
     if not path.parent.is_dir():
-        return "no such file, and no such folder; check the path (in the config, relative ones start at the root)"
+        return (
+            "no such file, and no such folder; check the path (relative ones are looked for in the current folder, "
+            "then in the repository root)"
+        )
     names = [entry.name for entry in path.parent.iterdir() if entry.is_file()]
     similar = get_close_matches(path.name, names, cutoff=0.5)
     return f"no such file; check the path (similar names there: {', '.join(similar) or 'none'})"
