@@ -81,7 +81,7 @@ def test_a_missing_or_wrong_teacher_ends_the_run(small_run, folder, tmp_path):
         TRAIN, *small_run, out, f"pretrained_teacher_path={tmp_path / 'none.pth'}", message="none.pth: no such file"
     )
     refused(TRAIN, *small_run, out, "teacher_width=0.25", message="teacher.pth: does not fit MobileFaceNet")
-    refused(TRAIN, *small_run, out, "embedding_size=32", message="the teacher's embeddings have 16 dimensions")
+    refused(TRAIN, *small_run, out, "embedding_size=32", message="its embeddings have 16 dimensions")
 
 
 def test_an_output_that_cannot_be_written_is_named(small_run, tmp_path):
