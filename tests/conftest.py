@@ -123,6 +123,22 @@ def images() -> np.ndarray:
     return np.stack([*faces, noise])
 
 
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small set of every protocol, which tests do not change."""
+    from evaluation_sets import write_sets
+
+    return write_sets(tmp_path_factory.mktemp("sets"))
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three small checkpoints, which tests do not change."""
+    from evaluation_sets import write_checkpoints
+
+    return write_checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
 @pytest.fixture
 def scratch() -> Iterator[Path]:
     """A folder for large files, removed as soon as the test ends."""

@@ -8,20 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation_sets import BATCH, FULL, draw_faces, flags, read_rows, score, write_checkpoints, write_sets
+from evaluation_sets import BATCH, FULL, draw_faces, flags, read_rows, score
 
 from data.bin_set import write_bin
 from eval.report import read_csv, read_json
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    return write_sets(tmp_path_factory.mktemp("sets"))
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory) -> Path:
-    return write_checkpoints(tmp_path_factory.mktemp("checkpoints"))
 
 
 def test_a_folder_is_scored_in_step_order_and_checkpoints_with_a_report_are_skipped(root, checkpoints, tmp_path):

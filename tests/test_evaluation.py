@@ -3,29 +3,18 @@
 import json
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from arrow_sets import write_set
-from evaluation_sets import COUNT, FULL, IJB, draw_faces, flags, score, write_checkpoints, write_sets
+from evaluation_sets import COUNT, FULL, IJB, draw_faces, flags, score
 
 from backbones.mobilefacenet import MobileFaceNet
 from data.arrow_set import TemplateSet
 from data.bin_set import read_bin, write_bin
 from data.images import decode_rgb, encode_png
 from eval.report import read_json
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    return write_sets(tmp_path_factory.mktemp("sets"))
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory) -> Path:
-    return write_checkpoints(tmp_path_factory.mktemp("checkpoints"))
 
 
 def test_scoring_a_checkpoint_writes_metrics_arrays_embeddings_plots_and_a_page(root, checkpoints, tmp_path):

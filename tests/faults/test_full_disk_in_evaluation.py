@@ -7,20 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from evaluation_sets import BATCH, FULL, flags, score, write_checkpoints, write_sets
+from evaluation_sets import BATCH, FULL, flags, score
 
 # Sizes that stop the evaluation at: embeddings, results (JSON, CSV), arrays (.npz), plots, the report.
 LIMITS = [0, 700, 2400, 3500, 20_000, 60_000]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    return write_sets(tmp_path_factory.mktemp("sets"))
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory) -> Path:
-    return write_checkpoints(tmp_path_factory.mktemp("checkpoints"))
 
 
 def assert_complete(path: Path) -> None:
