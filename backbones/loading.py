@@ -210,8 +210,12 @@ def _require_finite(path: str | os.PathLike, state: dict[str, Tensor]) -> None:
 
 
 def _identify(keys: list[str], kinds: dict[str, str]) -> str | None:
-    """The kind of network that has one of the keys, under any prefix."""
-    return next((kind for name, kind in kinds.items() if any(f".{key}".endswith(f".{name}") for key in keys)), None)
+    """The kind of network that has one of the keys, under any prefix if the key has parts."""
+
+    def has(name: str) -> bool:
+        return any(key == name or ("." in name and key.endswith(f".{name}")) for key in keys)
+
+    return next((kind for name, kind in kinds.items() if has(name)), None)
 
 
 def _listed(keys: list[str]) -> str:

@@ -22,6 +22,8 @@ def input_path(text: str | os.PathLike) -> Path:
     repository is returned. Raises PathError.
     """
     path = Path(_expand(text))
+    if path.is_absolute():
+        return path
     here, in_repository = Path.cwd() / path, ROOT / path
     if not _exists(here):
         return in_repository
@@ -37,7 +39,8 @@ def existing_input(text: str | os.PathLike, hint: str = "") -> Path:
     """
     found = input_path(text)
     if not _exists(found):
-        places = dict.fromkeys([str(Path.cwd() / _expand(text)), str(found)])
+        path = Path(_expand(text))
+        places = [str(path)] if path.is_absolute() else dict.fromkeys([str(Path.cwd() / path), str(found)])
         raise PathError(f"{text}: no such file or folder; looked for {' and '.join(places)}{hint and f'; {hint}'}")
     return found
 

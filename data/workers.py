@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from utils.distributed import killed_worker, watch_workers
-from utils.errors import InputError, WorkerError
+from utils.errors import InputError, WorkerError, describe_error
 
 PATIENCE = (
     25  # seconds without a batch until the workers are checked; if they then do nothing for as long, they are stuck
@@ -79,7 +79,13 @@ def raise_errors(loader: Iterable) -> Iterator:
     Raises WorkerError if a worker was killed or failed, or if for 50 s the workers neither deliver a batch nor use
     processor time. Slow workers are waited for.
     """
-    iterator = iter(loader)  # starts the workers
+    try:
+        iterator = iter(loader)  # starts the workers
+    except OSError as error:
+        raise InputError(
+            f"cannot start worker processes ({describe_error(error)}); they need a few kB in /dev/shm; give the "
+            "container more shared memory, or set the number of workers to 0"
+        ) from error
     workers = multiprocessing.active_children()
     watch_workers(workers)
     work_before = math.nan
@@ -98,7 +104,8 @@ def raise_errors(loader: Iterable) -> Iterator:
                 _kill_workers()
                 raise WorkerError(
                     f"the worker processes delivered no batch for {2 * PATIENCE} s and used no processor time; the "
-                    "disk may not respond: check that the data can be read, or set num_workers=0 to see where it stops"
+                    "disk may not respond: check that the data can be read, or set the number of workers to 0 to see "
+                    "where it stops"
                 ) from error
             work_before = work
             continue
@@ -126,8 +133,10 @@ def keep_batch(batch: object) -> object:
 
 
 def init_worker(worker: int) -> None:
-    """Set up a worker process: OpenCV starts no threads, and only the main process reacts to signals."""
+    """Set up a worker process: it ends with the main process, ignores signals, and OpenCV starts no threads."""
     cv2.setNumThreads(0)
+    # The kernel kills this worker when the main process dies. Otherwise it might wait forever to send its batch.
+    torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)
     sys.excepthook = _show_unless_main_process_ended
     # The thread that sends batches would only print an error, and the main process would wait for the batch forever.
     Queue._on_queue_feeder_error = staticmethod(_end_worker)

@@ -163,7 +163,8 @@ class BatchEvaluation:
             wanted = self._source(path, existing)
             same = all(source[key] == wanted[key] for key in ("sha256", "settings"))
             same &= all(source["sets"].get(name) == version for name, version in wanted["sets"].items())
-            return same and all(file in source["files"] and os.path.isfile(file) for file in wanted["files"])
+            is_there = (file in source["files"] and Path(self.reports, file).is_file() for file in wanted["files"])
+            return same and all(is_there)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
 
@@ -176,7 +177,7 @@ class BatchEvaluation:
             "sha256": sha256(path),
             "settings": self.settings,
             "sets": {evaluation_set.result_name: self._version(evaluation_set) for evaluation_set in sets},
-            "files": [os.path.abspath(file) for file in files],
+            "files": [os.path.relpath(file, self.reports) for file in files],
         }
 
     def _version(self, evaluation_set: EvaluationSet) -> dict[str, Any]:

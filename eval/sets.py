@@ -47,12 +47,17 @@ class EvaluationSet(NamedTuple):
     def version(self) -> dict[str, Any]:
         """What the results of this set depend on, besides the network. The set must exist.
 
-        files: a checksum of the names, sizes and modification times of its files; it changes when the set changes.
+        files: a checksum of the names, sizes and modification times of its files; it changes when the set changes, but
+        not when it is moved.
         """
         path = self.find()
         files = [path, *(Path(folder, name) for folder, _, names in os.walk(path) for name in names)]
-        stated = sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
-        return {"path": str(path), "files": checksum([repr(stated).encode()]), "flip": self.flip}
+        stated = sorted(
+            (str(file.relative_to(path.parent)), file.stat().st_size, file.stat().st_mtime_ns)
+            for file in files
+            if file.is_file()
+        )
+        return {"files": checksum([repr(stated).encode()]), "flip": self.flip}
 
     def describe_absent(self) -> str:
         """How results name this set if it does not exist: with the first of its possible paths."""

@@ -9,7 +9,7 @@ import torch
 from conftest import run_script
 from runs import SCRIPTS, assert_same_checkpoint, metrics, train, value
 
-from config import load_config
+from config import dump_config, load_config
 from config.conflicts import STANDALONE
 from data.dataset import RecordDataset, build_dataset
 from data.recordio import write_record_set
@@ -69,7 +69,7 @@ def test_a_change_that_is_allowed_is_logged(run, change):
 def test_another_teacher_and_other_images_are_refused_wherever_they_are(run, tmp_path):
     weights = torch.load(value(run, "pretrained_teacher_path"), weights_only=True)
     torch.save({key: 2 * tensor for key, tensor in weights.items()}, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match=r"with teacher 'mobilefacenet, RGB, \w{64}' \(now"):
+    with pytest.raises(CheckpointError, match=r"with teacher 'mobilefacenet, RGB, sha256 \w{16}' \(now"):
         state_of([*run, f"pretrained_teacher_path={tmp_path / 'other.pth'}"]).resume()
     for name in ("train.rec", "train.idx", "property"):
         shutil.copy(Path(value(run, "rec"), name), tmp_path)
@@ -80,7 +80,7 @@ def test_another_teacher_and_other_images_are_refused_wherever_they_are(run, tmp
     images = RecordDataset(tmp_path)
     encoded = [bytes(images.read(position)[0]) for position in (1, 0, *range(2, 48))]
     write_record_set(tmp_path, encoded, np.repeat(np.arange(6), 8), 6)
-    with pytest.raises(CheckpointError, match=r"with data '\w{64}' \(now"):
+    with pytest.raises(CheckpointError, match=r"with training set 'sha256 \w{16}' \(now"):
         state_of([*run, *moved]).resume()
 
 
@@ -98,13 +98,24 @@ def test_keys_without_effect_may_change(run, small_run, tmp_path):
         state_of(settings).resume()
 
 
-def test_a_checkpoint_that_states_fewer_settings_is_resumed_and_the_log_says_so(run, tmp_path):
+OLD_KEYS = ["task", "total_batch", "network", "embedding_size", "width", "SE", "loss", "num_classes", "num_image"]
+
+
+def test_a_checkpoint_of_an_older_version_is_compared_with_the_config_file_beside_it(run, tmp_path):
     settings = [*run, f"output={tmp_path}"]
     saved = state_of(settings).checkpoint()
-    del saved.state["may_change"], saved.state["run"]["m"], saved.state["run"]["teacher"]
-    checkpoint.save(tmp_path, 3, saved)
+    old = {key: saved.state["run"][key] for key in OLD_KEYS}
+    saved.state.pop("may_change")
+    checkpoint.save(tmp_path, 3, saved._replace(state={**saved.state, "run": old}))
     step, (note,) = state_of([*settings, "m=0.2", "lr=0.3"]).resume()
-    assert step == 3 and "did not store teacher, m; these were not compared" in note
+    assert step == 3 and note.startswith("WARNING") and "did not store training set, teacher, train_flip, " in note
+    (tmp_path / "config.py").write_text(dump_config(load_config(overrides=settings), "an older version"))
+    step, (note,) = state_of([*settings, "lr=0.3"]).resume()
+    assert step == 3 and "did not store training set, teacher; these were not compared" in note
+    with pytest.raises(CheckpointError, match=r"with s 64.0 \(now 20\), m 0.4 \(now 0.1\);"):
+        state_of([*settings, "m=0.1", "s=20"]).resume()
+    (tmp_path / "config.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\npreset = dict(m=1)\n")
+    assert state_of(settings).resume()[0] == 3 and not (tmp_path / "executed").exists()
 
 
 def test_the_config_of_a_resumed_run_starts_the_same_run_elsewhere_and_continues_it(small_run, tmp_path):

@@ -145,7 +145,10 @@ def test_only_num_batches_tracked_may_be_missing_and_is_0(weights, tmp_path):
         ),
         (lambda state: {"a." * (key > "conv_4") + key: value for key, value in state.items()}, "missing keys"),
         (lambda state: {"kernel": torch.zeros(16, 5)}, r"looks like a header file.*<step>backbone\.pth"),
-        (lambda state: {"epoch": 3, "optimizer": {"lr": 0.1}}, r"contains dict \(expected a state dict.*torch\.save"),
+        (
+            lambda state: {"epoch": 3, "optimizer": {"lr": 0.1}},
+            r"contains a dict with epoch \(int\), optimizer \(dict\) \(expected.*torch\.save",
+        ),
     ],
 )
 def test_a_file_that_fits_under_no_prefix_is_refused_with_the_difference(change, message, weights, tmp_path):

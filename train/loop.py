@@ -59,7 +59,8 @@ class Trainer:
     def run(self) -> None:
         """Train. SIGINT, SIGTERM or SIGHUP on any rank ends the run after the current step, with a checkpoint.
 
-        During an evaluation it ends the run at once. The resumed run then repeats the evaluation.
+        During an evaluation it ends the run at once, or, if not all ranks got it, as soon as the other ranks have
+        embedded their images of the current set. The resumed run then repeats the evaluation.
 
         Raises InputError at the end if the last checkpoint or an evaluation failed, and SystemExit after a signal.
         """

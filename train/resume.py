@@ -1,5 +1,6 @@
 """What a run stores in its checkpoints, and how it resumes from one."""
 
+import ast
 import os
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class RunState:
         self._identity = {
             "task": type(task).__name__,
             "total_batch": total_batch,
-            "data": on_rank_0(lambda: dataset.fingerprint),
+            "training set": "sha256 " + on_rank_0(lambda: dataset.fingerprint)[:16],
             "teacher": task.teacher,
             **{key: cfg[key] for key in fixed},
             "m": task.head.softmax.margin.m,  # None in the config is the default of the margin
@@ -62,6 +63,8 @@ class RunState:
 
     def _load(self, saved: Checkpoint, source: str) -> list[str]:
         before = saved.state["run"]
+        if not before.keys() >= self._identity.keys():
+            before = {**on_rank_0(self._settings_in_config_file), **before}
         if changed := _differences(before, self._identity):
             raise CheckpointError(
                 f"{source} was trained with {', '.join(changed)}; resume with the same settings, or start a "
@@ -71,10 +74,20 @@ class RunState:
         self._task.head.load_header(saved.header)
         self._take_step.load(saved.state)
         notes = [f"changed: {change}" for change in _differences(saved.state.get("may_change", {}), self._others)]
-        if unknown := [key for key in self._identity if key not in before]:  # in checkpoints of older versions
+        if unknown := [key for key in self._identity if key not in before]:
             stored = f"written by an older version that did not store {', '.join(unknown)}"
-            notes.append(f"{source}: {stored}; these were not compared")
+            notes.append(f"WARNING: {source}: {stored}; these were not compared")
         return notes
+
+    def _settings_in_config_file(self) -> dict[str, Any]:
+        """The keys in the run's config.py, for checkpoints of older versions, which state few. Executes nothing."""
+        try:
+            tree = ast.parse(Path(self._folder, "config.py").read_text(encoding="utf-8"))
+            (preset,) = (node.value for node in tree.body if isinstance(node, ast.Assign))
+            settings = {key: value for key, value in ast.literal_eval(preset).items() if key not in MAY_CHANGE}
+        except (OSError, ValueError, SyntaxError, TypeError, AttributeError, RecursionError):
+            return {}
+        return {**settings, "m": self._task.head.softmax.margin.m_of(EasyDict({"m": None, **settings}))}
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -84,6 +84,6 @@ class RunFiles:
             self._interruptible = False
 
     def _on_signal(self, number: int, frame: object) -> None:
-        self.stop_signal = number
-        if self._interruptible:
+        is_first, self.stop_signal = self.stop_signal == 0, number
+        if self._interruptible and is_first:  # later signals would interrupt the ranks while they agree to stop
             raise KeyboardInterrupt

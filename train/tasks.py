@@ -70,7 +70,7 @@ class Distillation(Task):
             teacher = on_rank_0(release.describe)
             self._teacher = build_live_teacher(cfg, device, release)
             self.notes += (f"teacher: {release.network} from {release.origin}: {self._teacher.loaded}",)
-        self.teacher = ", ".join(str(teacher.get(key)) for key in ("network", "colours", "sha256"))
+        self.teacher = f"{teacher.get('network')}, {teacher.get('colours')}, sha256 {str(teacher.get('sha256'))[:16]}"
         if rank() == 0:  # only rank 0 writes the log
             self.notes += teacher_notes(
                 dataset, partial(self._embed, dataset, device, compute_type(cfg.dtype, device)), cfg.seed

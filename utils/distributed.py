@@ -240,12 +240,13 @@ def on_rank_0(function: Callable[[], Any]) -> Any:
 def on_all_ranks(function: Callable[[], Any]) -> Any:
     """Call `function` on every rank and return this rank's value. Every rank must call this.
 
-    An InputError or OSError on any rank is raised on every rank, so that no rank waits for one that found an error.
+    An InputError, OSError or KeyboardInterrupt on any rank is raised on every rank, so that no rank waits for one that
+    has left.
     """
     result, error = None, None
     try:
         result = function()
-    except (InputError, OSError) as caught:
+    except (InputError, OSError, KeyboardInterrupt) as caught:
         error = caught
     if world_size() > 1:
         errors = [None] * world_size()

@@ -27,7 +27,7 @@ def read_text(path: str | os.PathLike) -> bytes:
         line = data.count(b"\n", 0, data.index(b"\0")) + 1
         raise InputError(
             f"{path}: line {line} has a zero byte, so it is not UTF-8; convert the file, for example with "
-            f"`iconv -f UTF-16LE -t UTF-8 {path} > NEW`"
+            f"`iconv -f UTF-16{'BE' if data.index(0) % 2 == 0 else 'LE'} -t UTF-8 {path} > NEW`"
         )
     return data.removeprefix(codecs.BOM_UTF8)
 

@@ -48,9 +48,14 @@ def read_state_dicts(path: str | os.PathLike) -> dict[str, dict[str, Tensor]]:
     content = read_weights_file(path)
     states = dict(_state_dicts(content))
     if not states:
+        found = type(content).__name__
+        if isinstance(content, dict):
+            others = {key: type(value).__name__ for key, value in content.items() if not isinstance(value, Tensor)}
+            listed = [f"{key} ({kind})" for key, kind in others.items()]
+            found = f"a dict with {', '.join(listed[:3]) or 'nothing in it'}"
         raise WeightsError(
-            f"{path}: contains {type(content).__name__} (expected a state dict: a dict of tensors by name); save the "
-            "network again with `torch.save(network.state_dict(), FILE)`"
+            f"{path}: contains {found} (expected a state dict: a dict of tensors by name); save the network again with "
+            "`torch.save(network.state_dict(), FILE)`"
         )
     size = os.path.getsize(path)
     for state in states.values():
@@ -64,13 +69,14 @@ def read_state_dicts(path: str | os.PathLike) -> dict[str, dict[str, Tensor]]:
 
 def _state_dicts(content: Any, entry: str = "", levels: int = 2) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Yield (name, state dict) for `content` or, if it is another dict, for its entries down to `levels`."""
-    if not isinstance(content, dict) or not content or not all(isinstance(key, str) for key in content):
+    if not isinstance(content, dict) or not content:
         return
-    if all(isinstance(value, Tensor) for value in content.values()):
+    if all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
         yield entry, content
     elif levels:
         for key, value in content.items():
-            yield from _state_dicts(value, f"{entry}.{key}" if entry else key, levels - 1)
+            if isinstance(key, str):
+                yield from _state_dicts(value, f"{entry}.{key}" if entry else key, levels - 1)
 
 
 def step_in_name(name: str) -> int | None:
@@ -98,8 +104,8 @@ def read_weights_file(path: str | os.PathLike) -> Any:
     try:
         return load_file(path) if path.endswith(".safetensors") else _load_torch_file(path)
     except Exception as error:  # torch's errors for bytes that are not a pickle have no common base class
-        clear = str(error) and isinstance(error, _CLEAR_ERRORS)
-        reason = str(error).splitlines()[0] if clear else "garbled"
+        clear = str(error) and isinstance(error, _CLEAR_ERRORS) and not isinstance(error, OSError)
+        reason = str(error).splitlines()[0] if clear else "cut short or damaged"
         raise WeightsError(
             f"{path}: not a weights file that can be read without executing it ({reason}); download it again, or save "
             "only the state dict where it was made: `torch.save(network.state_dict(), FILE)`"

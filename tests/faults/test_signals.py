@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from runs import assert_same_checkpoint, metrics, train
+from test_interruption import descendants
 
 TRAIN, FAULTY = "train/train_AdaDistill.py", "tests/faults/faulty_training.py"
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -81,3 +82,20 @@ def test_torchrun_can_be_told_to_ignore_a_closed_terminal(small_run, tmp_path):
     os.killpg(process.pid, signal.SIGHUP)
     assert process.wait(timeout=100) == 0
     assert "done at step 12" in output.with_suffix(".txt").read_text()
+
+
+def test_workers_end_with_a_main_process_that_is_killed_during_an_evaluation(small_run, tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    monkeypatch.setenv("FAULT", "hang_evaluation:0:0:0")
+    many = [*small_run, "val_batch_size=2", "val_num_workers=2"]  # the workers wait to hand over their next batches
+    process = start(sys.executable, ROOT / FAULTY, *many, f"output={output}", output=output)
+    wait_for(process, output, "hangs in evaluation")
+    time.sleep(1)
+    workers = descendants(process.pid)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline, workers
+        time.sleep(0.1)
+    assert len(workers) >= 2
