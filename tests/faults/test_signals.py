@@ -99,3 +99,16 @@ def test_workers_end_with_a_main_process_that_is_killed_during_an_evaluation(sma
         assert time.monotonic() < deadline, workers
         time.sleep(0.1)
     assert len(workers) >= 2
+
+
+def test_a_signal_to_one_rank_during_an_evaluation_stops_all_ranks(small_run, tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    monkeypatch.setenv("FAULT", "hang_evaluation:0:0:0")
+    settings = [*small_run, "batch_size=4", "num_workers=0", "val_num_workers=0", f"output={output}"]
+    process = start(sys.executable, *TORCHRUN, ROOT / FAULTY, *settings, output=output)
+    wait_for(process, output, "hangs in evaluation")
+    (rank_0,) = (p for p in descendants(process.pid) if b"\0RANK=0\0" in Path(f"/proc/{p}/environ").read_bytes())
+    os.kill(rank_0, signal.SIGTERM)
+    process.wait(timeout=60)
+    printed = output.with_suffix(".txt").read_text()
+    assert "stopped at step 6" in printed and "error (rank" not in printed, printed
