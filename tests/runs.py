@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from pathlib import Path
 
 import torch
@@ -9,6 +10,12 @@ from conftest import run_script
 
 SCRIPTS = ["train/train_AdaDistill.py", "train/train_standalone.py"]
 TIME_FIELDS = {"time", "images_per_second"}
+
+
+def heed_signals() -> None:
+    """A `preexec_fn`: a run heeds SIGINT and SIGHUP, also if the tests were started with nohup or in the background."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def train(script: str, settings: list[str], output: Path, *more: str, ranks: int = 0) -> str:

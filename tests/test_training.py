@@ -11,7 +11,7 @@ import cv2
 import pytest
 import torch
 from conftest import ROOT, run_script
-from runs import SCRIPTS, assert_same_checkpoint, metrics, tensors, train
+from runs import SCRIPTS, assert_same_checkpoint, heed_signals, metrics, tensors, train
 from training_sets import write_folder_set
 
 from train.checkpoint import complete_steps
@@ -93,8 +93,9 @@ def test_a_signal_saves_a_checkpoint_and_the_resumed_run_is_bit_equal(small_run,
     script, long = SCRIPTS[0], "num_epoch=60"
     command = [sys.executable, str(ROOT / script), *small_run, long, f"output={tmp_path / 'stopped'}"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=heed_signals,
+    )  # fmt: skip
     log = tmp_path / "stopped" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (log.is_file() and len(log.read_text().splitlines()) >= 3):

@@ -13,7 +13,7 @@ from typing import IO
 import pytest
 import torch
 from conftest import LONG, ROOT, run_script, size
-from runs import assert_same_checkpoint, metrics, train
+from runs import assert_same_checkpoint, heed_signals, metrics, train
 
 TRAIN = "train/train_AdaDistill.py"
 STEPS = 60
@@ -41,7 +41,9 @@ def start(settings: list[str], output: Path, ranks: int, *launcher: str, into: I
     script = [str(ROOT / TRAIN), *settings, *LENGTH, *RANKS[ranks], f"output={output}", "resume=auto"]
     command = [sys.executable, *(torchrun if ranks > 1 else []), *script]
     with open(output.with_suffix(".txt"), "ab") as printed:
-        return subprocess.Popen(command, stdout=into or printed, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(
+            command, stdout=into or printed, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=heed_signals
+        )
 
 
 def descendants(process: int) -> list[int]:

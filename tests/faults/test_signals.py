@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from runs import assert_same_checkpoint, metrics, train
+from runs import assert_same_checkpoint, heed_signals, metrics, train
 from test_interruption import descendants
 
 TRAIN, FAULTY = "train/train_AdaDistill.py", "tests/faults/faulty_training.py"
@@ -20,8 +20,9 @@ def start(*command: str | Path, output: Path) -> subprocess.Popen:
     """Start a command that prints to a file beside `output`."""
     with open(output.with_suffix(".txt"), "ab") as printed:
         return subprocess.Popen(
-            list(map(str, command)), stdout=printed, stderr=subprocess.STDOUT, start_new_session=True
-        )
+            list(map(str, command)), stdout=printed, stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=heed_signals,
+        )  # fmt: skip
 
 
 def wait_for(process: subprocess.Popen, output: Path, text: str) -> None:
