@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import cv2
@@ -26,9 +25,8 @@ from torch.utils.data import DataLoader, Dataset
 from utils.distributed import killed_worker, watch_workers
 from utils.errors import InputError, WorkerError, describe_error
 
-PATIENCE = (
-    25  # seconds without a batch until the workers are checked; if they then do nothing for as long, they are stuck
-)
+# Seconds without a batch until the workers are checked. If they then do nothing for as long again, they are stuck.
+PATIENCE = 25
 
 
 def decoded_batches(
@@ -137,7 +135,6 @@ def init_worker(worker: int) -> None:
     cv2.setNumThreads(0)
     # The kernel kills this worker when the main process dies. Otherwise it might wait forever to send its batch.
     torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)
-    sys.excepthook = _show_unless_main_process_ended
     # The thread that sends batches would only print an error, and the main process would wait for the batch forever.
     Queue._on_queue_feeder_error = staticmethod(_end_worker)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -148,14 +145,6 @@ def _end_worker(error: Exception, batch: object) -> None:
     """End this worker, which cannot send a batch. The main process notices, and ends the run."""
     print(f"error: the worker process {os.getpid()} cannot send its batch: {error!r}", file=sys.stderr, flush=True)
     os._exit(1)
-
-
-def _show_unless_main_process_ended(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """Print an error, unless it only shows that the main process ended while it fetched a tensor from this worker."""
-    if not issubclass(kind, EOFError | ConnectionError):
-        sys.__excepthook__(kind, error, trace)
 
 
 @atexit.register
