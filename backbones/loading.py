@@ -183,12 +183,10 @@ def _describe_misfit(reading: _Reading, states: dict[str, dict[str, Tensor]], ex
     known = None if only_shapes else _identify(keys, _KNOWN)
     what = f"looks like {known}; it does not fit" if known else "does not fit"
     listed = "; ".join(f"{kind}: {len(keys)} ({_listed(keys)})" for kind, keys in differences.items())
-    why = (
-        ""
-        if only_shapes
-        else "If keys differ, this is another network or only a part of one: the width does not change the keys. "
-    )
-    return f"{what} {expected.network}: {', '.join([*reading.describe(), listed])}. {why}{hint}"
+    misfit = f"{what} {expected.network}: {', '.join([*reading.describe(), listed])}. "
+    if not only_shapes:
+        misfit += "If keys differ, this is another network or only a part of one: the width does not change the keys. "
+    return misfit + hint
 
 
 def _embedding_sizes(other: list[tuple[str, list[int], list[int]]]) -> tuple[int, int] | None:

@@ -30,7 +30,8 @@ class Release(NamedTuple):
     """The weights of a teacher, and how to load them.
 
     network: name in the table NETWORKS; weights: the file; origin: where the file came from; bgr: whether the weights
-    were trained on BGR images; prefix: what the prefix of the keys must end with, where that shows the origin.
+    were trained on BGR images; prefix: the end that the prefix of the keys must have, because it shows that the file is
+    AdaFace's; "" for no condition.
     """
 
     network: str

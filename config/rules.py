@@ -108,8 +108,7 @@ OUTPUT: dict[str, Rule] = {
     "output": Path("folder for checkpoints and logs", may_be_empty=False, is_output=True),
     "global_step": Integer("resume from the checkpoint of this step; 0: none, so start a new run or see resume"),
     "resume": Choice(
-        '"auto": resume from the newest complete checkpoint, if any; "none": see global_step',
-        ["none", "auto"],
+        '"auto": resume from the newest complete checkpoint, if any; "none": see global_step', ["none", "auto"]
     ),
     "log_every": Integer("steps between log lines", at_least=1),
     "checkpoint_every": Integer("steps between checkpoints within an epoch; 0: only after each epoch"),

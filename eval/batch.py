@@ -90,10 +90,10 @@ class BatchEvaluation:
         Returns the text to print about it.
         """
         try:
-            if not force and on_rank_0(lambda: self._reuse_report(path)):
-                return "has a report of the same weights and settings, skipped"
             # Before the weights are read: if the file changes in between, the report counts as outdated.
-            source = on_rank_0(lambda: self._source(path, [s for s in self.sets if s.find() is not None]))
+            source = on_rank_0(lambda: self._source(path))
+            if not force and on_rank_0(lambda: self._reuse_report(path, source)):
+                return "has a report of the same weights and settings, skipped"
             network = on_all_ranks(lambda: self.load_network(path))
             network = network.to(device, memory_format=torch.channels_last)
             folder = self.embeddings and Path(self.embeddings, path.stem)
@@ -129,15 +129,18 @@ class BatchEvaluation:
     def _report_path(self, path: Path, suffix: str) -> Path:
         return self.reports / f"{path.stem}_metrics{suffix}"
 
-    def _reuse_report(self, path: Path) -> bool:
-        """Add the results of the checkpoint's report, if it is of these weights and settings and has every set.
+    def _existing(self) -> list[EvaluationSet]:
+        return [evaluation_set for evaluation_set in self.sets if evaluation_set.find() is not None]
+
+    def _reuse_report(self, path: Path, source: dict[str, Any]) -> bool:
+        """Add the results of the checkpoint's report, if it was made from `source` and has every set.
 
         Returns whether they were added.
         """
-        existing = [evaluation_set for evaluation_set in self.sets if evaluation_set.find() is not None]
-        keys = [evaluation_set.key for evaluation_set in existing]
-        if not self._has_report(path, existing):
+        if not self._has_report(path, source):
             return False
+        existing = self._existing()
+        keys = [evaluation_set.key for evaluation_set in existing]
         try:
             if self.save_json:
                 results = read_json(self._report_path(path, ".json"))
@@ -156,20 +159,20 @@ class BatchEvaluation:
         self._add(path, Results(metrics, arrays, absent, [], results.warnings))
         return True
 
-    def _has_report(self, path: Path, existing: Sequence[EvaluationSet]) -> bool:
-        """Whether the checkpoint has a report with the results of the sets `existing`, as they would be now."""
+    def _has_report(self, path: Path, source: dict[str, Any]) -> bool:
+        """Whether the checkpoint has a report that was made from `source`, or from more sets, with all its files."""
         try:
-            source = json.loads(self._report_path(path, SOURCE).read_bytes())
-            wanted = self._source(path, existing)
-            same = all(source[key] == wanted[key] for key in ("sha256", "settings"))
-            same &= all(source["sets"].get(name) == version for name, version in wanted["sets"].items())
-            is_there = (file in source["files"] and Path(self.reports, file).is_file() for file in wanted["files"])
+            earlier = json.loads(self._report_path(path, SOURCE).read_bytes())
+            same = all(earlier[key] == source[key] for key in ("sha256", "settings"))
+            same &= all(earlier["sets"].get(name) == version for name, version in source["sets"].items())
+            is_there = (file in earlier["files"] and Path(self.reports, file).is_file() for file in source["files"])
             return same and all(is_there)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
 
-    def _source(self, path: Path, sets: Sequence[EvaluationSet]) -> dict[str, Any]:
-        """What the report of a checkpoint depends on, and its files, if it has results of these sets."""
+    def _source(self, path: Path) -> dict[str, Any]:
+        """What the report of a checkpoint depends on, and its files."""
+        sets = self._existing()
         files = [self._report_path(path, suffix) for suffix in (".csv", *((".json", ".npz") if self.save_json else ()))]
         if self.embeddings:
             files += [embeddings_file(Path(self.embeddings, path.stem), *evaluation_set.key) for evaluation_set in sets]
