@@ -102,8 +102,11 @@ class Head(nn.Module):
         """Undo the changes of centers since `begin_step` if `undo` (bool [], on the device). The host never waits."""
 
     def header(self) -> dict[str, Tensor]:
-        """The public layout of header.pth: `kernel` [D, C], and the margin's statistics if it has any."""
-        return {"kernel": self.centers.detach().t().contiguous(), **self.softmax.margin.state_dict()}
+        """The public layout of header.pth: `kernel` [D, C], and the margin's statistics if it has any.
+
+        The kernel is a view of the centers, because a transposed copy would need as much memory again.
+        """
+        return {"kernel": self.centers.detach().t(), **self.softmax.margin.state_dict()}
 
     def load_header(self, header: dict[str, Tensor]) -> None:
         """Load what `header` returned."""
