@@ -5,6 +5,7 @@ rank takes its share of the batch.
 """
 
 import multiprocessing
+from unittest import mock
 
 import pytest
 import torch
@@ -16,7 +17,16 @@ from torch import nn
 from config import load_config
 from heads import build_head
 from train.sync_batchnorm import synchronise
-from utils.distributed import Agreement, all_gather, broadcast_buffers, from_rank_0, mean_over_ranks, rank, world_size
+from utils.distributed import (
+    Agreement,
+    all_gather,
+    all_gather_rows,
+    broadcast_buffers,
+    from_rank_0,
+    mean_over_ranks,
+    rank,
+    world_size,
+)
 
 WORLDS = (2, 3, 4)
 CLASSES, SIZE = 20, 32
@@ -37,6 +47,17 @@ def settings() -> EasyDict:
     cfg = load_config(overrides=["dataset=custom", f"num_classes={CLASSES}", f"embedding_size={SIZE}"])
     assert cfg.loss == "AdaFace" and cfg.use_geom_margin
     return cfg
+
+
+def collectives_of_a_step(*overrides: str) -> int:
+    """The number of collectives of one training step of the head."""
+    head = build_head(
+        load_config(overrides=[*overrides, "dataset=custom", f"num_classes={CLASSES}", "embedding_size=32"])
+    )
+    student, teacher = global_batch(0)
+    with mock.patch("torch.distributed.all_gather", wraps=dist.all_gather) as gather:
+        head(student.requires_grad_(), teacher, LABELS).loss.backward()
+    return gather.call_count
 
 
 def head_steps(cfg: EasyDict, part: slice) -> list[dict[str, torch.Tensor]]:
@@ -95,6 +116,11 @@ def collectives() -> dict:
         requests.append(agreement.read())
     return {
         "gathered": all_gather(torch.full((2, 1), float(rank()), requires_grad=True)),
+        "rows": all_gather_rows(
+            torch.tensor([rank(), -7]),
+            torch.full((2, 2, 3), rank() + 0.1, dtype=torch.float64),
+            torch.tensor([True, False]),
+        ),
         "means": mean_over_ranks({"a": torch.tensor(float(rank())), "b": torch.tensor(2.0)}),
         "from_rank_0": from_rank_0({"rank": rank()}),
         "buffers": buffers.running_mean,
@@ -113,6 +139,10 @@ def work(number: int, folder: str, values: dict) -> None:
         part = slice(number * share, (number + 1) * share)
         result = {"head": head_steps(EasyDict(values), part), "collectives": collectives()}
         if world == 2:
+            fixed = ["centers=fixed", f"pretrained_teacher_header_path={folder}/header.pth"]
+            result["collectives of a step"] = [
+                collectives_of_a_step(f"loss={loss}", *more) for more in ([], fixed) for loss in ("AdaFace", "ArcFace")
+            ]
             result["batchnorm"] = batchnorm_steps(synchronise(normalised_network(), torch.device("cpu")), part)
         torch.save(result, f"{folder}/{world}_{number}.pt")
         dist.barrier()
@@ -123,6 +153,7 @@ def work(number: int, folder: str, values: dict) -> None:
 def results(tmp_path_factory) -> dict[int, list[dict]]:
     """Number of ranks -> the results of each rank."""
     folder = tmp_path_factory.mktemp("ranks")
+    torch.save({"kernel": torch.randn(SIZE, CLASSES)}, folder / "header.pth")
     # The new processes share one import of torch, because importing it takes most of the time.
     multiprocessing.set_forkserver_preload(["torch"])
     mp.start_processes(work, (str(folder), dict(settings())), max(WORLDS), start_method="forkserver")
@@ -164,6 +195,12 @@ def test_the_mean_loss_and_the_gradients_of_the_ranks_equal_those_of_the_whole_b
         torch.testing.assert_close(gradient, one_process[step]["gradient"], rtol=1e-4, atol=1e-5)
 
 
+def test_a_step_of_the_head_needs_one_collective(results):
+    """Without moving centers, AdaFace shares its norms, and ArcFace shares nothing."""
+    for result in results[2]:
+        assert result["collectives of a step"] == [1, 1, 1, 0]
+
+
 def test_synchronised_batchnorm_equals_one_process_with_the_whole_batch(results):
     wanted = batchnorm_steps(normalised_network(), slice(0, 12))
     first, second = (result["batchnorm"] for result in results[2])
@@ -193,6 +230,12 @@ def test_collectives_give_every_rank_the_same_values(results, world):
     for result in (part["collectives"] for part in results[world]):
         assert result["gathered"].tolist() == [[float(r)] for r in range(world) for _ in range(2)]
         assert not result["gathered"].requires_grad
+        labels, numbers, flags = result["rows"]
+        assert labels.tolist() == [value for r in range(world) for value in (r, -7)]
+        assert numbers.shape == (2 * world, 2, 3) and numbers[:, 1, 2].tolist() == [
+            r // 2 + 0.1 for r in range(2 * world)
+        ]
+        assert flags.tolist() == world * [True, False]
         assert result["means"] == {"a": (world - 1) / 2, "b": 2.0}
         assert result["from_rank_0"] == {"rank": 0}
         assert result["buffers"].tolist() == [5, 5, 5]

@@ -180,6 +180,18 @@ def all_gather(tensor: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def all_gather_rows(*tensors: Tensor) -> list[Tensor]:
+    """`all_gather` of several tensors [n, ...] in one collective. Their types and sizes of rows may differ."""
+    if world_size() == 1:
+        return [tensor.detach() for tensor in tensors]
+    rows = [tensor.detach().reshape(len(tensor), -1).view(torch.uint8) for tensor in tensors]
+    gathered = all_gather(torch.cat(rows, 1)).split([row.shape[1] for row in rows], 1)
+    return [
+        part.contiguous().view(tensor.dtype).view(-1, *tensor.shape[1:])
+        for part, tensor in zip(gathered, tensors, strict=True)
+    ]
+
+
 def mean_over_ranks(values: dict[str, Tensor]) -> dict[str, float]:
     """0-d tensors by name -> their means over the ranks, on every rank."""
     stacked = torch.stack([value.detach().double() for value in values.values()])
