@@ -17,7 +17,7 @@ from data.augment import DRAWS, build_augmentation
 from data.images import SIZE
 from data.loader import Batch, to_batch
 from heads import HeadOutput
-from train import tasks
+from train import batchnorm, tasks
 from train.step import TrainingStep
 from train.tasks import Distillation
 from utils.precision import cast_products, compute_type
@@ -77,6 +77,12 @@ def take_two_steps(teacher: str, *overrides: str) -> Tensor:
 def test_a_step_on_a_gpu_mixes_no_devices_and_never_waits(teacher, overrides):
     norm = take_two_steps(teacher, *overrides)
     assert norm.device == GPU and norm.dtype == torch.float32
+
+
+def test_synchronised_batchnorm_never_waits():
+    """Of two ranks. torch's SyncBatchNorm makes the host wait in every layer."""
+    with mock.patch.multiple(batchnorm, world_size=lambda: 2, sum_over_ranks=lambda tensor: None):
+        take_two_steps("cached", "dtype=bfloat16", "sync_bn=True")
 
 
 @pytest.mark.parametrize(

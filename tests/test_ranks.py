@@ -13,10 +13,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from easydict import EasyDict
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import load_config
 from heads import build_head
-from train.sync_batchnorm import synchronise
+from train import batchnorm
 from utils.distributed import (
     Agreement,
     all_gather,
@@ -47,6 +48,18 @@ def settings() -> EasyDict:
     cfg = load_config(overrides=["dataset=custom", f"num_classes={CLASSES}", f"embedding_size={SIZE}"])
     assert cfg.loss == "AdaFace" and cfg.use_geom_margin
     return cfg
+
+
+class LoggedOperations(TorchDispatchMode):
+    """Collects the names of torch's operations in `names`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.names.append(operation._schema.name)
+        return operation(*args, **(kwargs or {}))
 
 
 def collectives_of_a_step(*overrides: str) -> int:
@@ -143,7 +156,7 @@ def work(number: int, folder: str, values: dict) -> None:
             result["collectives of a step"] = [
                 collectives_of_a_step(f"loss={loss}", *more) for more in ([], fixed) for loss in ("AdaFace", "ArcFace")
             ]
-            result["batchnorm"] = batchnorm_steps(synchronise(normalised_network(), torch.device("cpu")), part)
+            result["batchnorm"] = batchnorm_steps(batchnorm.prepare(normalised_network(), synchronised=True), part)
         torch.save(result, f"{folder}/{world}_{number}.pt")
         dist.barrier()
         dist.destroy_process_group()
@@ -219,10 +232,30 @@ def test_synchronised_batchnorm_equals_one_process_with_the_whole_batch(results)
         )
 
 
-def test_synchronising_one_process_changes_nothing():
-    network = normalised_network()
-    assert synchronise(network, torch.device("cpu")) is network
-    assert [type(layer) for layer in network] == [type(layer) for layer in normalised_network()]
+@pytest.mark.parametrize("synchronised", [True, False])
+def test_in_one_process_the_layers_give_the_results_of_torch_bit_for_bit(synchronised):
+    network = batchnorm.prepare(normalised_network(), synchronised)
+    found, wanted = (batchnorm_steps(net, slice(0, 12)) for net in (network, normalised_network()))
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        assert torch.equal(found[key], value), key
+    assert wanted["state1.1.num_batches_tracked"] == 2
+
+
+def test_a_forward_pass_counts_its_batch_in_one_operation():
+    network = batchnorm.prepare(normalised_network(), synchronised=False)
+    with LoggedOperations() as operations:
+        network(torch.randn(12, 3, 6, 6))
+    assert [name for name in operations.names if "add" in name and "addmm" not in name] == ["aten::_foreach_add_"]
+
+
+def test_layers_that_do_more_or_need_their_counter_stay_as_they_are():
+    class NormAndActivation(nn.BatchNorm2d):
+        pass
+
+    network = nn.Sequential(NormAndActivation(3), nn.BatchNorm2d(3, momentum=None), nn.ReLU())
+    layers = list(network)
+    assert list(batchnorm.prepare(network, synchronised=False)) == layers
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -16,8 +16,8 @@ from data.teacher_cache import EmbeddingFile
 from eval.embeddings import embed_views
 from heads import HeadOutput, build_head, build_standalone_head
 from heads.head import Head
+from train import batchnorm
 from train.sanity import teacher_notes
-from train.sync_batchnorm import synchronise
 from train.teachers import build_cached_teacher, build_live_teacher
 from train.wrapping import compiles, missing_for_compiling, share_gradients, without_sharing
 from utils.distributed import on_rank_0, rank
@@ -37,8 +37,7 @@ class Task:
         student = build_backbone(cfg)
         if cfg.init_from:
             self.notes += (f"initial weights from {cfg.init_from}: {student.loaded}",)
-        student = synchronise(student, device) if cfg.sync_bn else student
-        self.student = student.to(device, memory_format=torch.channels_last)
+        self.student = batchnorm.prepare(student, cfg.sync_bn).to(device, memory_format=torch.channels_last)
         self.head = head.to(device)
         self._sharing = share_gradients(self.student, device), share_gradients(self.head, device)
         self._student, self._head = self._sharing
