@@ -16,7 +16,7 @@ from data.teacher_cache import EmbeddingFile
 from eval.embeddings import embed_views
 from heads import HeadOutput, build_head, build_standalone_head
 from heads.head import Head
-from train import batchnorm
+from train import batchnorm, prelu
 from train.sanity import teacher_notes
 from train.teachers import build_cached_teacher, build_live_teacher
 from train.wrapping import compiles, missing_for_compiling, share_gradients, without_sharing
@@ -37,7 +37,10 @@ class Task:
         student = build_backbone(cfg)
         if cfg.init_from:
             self.notes += (f"initial weights from {cfg.init_from}: {student.loaded}",)
-        self.student = batchnorm.prepare(student, cfg.sync_bn).to(device, memory_format=torch.channels_last)
+        student = batchnorm.prepare(student, cfg.sync_bn)
+        if device.type == "cpu" and cfg.compile != "on":
+            student = prelu.prepare(student)
+        self.student = student.to(device, memory_format=torch.channels_last)
         self.head = head.to(device)
         self._sharing = share_gradients(self.student, device), share_gradients(self.head, device)
         self._student, self._head = self._sharing
