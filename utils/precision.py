@@ -15,6 +15,12 @@ def compute_type(name: str, device: torch.device) -> torch.dtype:
     return _TYPES[name]
 
 
+def forbid_tf32() -> None:
+    """Compute float32 as float32 on GPUs. By default, torch rounds the inputs of convolutions to the 10 bits of TF32."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False  # off by default, but an environment variable can switch it on
+
+
 def cast_products(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Convert the weights of convolutions and linear layers to `dtype`, in place. Returns the network.
 
