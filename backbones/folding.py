@@ -12,12 +12,17 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 def fold_batch_norm(network: nn.Module) -> nn.Module:
     """Fold each BatchNorm that directly follows a convolution or a linear layer into it, in place. Returns the network.
 
-    network: in eval mode, traceable by torch.fx. Its output changes by rounding only. The layer gets other weights and
-    a bias, and the BatchNorm becomes an nn.Identity. A BatchNorm after anything else stays; one before a convolution
-    with zero padding could not be folded, because its offset would have to be added to the padding as well.
+    network: in eval mode. Its output changes by rounding only. The layer gets other weights and a bias, and the
+    BatchNorm becomes an nn.Identity. A BatchNorm after anything else stays; one before a convolution with zero padding
+    could not be folded, because its offset would have to be added to the padding as well. A network that torch.fx
+    cannot trace, because its control flow depends on the input, stays as it is.
     """
+    try:
+        graph = fx.Tracer().trace(network)
+    except Exception:  # any error of the network's own code, which is called with a placeholder instead of a tensor
+        return network
     modules = dict(network.named_modules())
-    calls = [node for node in fx.Tracer().trace(network).nodes if node.op == "call_module"]
+    calls = [node for node in graph.nodes if node.op == "call_module"]
     count = Counter(node.target for node in calls)
     for node in calls:
         norm, source = modules[node.target], node.all_input_nodes[0]

@@ -81,3 +81,15 @@ def test_a_norm_that_is_not_alone_after_its_layer_stays():
     folded = fold_batch_norm(copy.deepcopy(network.eval()))
     assert names_of_norms(network) - names_of_norms(folded) == {"foldable"}
     assert relative_change(network, folded, torch.rand(2, 3, 6, 6).double()) < 1e-12
+
+
+class Undecided(nn.Sequential):
+    """A network whose path depends on the number of images."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) if len(x) > 1 else x
+
+
+def test_a_network_that_cannot_be_traced_stays_as_it_is():
+    network = Undecided(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).eval()
+    assert fold_batch_norm(network) is network and names_of_norms(network) == {"1"}
