@@ -21,7 +21,7 @@ from utils.about import describe_run
 from utils.distributed import on_rank_0, rank, world_size
 from utils.precision import cast_products, compute_type
 
-# Images of a rank from which compiling the teacher to embed a set pays off: it takes about a minute.
+# Number of images per rank from which the teacher is compiled to embed a set: an estimate of when that pays off.
 COMPILE_FROM = 500_000
 
 
