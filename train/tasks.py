@@ -19,7 +19,7 @@ from heads.head import Head
 from train import batchnorm, prelu
 from train.sanity import teacher_notes
 from train.teachers import build_cached_teacher, build_live_teacher
-from train.wrapping import compiles, missing_for_compiling, share_gradients, without_sharing
+from train.wrapping import compiled, missing_for_compiling, share_gradients, without_sharing
 from utils.distributed import on_rank_0, rank
 from utils.precision import compute_type
 
@@ -44,11 +44,9 @@ class Task:
         self.head = head.to(device)
         self._sharing = share_gradients(self.student, device), share_gradients(self.head, device)
         self._student, self._head = self._sharing
-        if compiles(cfg.compile, device):
-            self._student = torch.compile(self._student, dynamic=False)
-        elif cfg.compile == "auto" and device.type == "cuda":
-            missing = ", ".join(missing_for_compiling(device))
-            self.notes += (f"the student is not compiled: torch.compile needs {missing}",)
+        self._student = compiled(self._student, cfg.compile, device)
+        if cfg.compile == "auto" and device.type == "cuda" and (missing := missing_for_compiling(device)):
+            self.notes += (f"no network is compiled: torch.compile needs {', '.join(missing)}",)
 
     def forward(self, batch: Batch) -> HeadOutput:
         """Return loss and statistics of this rank's part of a global batch."""
@@ -70,8 +68,9 @@ class Distillation(Task):
         else:
             release = find_teacher(cfg)
             teacher = on_rank_0(release.describe)
-            self._teacher = build_live_teacher(cfg, device, release)
-            self.notes += (f"teacher: {release.network} from {release.origin}: {self._teacher.loaded}",)
+            self._live_teacher = build_live_teacher(cfg, device, release)
+            self._teacher = compiled(self._live_teacher, cfg.compile, device)
+            self.notes += (f"teacher: {release.network} from {release.origin}: {self._live_teacher.loaded}",)
         self.teacher = f"{teacher.get('network')}, {teacher.get('colours')}, sha256 {str(teacher.get('sha256'))[:16]}"
         if rank() == 0:  # only rank 0 writes the log
             self.notes += teacher_notes(
@@ -101,10 +100,13 @@ class Distillation(Task):
     def _embed(
         self, dataset: FaceDataset, device: torch.device, dtype: torch.dtype, positions: np.ndarray
     ) -> np.ndarray:
-        """The teacher's embeddings [N, D] of the images at `positions` [N], not mirrored, before training starts."""
+        """The teacher's embeddings [N, D] of the images at `positions` [N], not mirrored, before training starts.
+
+        Not by the compiled teacher, because it would be compiled for this number of images.
+        """
         if self.embeddings is not None:
             return self.embeddings.rows(positions, np.zeros(len(positions), dtype=bool)).numpy()
-        return embed_views(self._teacher, dataset[positions], device, dtype, flip=False)[0].cpu().numpy()
+        return embed_views(self._live_teacher, dataset[positions], device, dtype, flip=False)[0].cpu().numpy()
 
 
 class Standalone(Task):
