@@ -136,7 +136,7 @@ def _with_own_class(values: Tensor, columns: Tensor, fill: float) -> Tensor:
     if torch.compiler.is_compiling():  # a comparison becomes part of the kernels before and after it
         return torch.where(columns == torch.arange(values.shape[1], device=values.device), fill, values)
     inside = columns.clamp(0, values.shape[1] - 1)
-    return values.scatter_(1, inside, torch.where(columns == inside, fill, values.gather(1, inside)))
+    return values.scatter_(1, inside, values.gather(1, inside).masked_fill_(columns == inside, fill))
 
 
 def _zero_where_clamped(exponentials: Tensor, values: Tensor, smallest: float, largest: float) -> None:
