@@ -19,7 +19,7 @@ from heads.head import Head
 from train import batchnorm, prelu
 from train.sanity import teacher_notes
 from train.teachers import build_cached_teacher, build_live_teacher
-from train.wrapping import compiled, missing_for_compiling, share_gradients, without_sharing
+from train.wrapping import compiled, compiles, missing_for_compiling, share_gradients, without_sharing
 from utils.distributed import on_rank_0, rank
 from utils.precision import compute_type
 
@@ -38,15 +38,17 @@ class Task:
         if cfg.init_from:
             self.notes += (f"initial weights from {cfg.init_from}: {student.loaded}",)
         student = batchnorm.prepare(student, cfg.sync_bn)
-        if device.type == "cpu" and cfg.compile != "on":
+        if device.type == "cpu" and not compiles(cfg.compile, device):
             student = prelu.prepare(student)
         self.student = student.to(device, memory_format=torch.channels_last)
         self.head = head.to(device)
         self._sharing = share_gradients(self.student, device), share_gradients(self.head, device)
-        self._student, self._head = self._sharing
-        self._student = compiled(self._student, cfg.compile, device)
-        if cfg.compile == "auto" and device.type == "cuda" and (missing := missing_for_compiling(device)):
-            self.notes += (f"no network is compiled: torch.compile needs {', '.join(missing)}",)
+        self._student, self._head = compiled(self._sharing[0], cfg.compile, device), self._sharing[1]
+        if compiles(cfg.compile, device):
+            self.head.softmax.compile_blocks()
+        elif cfg.compile == "auto" and device.type == "cuda":
+            missing = ", ".join(missing_for_compiling(device))
+            self.notes += (f"nothing is compiled: torch.compile needs {missing}",)
 
     def forward(self, batch: Batch) -> HeadOutput:
         """Return loss and statistics of this rank's part of a global batch."""
