@@ -67,6 +67,8 @@ def compiled() -> Iterator[Counter]:
 
     def count(network: Callable, dynamic: bool) -> Callable:
         assert dynamic is False
+        if not isinstance(network, nn.Module):  # the head's step
+            return network
         return lambda images: sizes.update([len(images)]) or network(images)
 
     with mock.patch("torch.compile", count):
