@@ -193,7 +193,7 @@ def test_the_memory_of_batches_is_reused(received, num_workers):
         assert_as_planned(batch, plan)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_batches_are_copied_to_the_gpu():
     order, device = GlobalOrder(160, 8, seed=4), torch.device("cuda")
     batches = list(TrainingLoader(Numbers(160), order, 2, device))
