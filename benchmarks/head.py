@@ -2,10 +2,11 @@
 
     env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/head.py    # half a minute on 2 CPU cores
     python benchmarks/head.py --batch 512 --classes 2000000 --dtype bfloat16 --no-plain --rounds 3    # 15 GB of memory
-    python benchmarks/head.py --batch 384 1536 --classes 85742 1000000    # on a GPU
+    python benchmarks/head.py --batch 384 1536 --classes 85742 1000000 --block 16384 32768 65536    # on a GPU
 
 Times are compared with the two matrix products that every head needs, embeddings by centers and probabilities by
-centers, in the data type of this repository's head. The plain head (benchmarks/plain.py) computes in float32. Memory is
+centers, in the data type of this repository's head. Where torch.compile can be used (on GPUs, or with --compile on),
+the head is measured with and without it. The plain head (benchmarks/plain.py) computes in float32. Memory is
 the peak during a pass, minus what is kept between passes: the centers in float32 and, in this repository's head, the
 unit centers in the data type of the products.
 """
@@ -27,13 +28,15 @@ from benchmarks.plain import make_plain
 from benchmarks.timing import median_seconds
 from config import load_config
 from heads import build_head
-from heads.cross_entropy import product_type
+from heads.cross_entropy import CLASSES_PER_BLOCK, product_type
+from train.wrapping import compiles
 from utils.about import describe_run
 from utils.precision import compute_type
 
 DIMENSIONS = 512
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PRODUCTS, REPOSITORY, PLAIN = "the two products", "this repository", "plain"
+COMPILED = f"{REPOSITORY}, compiled"
 
 
 def main() -> None:
@@ -46,22 +49,44 @@ def main() -> None:
         "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"],
         help="data type of this repository's head (default: auto, as for the config's dtype)",
     )  # fmt: skip
+    parser.add_argument(
+        "--block",
+        type=int,
+        nargs="+",
+        default=[CLASSES_PER_BLOCK[DEVICE.type]],
+        help="classes per block of this repository's head (default: that of a run on this device)",
+    )
+    parser.add_argument(
+        "--compile",
+        default="auto",
+        choices=["auto", "on", "off"],
+        help="measure the compiled head, too (default: auto, on GPUs)",
+    )
     parser.add_argument("--rounds", type=int, default=7, help="number of measured passes (default: 7)")
     parser.add_argument("--no-plain", action="store_true", help="leave out the plain head")
-    parser.add_argument("--memory", choices=[REPOSITORY, PLAIN], help=argparse.SUPPRESS)
+    parser.add_argument("--memory", choices=[REPOSITORY, COMPILED, PLAIN], help=argparse.SUPPRESS)
     args = parser.parse_intermixed_args()
     dtype = compute_type(args.dtype, DEVICE)
     if args.memory:
-        print(json.dumps(step_memory(args.memory, args.batch[0], args.classes[0], dtype)))
+        print(json.dumps(step_memory(args.memory, args.batch[0], args.classes[0], dtype, args.block[0])))
         return
     print(f"{describe_run()}, {torch.get_num_threads()} CPU thread(s)\n")
     print("| batch | classes | head | ms | x the products | GB beyond the centers |\n|---|---|---|---|---|---|")
-    heads = [REPOSITORY] if args.no_plain else [REPOSITORY, PLAIN]
+    ours = [REPOSITORY, COMPILED] if compiles(args.compile, DEVICE) else [REPOSITORY]
+    heads = {(f"{head}, blocks of {block:,}" if len(args.block) > 1 else head): (head, block)
+             for block in args.block for head in ours}  # fmt: skip
+    if not args.no_plain:
+        heads[PLAIN] = (PLAIN, args.block[0])
     for classes in args.classes:
         for batch in args.batch:
-            memory = {head: f"{_memory_in_child(head, batch, classes, args.dtype) / 1e9:.2f}" for head in heads}
+            memory = {
+                name: f"{_memory_in_child(head, batch, classes, args.dtype, block) / 1e9:.2f}"
+                for name, (head, block) in heads.items()
+                if DEVICE.type == "cuda" or head != COMPILED  # on a CPU, the compiler's memory would be measured
+            }
+            torch.compiler.reset()  # torch compiles a function for a limited number of shapes
             steps = {PRODUCTS: products(batch, classes, dtype)}
-            steps |= {head: head_step(head, batch, classes, dtype) for head in heads}
+            steps |= {name: head_step(head, batch, classes, dtype, block) for name, (head, block) in heads.items()}
             times = median_seconds(steps, DEVICE, args.rounds)
             del steps
             torch.cuda.empty_cache()
@@ -86,18 +111,21 @@ def products(batch: int, classes: int, dtype: torch.dtype) -> Callable[[], None]
     return step
 
 
-def head_step(head_name: str, batch: int, classes: int, dtype: torch.dtype) -> Callable[[], None]:
+def head_step(head_name: str, batch: int, classes: int, dtype: torch.dtype, block: int) -> Callable[[], None]:
     """Return a function that runs the head, from the student's embeddings to their gradient. Unit centers are ready."""
-    dtype = dtype if head_name == REPOSITORY else torch.float32
+    dtype = torch.float32 if head_name == PLAIN else dtype
     cfg = load_config(overrides=["dataset=custom", f"num_classes={classes}", f"embedding_size={DIMENSIONS}"])
     head = build_head(cfg).to(DEVICE)
     if head_name == PLAIN:
         make_plain(head)
+    if head_name == COMPILED:
+        head.softmax.compile_blocks()
     student, teacher = torch.randn(2, batch, DIMENSIONS, device=DEVICE)
     labels = torch.randint(0, classes, (batch,), device=DEVICE)
     autocast = {"device_type": DEVICE.type, "dtype": dtype, "enabled": dtype != torch.float32}
 
     def step() -> None:
+        CLASSES_PER_BLOCK[DEVICE.type] = block
         with torch.autocast(**autocast):
             head(student.clone().requires_grad_(), teacher, labels).loss.backward()
 
@@ -106,9 +134,9 @@ def head_step(head_name: str, batch: int, classes: int, dtype: torch.dtype) -> C
     return step
 
 
-def step_memory(head_name: str, batch: int, classes: int, dtype: torch.dtype) -> int:
+def step_memory(head_name: str, batch: int, classes: int, dtype: torch.dtype, block: int) -> int:
     """Return the peak bytes of two passes, minus what is kept between them."""
-    step = head_step(head_name, batch, classes, dtype)
+    step = head_step(head_name, batch, classes, dtype, block)
     reset_peak()
     before = peak_bytes()
     step()
@@ -116,11 +144,11 @@ def step_memory(head_name: str, batch: int, classes: int, dtype: torch.dtype) ->
     return peak_bytes() - before
 
 
-def _memory_in_child(head_name: str, batch: int, classes: int, dtype: str) -> float:
+def _memory_in_child(head_name: str, batch: int, classes: int, dtype: str, block: int) -> float:
     """Run `step_memory` in a separate process."""
     command = [
         sys.executable, __file__, f"--memory={head_name}", f"--batch={batch}", f"--classes={classes}",
-        f"--dtype={dtype}",
+        f"--dtype={dtype}", f"--block={block}",
     ]  # fmt: skip
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:

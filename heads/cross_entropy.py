@@ -1,21 +1,34 @@
 """Cross-entropy over very many classes with constant centers. The logits [B, C] are never in memory at once.
 
 For a sample of class y with unit embedding f, the logit of another class c is l_c = s * clamp(cos_c, -bound, bound),
-and that of class y is l_y = s * target. With p_c = exp(l_c) / sum_j exp(l_j),
+and that of class y is l_y = s * target. With
 
-    loss            = log sum_j exp(l_j) - l_y
-    d loss/d f      = s * sum_{c != y} p_c w_c, without classes whose cosine was clamped
-    d loss/d target = s * (p_y - 1)
+    T = sum_{c != y} exp(l_c)
+    W = sum_{c != y} exp(l_c) w_c, without classes whose cosine was clamped
+    z = log T - l_y
 
-Both sums can be taken over one block of classes after the other, as in flash attention (Dao et al., NeurIPS 2022). Let
-M be the maximum of the logits seen so far, T = sum_j exp(l_j - M), and W = sum_{c != y} exp(l_c - M) w_c. A block with
-larger logits raises M to M', and T and W are multiplied by exp(M - M') before its terms are added. In the end
-loss = M + log T - l_y and d loss/d f = s * W / T.
+the cross-entropy and its derivatives are
 
-This takes two matrix products per block for forward and backward together, and no memory of size [B, C].
+    loss            = log(1 + exp(z))
+    d loss/d f      = s * sigmoid(z) * W / T
+    d loss/d target = -s * sigmoid(z)
+
+T and W are sums over blocks of classes. This takes two matrix products per block for forward and backward together, and
+no memory of size [B, C].
+
+If s is small enough, T and W are added up as they stand (`_needs_maximum` says when). Otherwise exp(l_c) could overflow
+or underflow, and exp(l_c - M) is added up, as in flash attention (Dao et al., NeurIPS 2022). M is the maximum of the
+logits seen so far. A block with larger logits raises M to M', and T and W are multiplied by exp(M - M') before the
+terms of the block are added. In the end, z = M + log T - l_y.
+
+In the code, logits are divided by log 2, so that 2^x takes the place of exp(x). It is faster on CPUs and GPUs.
 """
 
+import math
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
@@ -23,57 +36,125 @@ CLASSES_PER_BLOCK = {"cpu": 4096, "cuda": 16384}  # fits a CPU's caches; on GPUs
 
 
 def block_cross_entropy(
-    unit_f_s: Tensor, target: Tensor, unit_centers: Tensor, labels: Tensor, s: float, bound: float
+    unit_f_s: Tensor,
+    target: Tensor,
+    unit_centers: Tensor,
+    labels: Tensor,
+    s: float,
+    bound: float,
+    step: Callable | None = None,
 ) -> Tensor:
     """The cross-entropy [B] of the logits s * clamp(cosine, -bound, bound), with s * target for the sample's class.
 
     unit_f_s: unit embeddings [B, D]; target [B]; unit_centers [C, D], in the data type of the matrix products;
-    labels: int64 [B]. Gradients reach unit_f_s (through the other classes) and target, not the centers. Sums are in the
-    data type of unit_f_s.
+    labels: int64 [B]; step: a compiled `block_step`, or None for the plain one. Gradients reach unit_f_s (through the
+    other classes) and target, not the centers. Sums are in the data type of unit_f_s.
     """
-    return _BlockCrossEntropy.apply(unit_f_s, target, unit_centers, labels, s, bound)
+    return _BlockCrossEntropy.apply(unit_f_s, target, unit_centers, labels, s, bound, step or block_step)
 
 
 class _BlockCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, unit_f_s: Tensor, target: Tensor, unit_centers: Tensor, labels: Tensor, s: float, bound: float
+        ctx: FunctionCtx,
+        unit_f_s: Tensor,
+        target: Tensor,
+        unit_centers: Tensor,
+        labels: Tensor,
+        s: float,
+        bound: float,
+        step: Callable,
     ) -> Tensor:
         with torch.autocast(unit_f_s.device.type, enabled=False):
             dtype, size = product_type(unit_centers), CLASSES_PER_BLOCK[unit_f_s.device.type]
-            scaled = (s * unit_f_s).to(dtype)  # [B, D]; scaled here, so that the logits need no pass to scale them
-            maximum = s * target  # M [B]; the sums begin with the sample's own class
-            total, weighted = torch.ones_like(target), torch.zeros_like(unit_f_s)  # T [B], W [B, D]
+            scale = s / math.log(2)
+            scaled = (scale * unit_f_s).to(dtype)  # [B, D]; scaled here, so that the logits need no pass to scale them
+            maximum = scale * target if _needs_maximum(s * bound, len(unit_centers), dtype) else None  # M [B]
+            total = torch.zeros_like(target)  # T [B]
+            weighted = torch.zeros_like(unit_f_s) if ctx.needs_input_grad[0] else None  # W [B, D]
             for start in range(0, len(unit_centers), size):
                 block = unit_centers[start : start + size].to(dtype)  # [size, D]
-                unclamped = (scaled @ block.t()).to(unit_f_s.dtype)  # [B, size]
-                logits = unclamped.clamp(-s * bound, s * bound)
-                _exclude_own_class(logits, labels - start)
-                new_maximum = torch.maximum(maximum, logits.amax(1))
-                rescale = (maximum - new_maximum).exp()  # [B]
-                exponentials = logits.sub_(new_maximum[:, None]).exp_()  # [B, size]
-                total = total * rescale + exponentials.sum(1)
-                if ctx.needs_input_grad[0]:
-                    # Zero where the clamp passes no gradient. This takes one pass; public functions would take two.
-                    exponentials = torch.ops.aten.hardtanh_backward(exponentials, unclamped, -s * bound, s * bound)
-                    weighted = weighted * rescale[:, None] + (exponentials.to(dtype) @ block).to(unit_f_s.dtype)
-                maximum = new_maximum
-            p_y = (s * target - maximum).exp() / total  # [B]
-            ctx.save_for_backward(s * weighted / total[:, None], s * (p_y - 1))
-            return maximum + total.log() - s * target
+                maximum, total, weighted = step(scaled, block, labels - start, scale * bound, maximum, total, weighted)
+            z = total.log() - s * target  # [B]
+            if maximum is not None:
+                z = z + math.log(2) * maximum
+            by_target = -s * z.sigmoid()  # [B]
+            if weighted is not None:
+                smallest = torch.finfo(total.dtype).tiny  # T is 0 if there is no other class
+                weighted = weighted * (-by_target / total.clamp_min(smallest))[:, None]
+            ctx.save_for_backward(weighted, by_target)
+            return -F.logsigmoid(-z)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         by_unit_f_s, by_target = ctx.saved_tensors
-        return gradient[:, None] * by_unit_f_s, gradient * by_target, None, None, None, None
+        by_unit_f_s = None if by_unit_f_s is None else gradient[:, None] * by_unit_f_s
+        return by_unit_f_s, gradient * by_target, None, None, None, None, None
 
 
-def _exclude_own_class(logits: Tensor, columns: Tensor) -> None:
-    """Set each row's logit of its own class to -inf, in place. Columns [B] outside this block have no effect."""
-    inside = (columns >= 0) & (columns < logits.shape[1])
-    columns = columns.clamp(0, logits.shape[1] - 1)[:, None]
-    logits.scatter_(1, columns, logits.gather(1, columns).masked_fill(inside[:, None], -torch.inf))
+def block_step(
+    scaled: Tensor,
+    block: Tensor,
+    columns: Tensor,
+    limit: float,
+    maximum: Tensor | None,
+    total: Tensor,
+    weighted: Tensor | None,
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Add a block of classes to the sums. Returns the new (maximum, total, weighted). Logits are to base 2.
+
+    scaled [B, D]: embeddings times the scale of the logits; block [size, D]: unit centers, in the same data type;
+    columns: int64 [B], the own class of each sample, counted from the first class of the block. It is below 0 or at
+    least `size` if the class is in another block. limit: logits are clamped to [-limit, limit]; maximum: M [B], or None
+    if exponentials are added up as they stand; total: T [B]; weighted: W [B, D], or None if no gradient is needed.
+    """
+    logits = (scaled @ block.t()).to(total.dtype)  # [B, size]
+    if maximum is None:
+        # In this order, every pass changes the same array in place, and it stays in the CPU's cache.
+        smallest, largest = 2.0**-limit, 2.0**limit
+        exponentials = _with_own_class(logits.exp2_().clamp_(smallest, largest), columns, 0.0)
+        total = total + exponentials.sum(1)
+        _zero_where_clamped(exponentials, exponentials, smallest, largest)
+    else:
+        clamped = _with_own_class(logits.clamp(-limit, limit), columns, -torch.inf)
+        new_maximum = torch.maximum(maximum, clamped.amax(1))
+        rescale = (maximum - new_maximum).exp2()  # [B]
+        exponentials = clamped.sub_(new_maximum[:, None]).exp2_()
+        total = total * rescale + exponentials.sum(1)
+        weighted = None if weighted is None else weighted * rescale[:, None]
+        maximum = new_maximum
+        _zero_where_clamped(exponentials, logits, -limit, limit)
+    if weighted is not None:
+        weighted = weighted + (exponentials.to(block.dtype) @ block)
+    return maximum, total, weighted
+
+
+def _with_own_class(values: Tensor, columns: Tensor, fill: float) -> Tensor:
+    """Set each row's value of its own class to `fill`. Columns [B] outside of `values` [B, size] have no effect."""
+    columns = columns[:, None]
+    if torch.compiler.is_compiling():  # a comparison becomes part of the kernels before and after it
+        return torch.where(columns == torch.arange(values.shape[1], device=values.device), fill, values)
+    inside = columns.clamp(0, values.shape[1] - 1)
+    return values.scatter_(1, inside, values.gather(1, inside).masked_fill_(columns == inside, fill))
+
+
+def _zero_where_clamped(exponentials: Tensor, values: Tensor, smallest: float, largest: float) -> None:
+    """Set exponentials to 0 where `values` are at a limit or beyond it. There, the clamp passes no gradient."""
+    # This takes one pass over the array; public functions would take two.
+    torch.ops.aten.hardtanh_backward(exponentials, values, smallest, largest, grad_input=exponentials)
+
+
+def _needs_maximum(limit: float, classes: int, dtype: torch.dtype) -> bool:
+    """Whether exponentials of logits in [-limit, limit] have to be added up relative to their maximum.
+
+    Without a maximum, the largest sum is classes * exp(limit). It must be representable in `dtype`, the data type of
+    the products, with a factor of e to spare for rounding: limit + log(classes) < log(largest number) - 1. Then
+    exp(-limit) is representable at full precision, too. So no maximum is needed in float32 and bfloat16 up to limit 72
+    for 6 million classes and up to limit 64 for 2e10 classes, in float64 up to limit 690, in float16 up to limit 1 for
+    8,000 classes.
+    """
+    return limit + math.log(classes) >= math.log(torch.finfo(dtype).max) - 1
 
 
 def product_type(unit_centers: Tensor) -> torch.dtype:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heads.centers import confidence, move_centers, similarity, update_weight
-from heads.cross_entropy import block_cross_entropy
+from heads.cross_entropy import block_cross_entropy, block_step
 from heads.geometry import GeometryTerm
 from heads.margins import Margin
 from heads.unit_centers import UnitCenters
@@ -31,6 +31,11 @@ class MarginSoftmax(nn.Module):
     def __init__(self, margin: Margin, s: float) -> None:
         super().__init__()
         self.margin, self.s = margin, s
+        self._compiled_step: Callable | None = None
+
+    def compile_blocks(self) -> None:
+        """Compile what `by_blocks` does for each block of classes. Its first call then takes longer."""
+        self._compiled_step = torch.compile(block_step, dynamic=False)
 
     def forward(self, f_s: Tensor, centers: Tensor, labels: Tensor, geo: Tensor) -> tuple[Tensor, Tensor]:
         """The mean cross-entropy and the margin [B], with gradients for f_s and the centers.
@@ -60,7 +65,9 @@ class MarginSoftmax(nn.Module):
         """
         unit_f_s = F.normalize(f_s, eps=1e-12)
         target, margin = self.target(f_s, unit_f_s, F.normalize(centers[labels], eps=1e-12), geo)
-        losses = block_cross_entropy(unit_f_s, target, unit_centers, labels, self.s, self.margin.bound)  # [B]
+        losses = block_cross_entropy(
+            unit_f_s, target, unit_centers, labels, self.s, self.margin.bound, self._compiled_step
+        )  # [B]
         return losses.mean(), margin
 
     def target(self, f_s: Tensor, unit_f_s: Tensor, unit_w_y: Tensor, geo: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,11 @@ def test_the_head_benchmark_prints_its_table(table):
     assert float(rows[1][4]) > 0 and float(rows[1][5]) < 0.1
 
 
+def test_the_head_benchmark_compares_sizes_of_blocks(table):
+    rows = table(head, "--batch=8", "--classes=3000", "--rounds=1", "--no-plain", "--block", "1000", "2000")
+    assert [row[2] for row in rows[1:]] == ["this repository, blocks of 1,000", "this repository, blocks of 2,000"]
+
+
 def test_the_input_benchmark_prints_its_table(table):
     rows = table(reading, "--images=64", "--batch=16", "--workers", "1", "--rounds=1")
     assert [row[0] for row in rows] == [

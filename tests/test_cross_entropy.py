@@ -1,18 +1,25 @@
 """Cross-entropy by blocks of classes: equal to the plain head, in little memory, and without waiting for the device."""
 
+import math
+import shutil
 import subprocess
 import sys
+import sysconfig
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
+from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from trained_head import BATCH, SIZE, batch, settings, trained_head
+from trained_head import BATCH, CLASSES, SIZE, batch, settings, trained_head
 
 from benchmarks.plain import make_plain
 from heads import MARGINS, build_head, build_standalone_head, cross_entropy
+
+HAS_COMPILER = shutil.which("g++") is not None and Path(sysconfig.get_path("include"), "Python.h").is_file()
 
 
 def loss_and_gradient(head: torch.nn.Module, seed: int, dtype: torch.dtype, autocast: torch.dtype | None = None):
@@ -82,6 +89,121 @@ def test_the_gradient_is_that_of_the_loss(bound, monkeypatch):
         return cross_entropy.block_cross_entropy(unit, target, centers, labels, 4.0, bound)
 
     assert torch.autograd.gradcheck(loss, (unit.requires_grad_(), target.requires_grad_()))
+
+
+def slow_loss_and_gradients(unit, target, centers, labels, s, bound):
+    """The losses [B] and the gradients of their sum for `unit` and `target`, in float64, with all logits in memory."""
+    unit, target = (tensor.detach().double().requires_grad_() for tensor in (unit, target))
+    cosines = unit @ centers.double().t()
+    # Unlike torch's clamp, the head passes no gradient exactly at the bound.
+    cosines = torch.where(cosines.abs() < bound, cosines, cosines.detach().clamp(-bound, bound))
+    losses = F.cross_entropy(s * cosines.scatter(1, labels[:, None], target[:, None]), labels, reduction="none")
+    losses.sum().backward()
+    return losses.detach(), unit.grad, target.grad
+
+
+def block_loss_and_gradients(unit, target, centers, labels, s, bound, step=None):
+    """The same from `block_cross_entropy`, in float64."""
+    unit, target = (tensor.detach().clone().requires_grad_() for tensor in (unit, target))
+    losses = cross_entropy.block_cross_entropy(unit, target, centers, labels, s, bound, step)
+    losses.sum().backward()
+    return losses.detach().double(), unit.grad.double(), target.grad.double()
+
+
+def random_case() -> tuple[torch.Tensor, ...]:
+    """Unit embeddings [8, 6], targets, unit centers [50, 6] and labels. Some cosines are beyond 0.9 and below -0.9."""
+    generator = torch.Generator().manual_seed(0)
+    unit, centers = (F.normalize(torch.randn(n, 6, generator=generator)) for n in (8, 50))
+    unit[0], unit[1] = centers[20], -centers[30]
+    unit[4] = centers[31]  # the center of its own class
+    return unit, torch.rand(8, generator=generator), centers, torch.tensor([0, 1, 15, 16, 31, 32, 49, 49])
+
+
+@pytest.mark.parametrize("bound", [0.9, 1.0])
+@pytest.mark.parametrize(("dtype", "largest"), [(torch.float32, 88.7), (torch.float64, 709.7)])
+def test_results_are_exact_with_and_without_a_running_maximum(dtype, largest, bound, monkeypatch):
+    """The largest s without a running maximum, for 50 classes, and the next larger one."""
+    monkeypatch.setitem(cross_entropy.CLASSES_PER_BLOCK, "cpu", 16)
+    unit, target, centers, labels = (t.to(dtype) if t.is_floating_point() else t for t in random_case())
+    limit = (largest - 1 - math.log(len(centers))) / bound
+    used = []
+
+    def step(*arguments):
+        used.append(arguments[4] is not None)
+        return cross_entropy.block_step(*arguments)
+
+    for s, needs_maximum in ((limit - 0.1, False), (limit + 0.1, True)):
+        found = block_loss_and_gradients(unit, target, centers, labels, s, bound, step)
+        for result, expected in zip(
+            found, slow_loss_and_gradients(unit, target, centers, labels, s, bound), strict=True
+        ):
+            torch.testing.assert_close(result, expected, rtol=1e-4 if dtype == torch.float32 else 1e-10, atol=1e-5)
+        assert used == [needs_maximum] * 4
+        used.clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("s", [64.0, 72.0])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_million_equal_extreme_logits_neither_overflow_nor_underflow(sign, s, dtype):
+    """All cosines with other classes are 0.998, or all are -0.998. One target is 1, the other is CosFace's lowest."""
+    classes, cosine = 1_000_000, 0.998
+    unit = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    center = torch.tensor([sign * cosine, math.sqrt(1 - cosine**2)]).to(dtype)
+    target = torch.tensor([1.0, -1.35])
+    found = block_loss_and_gradients(unit, target, center.expand(classes, 2), torch.tensor([0, 5]), s, 0.999)
+    logit = ((s / math.log(2) * unit[0]).to(dtype).double() @ center.double()).to(dtype).double() * math.log(2)
+    z = logit + math.log(classes - 1) - s * target.double()
+    by_unit = s * z.sigmoid()[:, None] * center.double()
+    tolerance = 1e-4 if dtype == torch.float32 else 0.01
+    for result, expected in zip(found, (F.softplus(z), by_unit, -s * z.sigmoid()), strict=True):
+        torch.testing.assert_close(result, expected, rtol=tolerance, atol=1e-6)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("s", [64.0, 72.0])
+def test_clamped_logits_count_in_the_loss_and_pass_no_gradient(sign, s):
+    """All cosines with other classes are beyond the bound."""
+    unit, target = torch.tensor([[1.0, 0.0]]), torch.tensor([0.0])
+    centers = torch.tensor([[float(sign), 0.0]]).expand(100_000, 2)
+    loss, by_unit, by_target = block_loss_and_gradients(unit, target, centers, torch.tensor([7]), s, 0.999)
+    z = torch.tensor([s * 0.999 * sign + math.log(99_999)], dtype=torch.float64)
+    torch.testing.assert_close(loss, F.softplus(z), rtol=1e-4, atol=0)
+    torch.testing.assert_close(by_target, -s * z.sigmoid(), rtol=1e-4, atol=0)
+    assert not by_unit.any()
+
+
+def test_the_only_class_has_no_loss_and_no_gradient():
+    unit, center = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]])
+    for s in (64.0, 100.0):
+        for result in block_loss_and_gradients(unit, torch.tensor([-1.0]), center, torch.tensor([0]), s, 1.0):
+            assert not result.any()
+
+
+@pytest.mark.parametrize("s", [64.0, 100.0])
+def test_the_step_is_compiled_once_for_full_blocks_and_once_for_the_last_block(s, monkeypatch):
+    monkeypatch.setitem(cross_entropy.CLASSES_PER_BLOCK, "cpu", 16)
+    torch.compiler.reset()
+    counter = CompileCounter()  # runs the traced operators without generating code
+    step = torch.compile(cross_entropy.block_step, dynamic=False, fullgraph=True, backend=counter)
+    for _ in range(2):
+        found = block_loss_and_gradients(*random_case(), s, 0.9, step)
+        for result, expected in zip(found, slow_loss_and_gradients(*random_case(), s, 0.9), strict=True):
+            torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+    assert counter.frame_count == 2
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="needs g++ and Python's headers")
+def test_the_compiled_head_gives_the_loss_and_gradient_of_the_plain_loop(monkeypatch):
+    """Generates and compiles code for this CPU, as on a GPU."""
+    monkeypatch.setitem(cross_entropy.CLASSES_PER_BLOCK, "cpu", CLASSES // 2)  # one graph
+    torch.compiler.reset()
+    plain, compiled = trained_head(), trained_head()
+    compiled.softmax.compile_blocks()
+    expected, expected_gradient = loss_and_gradient(plain, 0, torch.float32)
+    found, gradient = loss_and_gradient(compiled, 0, torch.float32)
+    assert found == pytest.approx(expected, rel=1e-6)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-7)
 
 
 def test_both_heads_give_the_same_loss_for_the_same_centers():

@@ -44,9 +44,10 @@ class Task:
         self._student, self._head = self._sharing
         if compiles(cfg.compile, device):
             self._student = torch.compile(self._student, dynamic=False)
+            self.head.softmax.compile_blocks()
         elif cfg.compile == "auto" and device.type == "cuda":
             missing = ", ".join(missing_for_compiling(device))
-            self.notes += (f"the student is not compiled: torch.compile needs {missing}",)
+            self.notes += (f"student and head are not compiled: torch.compile needs {missing}",)
 
     def forward(self, batch: Batch) -> HeadOutput:
         """Return loss and statistics of this rank's part of a global batch."""
