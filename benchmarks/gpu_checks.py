@@ -9,6 +9,7 @@ Each check prints a table. The exit code is 1 if a value is above its limit.
 
 import argparse
 import json
+import math
 import os
 import platform
 import runpy
@@ -233,18 +234,19 @@ def lfw(quick: bool, script: str, *overrides: str) -> None:
 
 def print_epochs(path: Path) -> None:
     """Print the accuracy of each evaluation in metrics.jsonl, with the loss and the speed of the steps before it."""
-    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    print("\n| step | accuracy [%] | loss | images/s |\n|---|---|---|---|")
-    logged: list[dict] = []
-    for entry in entries:
-        if entry["kind"] == "training":
-            logged.append(entry)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    print("\n| step | accuracy [%] | loss, mean | images/s, median |\n|---|---|---|---|")
+    losses, speeds = [], []
+    for entry in map(json.loads, lines):
+        values = {name: math.nan if value is None else value for name, value in entry.items()}
+        if values["kind"] == "training":
+            losses.append(values["loss"])
+            speeds.append(values["images_per_second"])
             continue
-        accuracy = next(value for name, value in entry.items() if name.endswith("Accuracy-Flip"))
-        loss = f"{statistics.mean(e['loss'] for e in logged):.2f}" if logged else ""
-        speed = f"{statistics.median(e['images_per_second'] for e in logged):,.0f}" if logged else ""
-        print(f"| {entry['step']} | {100 * accuracy:.2f} | {loss} | {speed} |", flush=True)
-        logged.clear()
+        accuracy = next(value for name, value in values.items() if name.endswith("Accuracy-Flip"))
+        before = f"{statistics.mean(losses):.2f} | {statistics.median(speeds):,.0f}" if losses else " | "
+        print(f"| {values['step']} | {100 * accuracy:.2f} | {before} |", flush=True)
+        losses, speeds = [], []
 
 
 @contextmanager

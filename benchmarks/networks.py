@@ -25,16 +25,17 @@ import torch.nn.functional as F
 from easydict import EasyDict
 from torch import Tensor, nn
 
-from backbones import NETWORKS, build_backbone
+from backbones import build_backbone, find_teacher
 from benchmarks.timing import median_seconds
 from benchmarks.training_inputs import make_inputs
 from config import load_config
 from data.dataset import build_dataset
 from data.images import SIZE
 from eval.embeddings import embed
+from train.teachers import build_live_teacher
 from train.wrapping import compiles
 from utils.about import describe_run
-from utils.precision import cast_products, compute_type
+from utils.precision import compute_type
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FORMATS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -114,7 +115,10 @@ def _depthwise(cfg: EasyDict, args: argparse.Namespace) -> None:
 
 def teacher(cfg: EasyDict, args: argparse.Namespace) -> None:
     """Print the time of the teacher's forward pass."""
-    network, images = _teacher(cfg), _noise(args.batch, torch.channels_last)
+    with tempfile.TemporaryDirectory() as folder:
+        settings, _ = make_inputs(Path(folder), 1, 1, args.overrides)
+        network = _live_teacher(settings)
+    images = _noise(args.batch, torch.channels_last)
     steps = {how: partial(_embed, cfg, run, images) for how, run in _eager_and_compiled(cfg, network).items()}
     with torch.no_grad():
         embeddings = {how: step().float() for how, step in steps.items()}
@@ -122,9 +126,8 @@ def teacher(cfg: EasyDict, args: argparse.Namespace) -> None:
     print("| teacher | how | ms | images/s | smallest cosine to eager |\n|---|---|---|---|---|")
     for how, seconds in times.items():
         cosine = F.cosine_similarity(embeddings[how], embeddings["eager"]).min().item()
-        print(
-            f"| {cfg.teacher} | {how} | {1000 * seconds:.2f} | {args.batch / seconds:,.0f} | {cosine:.5f} |", flush=True
-        )
+        speed = f"{1000 * seconds:.2f} | {args.batch / seconds:,.0f}"
+        print(f"| {cfg.teacher} | {how} | {speed} | {cosine:.5f} |", flush=True)
 
 
 def _embed(cfg: EasyDict, run: Callable, images: Tensor) -> Tensor:
@@ -139,19 +142,16 @@ def embedding(cfg: EasyDict, args: argparse.Namespace) -> None:
         settings, _ = make_inputs(Path(folder), args.images, args.images, args.overrides)
         dataset, dtype = build_dataset(load_config(overrides=settings)), compute_type(cfg.dtype, DEVICE)
         student = build_backbone(cfg).to(DEVICE, memory_format=torch.channels_last)
-        for name, network in {cfg.network: student, cfg.teacher: _teacher(cfg)}.items():
-            step = partial(
-                embed, network, dataset, DEVICE, cfg.val_batch_size, dtype, num_workers=cfg.num_workers
-            )  # fmt: skip
-            seconds = median_seconds({name: step}, DEVICE, args.rounds)[name]
-            row = f"| {name} | {cfg.val_batch_size} | {cfg.num_workers} | {args.images / seconds:,.0f} |"
-            print(row, flush=True)
+        for name, network in {cfg.network: student, cfg.teacher: _live_teacher(settings)}.items():
+            step = partial(embed, network, dataset, DEVICE, cfg.val_batch_size, dtype, num_workers=cfg.num_workers)
+            speed = args.images / median_seconds({name: step}, DEVICE, args.rounds)[name]
+            print(f"| {name} | {cfg.val_batch_size} | {cfg.num_workers} | {speed:,.0f} |", flush=True)
 
 
-def _teacher(cfg: EasyDict) -> nn.Module:
-    """The teacher's network with random weights, in the form that training uses (train/teachers.py)."""
-    network = NETWORKS[cfg.teacher](EasyDict(cfg, network=cfg.teacher)).eval().requires_grad_(False)
-    return cast_products(network, compute_type(cfg.dtype, DEVICE)).to(DEVICE, memory_format=torch.channels_last)
+def _live_teacher(settings: list[str]) -> nn.Module:
+    """The teacher as training uses it, without compiling it."""
+    cfg = load_config(overrides=settings)
+    return build_live_teacher(cfg, DEVICE, find_teacher(cfg))
 
 
 def _eager_and_compiled(cfg: EasyDict, network: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]:

@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from utils.files import write_text
 
+QUICK_LIMIT = 150.0  # seconds for a part with --quick, whose time is mostly that of starting Python on a busy machine
 GRACE = 5.0  # seconds in which a part can end by itself after SIGTERM
 MARKER = "ON_GPU_PART"  # environment variable by which the processes of a part are found
 MODULES = {"opencv-python-headless": "cv2", "scikit-learn": "sklearn", "pyyaml": "yaml"}  # if not named as the package
@@ -39,8 +40,8 @@ MODULES = {"opencv-python-headless": "cv2", "scikit-learn": "sklearn", "pyyaml":
 class Part(NamedTuple):
     """A command with a time limit.
 
-    what: a title for the report; seconds: the limit; full, quick: the arguments for Python, at full and at tiny sizes;
-    needs: what the part cannot run without, a list of keys of `_lacking`.
+    what: a title for the report; seconds: the limit at full size; full, quick: the arguments for Python, at full and
+    at tiny sizes; needs: what the part cannot run without, keys of `_lacking`.
     """
 
     name: str
@@ -54,70 +55,70 @@ class Part(NamedTuple):
 CHECK, TINY = "benchmarks/gpu_checks.py", "teacher=cvlface_ir18 width=0.125"
 EPOCH = "benchmarks/epoch.py --no-plain"
 PARTS = [
-    Part("machine", "versions, compiler, Triton", 60, f"{CHECK} machine", f"{CHECK} machine --quick"),
+    Part("machine", "versions, compiler, Triton", 40, f"{CHECK} machine", f"{CHECK} machine --quick"),
     Part(
-        "steps", "steps in each data type that never wait for the device; losses compared with a CPU", 90,
+        "steps", "steps in each data type that never wait for the device; losses compared with a CPU", 75,
         f"{CHECK} steps", f"{CHECK} steps --quick",
     ),
     Part(
-        "safety", "a compiled student, a step that is not finite, save and resume", 120,
+        "safety", "a compiled student, a step that is not finite, save and resume", 100,
         f"{CHECK} safety", f"{CHECK} safety --quick",
     ),
     Part(
-        "step", "a training step, MS1MV2's 85,742 classes", 120,
+        "step", "a training step, MS1MV2's 85,742 classes", 90,
         "benchmarks/step.py --batch 384 1536 --classes 85742 --steps 10",
         f"benchmarks/step.py --batch 8 --classes 300 --rounds 1 {TINY}",
     ),
     Part(
-        "step_2m", "a training step, two million classes", 90,
+        "step_2m", "a training step, two million classes", 60,
         "benchmarks/step.py --batch 384 1536 --classes 2000000 --steps 10 --no-plain",
         f"benchmarks/step.py --batch 8 --classes 500 --rounds 1 --no-plain {TINY}",
     ),
     Part(
         "head", "the head alone, by classes per block", 90,
-        "benchmarks/head.py --batch 384 1536 --classes 85742 2000000 --block 16384 32768 65536 --no-plain",
-        "benchmarks/head.py --batch 8 --classes 300 --rounds 1 --no-plain",
+        "benchmarks/head.py --batch 384 1536 --classes 2000000 85742 --block 16384 32768 65536 --no-plain --rounds 5",
+        "benchmarks/head.py --batch 8 --classes 300 --block 128 --no-plain --rounds 1",
     ),
     Part(
-        "student", "the student alone, by memory format", 90,
+        "student", "the student alone, by memory format", 60,
         "benchmarks/networks.py student --batch 384 --calls 10",
         "benchmarks/networks.py student --batch 4 --rounds 1 width=0.125",
     ),
     Part(
-        "teacher", "the live teacher, eager and compiled", 60,
+        "teacher", "the live teacher, eager and compiled", 45,
         "benchmarks/networks.py teacher --batch 384 --calls 10",
         "benchmarks/networks.py teacher --batch 4 --rounds 1 teacher=cvlface_ir18",
     ),
     Part(
-        "epoch", "the whole training loop from records", 120,
+        "epoch", "the whole training loop from records", 80,
         f"{EPOCH} batch_size=384 num_workers={{workers}} profile=5 --images 61440 --steps 200",
         f"{EPOCH} batch_size=2 num_workers=1 profile=1 --images 16 --classes 50 --steps 6 {TINY}",
     ),
     Part(
-        "embedding", "embedding images from records", 60,
+        "embedding", "embedding images from records", 40,
         "benchmarks/networks.py embedding --images 20000 --rounds 1 num_workers={workers}",
         f"benchmarks/networks.py embedding --images 4 --rounds 1 num_workers=1 {TINY}",
     ),
     Part(
-        "memory", "peak memory of two steps and a checkpoint, two million classes", 90,
+        "memory", "peak memory of two steps and a checkpoint, two million classes", 50,
         f"{CHECK} memory", f"{CHECK} memory --quick",
     ),
     Part(
-        "rank", "one rank under torchrun (NCCL)", 60,
+        "rank", "one rank under torchrun (NCCL)", 40,
         f"-m torch.distributed.run --standalone --nproc_per_node=1 {CHECK} rank",
         f"-m torch.distributed.run --standalone --nproc_per_node=1 {CHECK} rank --quick",
     ),
     Part(
-        "tests", "the tests that need a GPU", 120,
+        "tests", "the tests that need a GPU", 50,
         "-m pytest -m gpu", "-m pytest -m gpu", needs=("a GPU", "pytest"),
     ),
     Part(
-        "lfw_teacher", "12 epochs on real faces, with the teacher", 150,
+        "lfw_teacher", "12 epochs on real faces, with the teacher", 75,
         f"{CHECK} lfw train/train_AdaDistill.py num_epoch=12 output={{out}}/lfw_teacher",
         f"{CHECK} lfw --quick train/train_AdaDistill.py output={{out}}/lfw_teacher", needs=("FACE_DATA",),
     ),
     Part(
-        "lfw_alone", "12 epochs on real faces, without a teacher", 150,
+        "lfw_alone", "12 epochs on real faces, without a teacher", 75,
         f"{CHECK} lfw train/train_standalone.py num_epoch=12 output={{out}}/lfw_alone",
         f"{CHECK} lfw --quick train/train_standalone.py output={{out}}/lfw_alone", needs=("FACE_DATA",),
     ),
@@ -219,7 +220,7 @@ def run_parts(report: Report, quick: bool, device: str, deadline: float, environ
     for path in (report.out / f"{part.name}.log" for part in report.parts):
         path.unlink(missing_ok=True)  # of an earlier run
     for number, part in enumerate(report.parts):
-        seconds = min(part.seconds, deadline - time.monotonic() - GRACE)
+        seconds = min(QUICK_LIMIT if quick else part.seconds, deadline - time.monotonic() - GRACE)
         if seconds <= 0:
             report.record(number, reason="no time left")
             continue

@@ -20,7 +20,7 @@ from benchmarks.on_gpu import MARKER, PARTS, Part, Report, run_command, run_part
 
 SCRIPT = ROOT / "benchmarks" / "on_gpu.sh"
 ENVIRONMENT = {**os.environ, "VENV": sys.prefix}
-MACHINE = Part("machine", "", 20, "", """-c 'print("| fact | value |\\n|---|---|\\n| device | cpu |")'""")
+MACHINE = Part("machine", "", 20, """-c 'print("| fact | value |\\n|---|---|\\n| device | cpu |")'""", "")
 
 
 @pytest.fixture(scope="session")
@@ -78,8 +78,8 @@ def test_the_tables_have_numbers(results):
 
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
-def test_the_options_of_full_size_are_those_of_the_scripts(part, monkeypatch, capsys):
-    """Only the quick commands run here. Those of full size must at least name a file and options that exist."""
+def test_the_options_of_full_size_are_those_of_the_scripts(part):
+    """Only the quick commands run in tests. Those of full size must at least name files and options that exist."""
     words = [word for word in shlex.split(part.full) if word.endswith(".py")]
     texts = [(ROOT / word).read_text() for word in words]
     assert words or "pytest" in part.full
@@ -88,15 +88,15 @@ def test_the_options_of_full_size_are_those_of_the_scripts(part, monkeypatch, ca
 
 
 def run(parts: list[Part], folder: Path, seconds: float = 100) -> dict[str, dict]:
-    """Run parts at tiny sizes on the CPU."""
+    """Run parts on the CPU."""
     report = Report(folder, [MACHINE, *parts])
-    run_parts(report, True, "cpu", time.monotonic() + seconds, dict(os.environ))
+    run_parts(report, False, "cpu", time.monotonic() + seconds, dict(os.environ))
     return entries(folder)
 
 
 def test_a_part_that_fails_does_not_stop_the_next_one(tmp_path):
-    failing = Part("bad", "", 20, "", """-c 'print("| a |\\n|---|\\n| 1 |"); raise SystemExit("that | is wrong")'""")
-    parts = run([failing, Part("good", "", 20, "", "-c 1"), Part("no", "", 20, "", "-c 1", ("a GPU",))], tmp_path)
+    failing = Part("bad", "", 20, """-c 'print("| a |\\n|---|\\n| 1 |"); raise SystemExit("that | is wrong")'""", "")
+    parts = run([failing, Part("good", "", 20, "-c 1", ""), Part("no", "", 20, "-c 1", "", ("a GPU",))], tmp_path)
     assert [entry["result"] for entry in parts.values()] == ["ok", "failed", "ok", "skipped"]
     assert parts["bad"]["reason"] == "exit code 1: that | is wrong" and parts["bad"]["tables"] == [[{"a": "1"}]]
     page = (tmp_path / "report.md").read_text()
@@ -104,14 +104,14 @@ def test_a_part_that_fails_does_not_stop_the_next_one(tmp_path):
 
 
 def test_without_the_wanted_device_no_part_runs(tmp_path):
-    report = Report(tmp_path, [MACHINE, Part("other", "", 20, "", "-c 1")])
-    run_parts(report, True, "cuda", time.monotonic() + 100, dict(os.environ))
+    report = Report(tmp_path, [MACHINE, Part("other", "", 20, "-c 1", "")])
+    run_parts(report, False, "cuda", time.monotonic() + 100, dict(os.environ))
     assert entries(tmp_path)["other"]["result"] == "skipped"
     assert entries(tmp_path)["other"]["reason"] == "torch sees no GPU here, see machine.log"
 
 
 def test_parts_for_which_no_time_is_left_are_named(tmp_path):
-    parts = run([Part("other", "", 20, "", "-c 1")], tmp_path, seconds=0)
+    parts = run([Part("other", "", 20, "-c 1", "")], tmp_path, seconds=0)
     assert {entry["reason"] for entry in parts.values()} == {"no time left"}
 
 
@@ -122,7 +122,7 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if len(sys.argv) == 1:
     print("| started |\\n|---|\\n| 1 |", flush=True)
     subprocess.Popen([sys.executable, __file__, "child"], start_new_session=True)
-time.sleep(600)
+time.sleep(20)
 """
 
 
@@ -141,7 +141,7 @@ def test_a_part_that_takes_too_long_ends_with_all_its_processes(tmp_path, monkey
     monkeypatch.setattr(on_gpu, "GRACE", 0.2)
     (tmp_path / "stubborn.py").write_text(STUBBORN)
     command = f"'{tmp_path / 'stubborn.py'}'"
-    parts = run([Part("slow", "", 2, "", command), Part("next", "", 20, "", "-c 1")], tmp_path)
+    parts = run([Part("slow", "", 2, command, ""), Part("next", "", 20, "-c 1", "")], tmp_path)
     assert parts["slow"]["result"] == "timed out" and parts["slow"]["reason"] == "after 2 s"
     assert parts["slow"]["tables"] == [[{"started": "1"}]] and parts["next"]["result"] == "ok"
     assert processes_of_parts() == []
@@ -190,3 +190,19 @@ def test_a_value_above_its_limit_or_not_a_number_fails_a_check(capsys):
         for name, value in (("a", 0.5), ("b", 1.5), ("c", float("nan"))):
             limits.row(name, value, 1.0)
     assert "| b | 1.5 | 1 |" in capsys.readouterr().out
+
+
+def test_the_epochs_of_a_run_have_accuracy_loss_and_speed(tmp_path, capsys):
+    """The first evaluation is before the first step; a loss that is not finite is null in metrics.jsonl."""
+    lines = [{"step": 0, "kind": "evaluation", "verification.a.Accuracy-Flip": 0.5}]
+    lines += [
+        {"step": step, "kind": "training", "loss": loss, "images_per_second": speed}
+        for step, loss, speed in ((1, 40.0, 900.0), (2, 30.0, 4000.0), (3, 35.0, 5000.0))
+    ]
+    lines += [{"step": 3, "kind": "evaluation", "verification.a.Accuracy-Flip": 0.875}]
+    lines += [{"step": 4, "kind": "training", "loss": None, "images_per_second": 10.0}]
+    lines += [{"step": 4, "kind": "evaluation", "verification.a.Accuracy-Flip": 0.9}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    gpu_checks.print_epochs(tmp_path / "metrics.jsonl")
+    rows = capsys.readouterr().out.splitlines()[3:]
+    assert rows == ["| 0 | 50.00 |  |  |", "| 3 | 87.50 | 35.00 | 4,000 |", "| 4 | 90.00 | nan | 10 |"]
