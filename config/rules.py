@@ -98,7 +98,9 @@ OPTIMISATION: dict[str, Rule] = {
         '"float32", "bfloat16", "float16" (scales the loss); "auto": bfloat16 on GPUs, float32 on CPUs',
         ["auto", "float32", "bfloat16", "float16"],
     ),
-    "compile": Choice('compile student and head: "on", "off"; "auto": on GPUs only', ["auto", "on", "off"]),
+    "compile": Choice(
+        'compile student, live teacher and head: "on", "off"; "auto": on GPUs only', ["auto", "on", "off"]
+    ),
     "max_bad_steps": Integer("consecutive steps that may be skipped because the loss or gradient is not finite"),
     "rank_timeout": Number("seconds that ranks wait for another rank before the run ends", above=0),
     "seed": Integer("seed of weights, centers, order, flips and augmentation"),

@@ -2,7 +2,9 @@
 
 import mmap
 import weakref
+from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,15 +19,19 @@ class SharedSlots:
 
     A slot is the memory of one batch. It is reused as soon as nothing refers to the tensor of its batch, because new
     memory would take as much time as decoding. If no slot is free, `slot` is None and the worker allocates memory.
+    Once the slots are pinned, a GPU copies straight from them.
     """
 
     def __init__(self, plans: Sampler, batch_size: int, num_workers: int) -> None:
         self.plans = plans
-        count = 2 * num_workers + 3  # two on the way to each worker, one received, one in use, one about to be freed
+        # Two on the way to each worker, one received, one in use, one about to be freed, one being copied to the GPU.
+        count = 2 * num_workers + 4
         # Memory that forks share. It does not come from /dev/shm, which is small in containers.
         shared = mmap.mmap(-1, count * batch_size * SIZE * SIZE * 3)
         self.memory = torch.frombuffer(shared, dtype=torch.uint8).view(count, batch_size, SIZE, SIZE, 3)
         self._free, self._sent = list(range(count)), set[int]()
+        self._copying = deque[tuple[torch.cuda.Event, list[Tensor | None]]]()
+        self._pinned = False
 
     def __len__(self) -> int:
         return len(self.plans)
@@ -34,6 +40,8 @@ class SharedSlots:
         self._free.extend(self._sent)  # slots of an earlier iteration that was not finished
         self._sent.clear()
         for plan in self.plans:
+            while self._copying and self._copying[0][0].query():
+                self._copying.popleft()
             slot = self._free.pop() if self._free else None
             if slot is not None:
                 self._sent.add(slot)
@@ -46,20 +54,44 @@ class SharedSlots:
         weakref.finalize(images, self._free.append, slot).atexit = False
         return torch.from_numpy(images)  # this tensor and all its views keep the array alive
 
+    def pin(self) -> None:
+        """Pin the slots, so that the GPU can copy from them. Further calls do nothing.
 
-def copy_ahead(batches: Iterator[list[Tensor | None]], stream: torch.cuda.Stream) -> Iterator[list[Tensor | None]]:
-    """Copy batches to the GPU through pinned memory on `stream`: the next one while the current one is in use."""
+        Call it once the workers run: processes that are forked later might not get pinned memory. If CUDA refuses, the
+        slots stay as they are, and `Tensor.pin_memory` then copies each batch to pinned memory.
+        """
+        if self._pinned:
+            return
+        self._pinned = True
+        cuda, address = torch.cuda.cudart(), self.memory.data_ptr()
+        if cuda.cudaHostRegister(address, self.memory.nbytes, 0) == cuda.cudaError.success:
+            weakref.finalize(self, cuda.cudaHostUnregister, address).atexit = False
+        else:
+            with suppress(RuntimeError):
+                torch.zeros(1, device="cuda")  # CUDA reports the error again at the next kernel: let it be this one
+
+    def keep(self, tensors: list[Tensor | None], copied: torch.cuda.Event) -> None:
+        """Keep the tensors, and so the slot of their images, until their copies to the GPU are done."""
+        self._copying.append((copied, tensors))
+
+
+def copy_ahead(
+    batches: Iterator[list[Tensor | None]], slots: SharedSlots, stream: torch.cuda.Stream
+) -> Iterator[list[Tensor | None]]:
+    """Copy batches, whose images are in `slots`, to the GPU on `stream`: the next one while the current one is used."""
     ahead = None
     for tensors in batches:
+        slots.pin()
         with torch.cuda.stream(stream):
-            copies = [
+            copies = [  # pin_memory returns images in pinned slots as they are
                 None if tensor is None else tensor.pin_memory().to(stream.device, non_blocking=True)
                 for tensor in tensors
             ]
-            copied = copies, stream.record_event()
+            event = stream.record_event()
+        slots.keep(tensors, event)
         if ahead is not None:
             yield _wait_for_copy(*ahead)
-        ahead = copied
+        ahead = copies, event
     if ahead is not None:
         yield _wait_for_copy(*ahead)
 

@@ -113,7 +113,7 @@ class TrainingLoader:
     def __iter__(self) -> Iterator[Batch]:
         tensors = self.read()
         if self._stream:
-            tensors = copy_ahead(tensors, self._stream)
+            tensors = copy_ahead(tensors, self._slots, self._stream)
         return starmap(partial(to_batch, device=self._device, augment=self._augment), tensors)
 
     def read(self) -> Iterator[list[Tensor | None]]:

@@ -1,6 +1,8 @@
 """Extraction of embeddings, which every protocol uses."""
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import starmap
 from typing import NamedTuple
 
 import numpy as np
@@ -58,7 +60,7 @@ def batches_of_rank(count: int, batch_size: int) -> list[np.ndarray]:
 
 @torch.inference_mode()
 def embed_batches(
-    network: nn.Module,
+    network: Callable[[Tensor], Tensor],
     images: Dataset,
     batches: Sequence[Sequence[int]],
     device: torch.device,
@@ -66,18 +68,39 @@ def embed_batches(
     flip: bool = True,
     num_workers: int = 0,
 ) -> Iterator[tuple[Sequence[int], list[Tensor]]]:
-    """Yield, for each batch, its positions and a list of embeddings, float32 [n, D] on the device: those of the images
+    """Yield, for each batch, its positions and a list of embeddings, float32 [n, D] in host memory: those of the images
     and, with `flip`, those of their mirror images.
 
     images: images[positions] gives uint8 [n, 112, 112, 3]. The mode of the network (training or eval) is not changed.
+    A GPU gets the next batch before the embeddings of the last one are waited for, so that it is never idle.
     """
-    for positions, batch in decoded_batches(images, batches, num_workers, pin_memory=device.type == "cuda"):
-        yield positions, embed_views(network, batch, device, dtype, flip)
+    on_gpu = device.type == "cuda"
+    sent = deque()  # batches whose embeddings may not have arrived yet
+    for positions, batch in decoded_batches(images, batches, num_workers, pin_memory=on_gpu):
+        views = embed_views(network, batch, device, dtype, flip)
+        copies = [view.to("cpu", non_blocking=True) for view in views]  # from a GPU, to pinned memory
+        sent.append((positions, copies, torch.cuda.current_stream(device).record_event() if on_gpu else None))
+        if len(sent) == (2 if on_gpu else 1):
+            yield _arrived(*sent.popleft())
+    yield from starmap(_arrived, sent)
+
+
+def _arrived(
+    positions: Sequence[int], copies: list[Tensor], copied: torch.cuda.Event | None
+) -> tuple[Sequence[int], list[Tensor]]:
+    """Positions and embeddings of a batch, once they are in host memory."""
+    if copied is not None:
+        copied.synchronize()
+    return positions, copies
 
 
 @torch.inference_mode()
 def embed_views(
-    network: nn.Module, images: Tensor, device: torch.device, dtype: torch.dtype = torch.float32, flip: bool = True
+    network: Callable[[Tensor], Tensor],
+    images: Tensor,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    flip: bool = True,
 ) -> list[Tensor]:
     """A list of embeddings, float32 [n, D] on the device: those of `images`, uint8 [n, 112, 112, 3] RGB, and, with
     `flip`, those of their mirror images."""
@@ -131,8 +154,8 @@ def _embed_share(
             features = torch.zeros(len(images), views[0].shape[1])
             norms = torch.zeros(len(images))
         rows = torch.from_numpy(positions)
-        features[rows] = torch.stack(views).sum(0).cpu()
-        norms[rows] = torch.stack([view.norm(dim=1) for view in views]).mean(0).cpu()
+        features[rows] = torch.stack(views).sum(0)
+        norms[rows] = torch.stack([view.norm(dim=1) for view in views]).mean(0)
         bar.update(min(world_size() * len(positions), bar.total - bar.n))  # the last batches of ranks may be shorter
     bar.close()
     network.train(was_training)

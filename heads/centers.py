@@ -4,8 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.distributed import all_gather
-
 FLOOR = 1e-6
 
 
@@ -30,34 +28,39 @@ def update_weight(conf_t: Tensor, cos_st: Tensor, adaptive: bool) -> Tensor:
 def class_means(values: Tensor, labels: Tensor) -> Tensor:
     """For each row of `values` [B, n], the mean of all rows with the same label. labels [B] -> [B, n].
 
-    Rows with the same label get bit-equal means. All sums are one small matrix product, [B, B] by [B, n]. On GPUs it is
-    deterministic, unlike scatter-add, and the host does not wait for the device.
+    Rows with the same label get bit-equal means. Time and memory are linear in B, apart from sorting the labels. The
+    result is deterministic, and the host does not wait for the device.
     """
-    same = labels[:, None] == labels[None, :]  # [B, B]
-    weights = same.to(values.dtype)
-    with torch.autocast(values.device.type, enabled=False):
-        means = (weights @ values) / weights.sum(1, keepdim=True)
-    positions = torch.arange(len(labels), device=labels.device)
-    first = torch.where(same, positions, len(labels)).amin(1)  # [B], the first row with the same label
-    return means[first]
+    ordered = labels.sort().values
+    group = torch.searchsorted(ordered, labels)  # [B], the same number for the same label
+    count = torch.searchsorted(ordered, labels, right=True) - group
+    sums = torch.zeros_like(values)
+    # Each is deterministic on its device only: the other one adds with atomic operations, in any order.
+    if values.is_cuda:
+        sums.index_put_((group,), values, accumulate=True)
+    else:
+        sums.index_add_(0, group, values)
+    return sums[group] / count[:, None]
+
+
+def pull(f_t: Tensor, alpha: Tensor) -> Tensor:
+    """(1 - alpha) hat f_t: how each sample pulls its center. Raw teacher embeddings [B, D], alpha [B] -> [B, D]."""
+    return (1 - alpha)[:, None] * F.normalize(f_t, eps=1e-12)
 
 
 @torch.no_grad()
-def move_centers(centers: Tensor, f_t: Tensor, labels: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
-    """Move the centers in place: w_c <- mean(alpha_i) w_c + mean((1 - alpha_i) hat f_t,i) for each class c.
+def move_centers(centers: Tensor, labels: Tensor, alpha: Tensor, pulls: Tensor) -> Tensor:
+    """Move the centers in place: w_c <- mean(alpha_i) w_c + mean(pull_i) for each class c.
 
     The means are over the samples i of class c in the global batch; a class without samples does not move. centers
-    [C, D]; f_t [B, D] raw, labels [B] and alpha [B] are this rank's part of the batch. Every rank gathers the global
-    batch and does the same arithmetic in the same order, so the centers are bit-equal on all ranks. No center moves if
-    a number in the global batch is not finite.
+    [C, D]; labels, alpha [global B] and pulls [global B, D] of all ranks. Every rank does the same arithmetic in the
+    same order, so the centers are bit-equal on all ranks. If a number in the batch is not finite, no center moves.
 
-    Returns the labels [global B] and the old centers [global B, D] of these labels.
+    Returns the old centers [global B, D] of these labels.
     """
-    pull = (1 - alpha)[:, None] * F.normalize(f_t, eps=1e-12)  # [B, D]
-    labels, alpha, pull = all_gather(labels), all_gather(alpha), all_gather(pull)
-    values = torch.cat([alpha[:, None], pull], 1)  # [global B, 1 + D]
+    values = torch.cat([alpha[:, None], pulls], 1)  # [global B, 1 + D]
     means = class_means(values, labels)
     old = centers[labels]
     new = means[:, :1] * old + means[:, 1:]
     centers[labels] = torch.where(values.isfinite().all(), new, old)
-    return labels, old
+    return old

@@ -74,7 +74,7 @@ class _BlockCrossEntropy(torch.autograd.Function):
             weighted = torch.zeros_like(unit_f_s) if ctx.needs_input_grad[0] else None  # W [B, D]
             for start in range(0, len(unit_centers), size):
                 block = unit_centers[start : start + size].to(dtype)  # [size, D]
-                maximum, total, weighted = step(scaled, block, labels - start, scale * bound, maximum, total, weighted)
+                step(scaled, block, labels - start, scale * bound, maximum, total, weighted)
             z = total.log() - s * target  # [B]
             if maximum is not None:
                 z = z + math.log(2) * maximum
@@ -101,33 +101,34 @@ def block_step(
     maximum: Tensor | None,
     total: Tensor,
     weighted: Tensor | None,
-) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """Add a block of classes to the sums. Returns the new (maximum, total, weighted). Logits are to base 2.
+) -> None:
+    """Add a block of classes to the sums, in place. Logits are to base 2.
 
     scaled [B, D]: embeddings times the scale of the logits; block [size, D]: unit centers, in the same data type;
     columns: int64 [B], the own class of each sample, counted from the first class of the block. It is below 0 or at
     least `size` if the class is in another block. limit: logits are clamped to [-limit, limit]; maximum: M [B], or None
     if exponentials are added up as they stand; total: T [B]; weighted: W [B, D], or None if no gradient is needed.
     """
-    logits = (scaled @ block.t()).to(total.dtype)  # [B, size]
+    product = scaled @ block.t()  # [B, size], in the data type of the products
+    logits = product.to(total.dtype)
     if maximum is None:
         # In this order, every pass changes the same array in place, and it stays in the CPU's cache.
         smallest, largest = 2.0**-limit, 2.0**limit
         exponentials = _with_own_class(logits.exp2_().clamp_(smallest, largest), columns, 0.0)
-        total = total + exponentials.sum(1)
+        total += exponentials.sum(1)
         _zero_where_clamped(exponentials, exponentials, smallest, largest)
     else:
         clamped = _with_own_class(logits.clamp(-limit, limit), columns, -torch.inf)
         new_maximum = torch.maximum(maximum, clamped.amax(1))
         rescale = (maximum - new_maximum).exp2()  # [B]
+        maximum.copy_(new_maximum)
         exponentials = clamped.sub_(new_maximum[:, None]).exp2_()
-        total = total * rescale + exponentials.sum(1)
-        weighted = None if weighted is None else weighted * rescale[:, None]
-        maximum = new_maximum
+        total.mul_(rescale).add_(exponentials.sum(1))
+        if weighted is not None:
+            weighted *= rescale[:, None]
         _zero_where_clamped(exponentials, logits, -limit, limit)
     if weighted is not None:
-        weighted = weighted + (exponentials.to(block.dtype) @ block)
-    return maximum, total, weighted
+        weighted += product.copy_(exponentials) @ block
 
 
 def _with_own_class(values: Tensor, columns: Tensor, fill: float) -> Tensor:

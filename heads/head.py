@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heads.centers import confidence, move_centers, similarity, update_weight
+from heads.centers import confidence, move_centers, pull, similarity, update_weight
 from heads.cross_entropy import block_cross_entropy, block_step
 from heads.geometry import GeometryTerm
 from heads.margins import Margin
 from heads.unit_centers import UnitCenters
-from utils.distributed import all_gather
+from utils.distributed import all_gather, all_gather_rows
 
 
 class HeadOutput(NamedTuple):
@@ -53,32 +53,39 @@ class MarginSoftmax(nn.Module):
         bound = self.margin.bound
         unit_f_s, unit_centers = F.normalize(f_s, eps=1e-12), F.normalize(centers, eps=1e-12)
         cosines = F.linear(unit_f_s, unit_centers).to(centers.dtype).clamp(-bound, bound)  # [B, C]
-        target, margin = self.target(f_s, unit_f_s, unit_centers[labels], geo)
+        target, margin = self.target(f_s, self.global_norms(f_s), unit_f_s, unit_centers[labels], geo)
         return self.s * cosines.scatter(1, labels[:, None], target[:, None]), margin
 
     def by_blocks(
-        self, f_s: Tensor, centers: Tensor, unit_centers: Tensor, labels: Tensor, geo: Tensor
+        self, f_s: Tensor, norms: Tensor, centers: Tensor, unit_centers: Tensor, labels: Tensor, geo: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Like `forward`, but by blocks of classes and without a gradient for the centers.
 
-        unit_centers [C, D]: the centers at unit length, in the data type of the matrix products.
+        norms: see `target`; unit_centers [C, D]: the centers at unit length, in the data type of the matrix products.
         """
         unit_f_s = F.normalize(f_s, eps=1e-12)
-        target, margin = self.target(f_s, unit_f_s, F.normalize(centers[labels], eps=1e-12), geo)
+        target, margin = self.target(f_s, norms, unit_f_s, F.normalize(centers[labels], eps=1e-12), geo)
         losses = block_cross_entropy(
             unit_f_s, target, unit_centers, labels, self.s, self.margin.bound, self._compiled_step
         )  # [B]
         return losses.mean(), margin
 
-    def target(self, f_s: Tensor, unit_f_s: Tensor, unit_w_y: Tensor, geo: Tensor) -> tuple[Tensor, Tensor]:
+    def target(
+        self, f_s: Tensor, norms: Tensor, unit_f_s: Tensor, unit_w_y: Tensor, geo: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The target's cosine with the margin in it [B], and the margin [B].
 
-        f_s [B, D] raw; unit_f_s [B, D]; unit_w_y [B, D], the unit center of each sample's class; geo [B].
+        f_s [B, D] raw; norms [global B], see `global_norms`; unit_f_s [B, D]; unit_w_y [B, D], the unit center of each
+        sample's class; geo [B].
         """
         bound = self.margin.bound
-        norm = f_s.detach().norm(dim=1)
         cos_y = (unit_f_s * unit_w_y).sum(1).clamp(-bound, bound)
-        return self.margin(cos_y, norm, all_gather(norm), geo)
+        return self.margin(cos_y, f_s.detach().norm(dim=1), norms, geo)
+
+    def global_norms(self, f_s: Tensor) -> Tensor:
+        """The lengths of the raw embeddings of all ranks [global B], or of this rank [B] if the margin reads none."""
+        norm = f_s.detach().norm(dim=1)
+        return all_gather(norm) if self.training and self.margin.reads_norms else norm
 
 
 class Head(nn.Module):
@@ -109,8 +116,11 @@ class Head(nn.Module):
         """Undo the changes of centers since `begin_step` if `undo` (bool [], on the device). The host never waits."""
 
     def header(self) -> dict[str, Tensor]:
-        """The public layout of header.pth: `kernel` [D, C], and the margin's statistics if it has any."""
-        return {"kernel": self.centers.detach().t().contiguous(), **self.softmax.margin.state_dict()}
+        """The public layout of header.pth: `kernel` [D, C], and the margin's statistics if it has any.
+
+        The kernel is a view of the centers, because a transposed copy would need as much memory again.
+        """
+        return {"kernel": self.centers.detach().t(), **self.softmax.margin.state_dict()}
 
     def load_header(self, header: dict[str, Tensor]) -> None:
         """Load what `header` returned."""
@@ -155,12 +165,17 @@ class AdaDistillHead(Head):
             cos_st = similarity(f_s, f_t)
             alpha = update_weight(conf_t, cos_st, self.adaptive_alpha)
             if self.training and self.moving:
-                self._move_centers(f_t, labels, alpha)
+                # One collective for everything that the ranks share.
+                gathered = all_gather_rows(labels, alpha, pull(f_t, alpha), f_s.norm(dim=1))
+                self._move_centers(*gathered[:3])
+                norms = gathered[3]
+            else:
+                norms = self.softmax.global_norms(f_s)
             penalty = geo = torch.zeros_like(cos_st)
             if self.geometry is not None:
                 penalty, geo = self.geometry(conf_t, cos_st, self.epoch)
         unit_centers = self.unit_centers.get(self.centers)  # [C, D]
-        loss, margin = self.softmax.by_blocks(f_s, self.centers, unit_centers, labels, geo)
+        loss, margin = self.softmax.by_blocks(f_s, norms, self.centers, unit_centers, labels, geo)
         loss = loss + self.feature_kd_weight * self.feature_kd(f_s, f_t)
         stats = {
             "alpha": alpha, "conf_t": conf_t, "cos_st": cos_st, "margin": margin,
@@ -168,12 +183,12 @@ class AdaDistillHead(Head):
         }  # fmt: skip
         return HeadOutput(loss, {"loss": loss.detach(), **_means(stats), **_norms(f_s)})
 
-    def _move_centers(self, f_t: Tensor, labels: Tensor, alpha: Tensor) -> None:
+    def _move_centers(self, labels: Tensor, alpha: Tensor, pulls: Tensor) -> None:
         self.unit_centers.get(self.centers)  # computes all rows if needed; after that, only moved rows are updated
-        moved, old = move_centers(self.centers, f_t, labels, alpha)
-        self.unit_centers.update_rows(self.centers, moved)
+        old = move_centers(self.centers, labels, alpha, pulls)
+        self.unit_centers.update_rows(self.centers, labels)
         if self._moves is not None:
-            self._moves.append((moved, old))
+            self._moves.append((labels, old))
 
     def begin_step(self) -> None:
         self._moves = []

@@ -165,3 +165,13 @@ def test_class_means_are_bit_equal_within_a_class():
         rows = means[labels == label]
         assert torch.equal(rows, rows[:1].expand_as(rows))
         torch.testing.assert_close(rows[0], values[labels == label].mean(0))
+
+
+def test_the_means_of_a_very_large_batch_need_time_and_memory_in_proportion_to_it():
+    """A matrix [B, B] of this batch would have 40 billion elements."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(200_000, 3, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 85_742, (200_000,), generator=generator)
+    sums = np.stack([np.bincount(labels, weights) for weights in values.t()], 1)
+    expected = sums / np.maximum(np.bincount(labels), 1)[:, None]
+    assert relative_error(class_means(values, labels), expected[labels]) < 1e-12

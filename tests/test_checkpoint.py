@@ -1,7 +1,11 @@
 """Checkpoints: they load as they were saved, need all their files, and pruning keeps the newest ones."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
+from conftest import ROOT
 
 from train.checkpoint import PARTS, SUMS, Checkpoint, CheckpointError, complete_steps, load, prune, remove_after, save
 
@@ -61,3 +65,33 @@ def test_all_checkpoints_after_a_step_are_removed_and_no_others(tmp_path):
     (tmp_path / "7backbone.pth").write_bytes(b"a student without a state file")
     remove_after(tmp_path, 5)
     assert {path.name for path in tmp_path.iterdir()} == {f"{step}{part}" for step in (4, 5) for part in (*PARTS, SUMS)}
+
+
+MEMORY = """
+import sys
+from benchmarks.memory import peak_bytes, reset_peak
+from config import load_config
+from heads import build_head
+from train.checkpoint import Checkpoint, Saver
+cfg = load_config(overrides=["dataset=custom", "num_classes=400000", "embedding_size=64"])
+reset_peak()
+before = peak_bytes()
+head = build_head(cfg)
+built = peak_bytes() - before
+reset_peak()
+before = peak_bytes()
+saver = Saver(sys.argv[1], 1, print)
+saver.save(1, Checkpoint({}, head.header(), {}))
+saver.finish()
+print((built / head.centers.nbytes), (peak_bytes() - before) / head.centers.nbytes)
+"""
+
+
+def test_centers_are_built_without_a_copy_and_saved_with_one(tmp_path):
+    """The one copy is what training goes on without: centers of two million classes take 4 GB."""
+    done = subprocess.run([sys.executable, "-c", MEMORY, tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    built, saved = map(float, done.stdout.split()[-2:])
+    assert built < 1.2 and saved < 1.2
+    kernel = torch.load(tmp_path / "1header.pth", weights_only=True)["kernel"]
+    assert kernel.shape == (64, 400_000) and (tmp_path / "1header.pth").stat().st_size < 1.01 * kernel.nbytes

@@ -13,7 +13,7 @@ from tqdm import std as tqdm_std
 
 from config import load_config
 from data.dataset import build_dataset
-from train import run_log
+from train import loop, run_log
 from train.loop import Trainer
 from train.run_log import RunLog
 from train.tasks import Standalone
@@ -33,15 +33,33 @@ def train(settings: list[str], output: Path, *more: str) -> None:
     Trainer(cfg, Standalone(cfg, torch.device("cpu")), dataset, torch.device("cpu")).run()
 
 
+def logged_rates(folder: Path) -> dict[str, float]:
+    """Images per second by step, from the log."""
+    lines = [line.split() for line in (folder / "training.log").read_text().splitlines() if " step " in line]
+    return {line[line.index("step") + 1]: float(line[-1]) for line in lines if "images/s" in line}
+
+
 def test_images_per_second_are_the_images_of_all_passes_and_ranks_over_the_time_since_the_last_line(
     small_run, tmp_path, monkeypatch
 ):
     seconds = itertools.count(step=2.0)  # 2 s between two readings of the clock
     monkeypatch.setattr(run_log, "time", SimpleNamespace(perf_counter=seconds.__next__, time=time.time))
     train(small_run, tmp_path, "log_every=3", "max_steps=7")
-    lines = [line.split() for line in (tmp_path / "training.log").read_text().splitlines() if " step " in line]
-    rates = {line[line.index("step") + 1]: float(line[-1]) for line in lines if "images/s" in line}
-    assert rates == {"3": 3 * 8 / 2, "6": 3 * 8 / 2, "7": 1 * 8 / 2}
+    assert logged_rates(tmp_path) == {"3": 3 * 8 / 2, "6": 3 * 8 / 2, "7": 1 * 8 / 2}
+
+
+def test_images_per_second_include_the_time_in_which_the_device_finishes_its_steps(small_run, tmp_path, monkeypatch):
+    """The host waits for a GPU when it reads the statistics of a step. Here that takes 4 s, and nothing else any."""
+    now = [0.0]
+
+    def read_later(values: dict[str, torch.Tensor]) -> dict[str, float]:
+        now[0] += 4
+        return {name: float(value) for name, value in values.items()}
+
+    monkeypatch.setattr(run_log, "time", SimpleNamespace(perf_counter=lambda: now[0], time=time.time))
+    monkeypatch.setattr(loop, "mean_over_ranks", read_later)
+    train(small_run, tmp_path, "max_steps=2", "log_every=1")
+    assert logged_rates(tmp_path) == {"1": 8 / 4, "2": 8 / 4}
 
 
 def test_a_run_under_a_clock_that_jumps_back_gives_the_same_result(small_run, tmp_path, monkeypatch):

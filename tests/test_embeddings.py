@@ -1,11 +1,16 @@
 """The extractor of embeddings, compared with a network computed by hand."""
 
+from functools import partial
+from types import SimpleNamespace
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from eval import embeddings as extractor
 from eval.embeddings import embed
 
 CPU = torch.device("cpu")
@@ -105,3 +110,40 @@ def test_pinning_of_memory_does_not_change_the_batches(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *device: tensor)
     embeddings = embed(torch.nn.Flatten(), Images(), torch.device("cpu"), batch_size=2)
     assert np.allclose(embeddings.features[:, 0], 2 * (np.arange(5) - 127.5) / 127.5)
+
+
+def test_a_gpu_computes_the_next_batch_while_the_embeddings_of_the_last_one_are_copied(monkeypatch):
+    """The GPU is a fake: it logs when it gets a batch, and when the host waits for the copy of a batch."""
+    log = []
+
+    class Embeddings(NamedTuple):
+        first: int  # position in the batch
+
+        def to(self, device, non_blocking):
+            assert device == "cpu" and non_blocking
+            return self
+
+    class Stream:
+        def __init__(self, device):
+            assert device.type == "cuda"
+
+        def record_event(self):
+            return SimpleNamespace(synchronize=partial(log.append, f"arrived {log[-1][-1]}"))
+
+    def compute(network, batch, device, dtype, flip):
+        log.append(f"computed {batch[0]}")
+        return [Embeddings(batch[0])]
+
+    def read(images, batches, num_workers, pin_memory):
+        assert pin_memory
+        return zip(batches, batches, strict=True)
+
+    monkeypatch.setattr(extractor, "decoded_batches", read)
+    monkeypatch.setattr(extractor, "embed_views", compute)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    for positions, views in extractor.embed_batches(None, None, [[0, 1], [2, 3], [4]], torch.device("cuda")):
+        log.append(f"used {positions[0]}")
+        assert views == [Embeddings(positions[0])]
+    assert log == [
+        "computed 0", "computed 2", "arrived 0", "used 0", "computed 4", "arrived 2", "used 2", "arrived 4", "used 4"
+    ]  # fmt: skip

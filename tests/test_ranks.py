@@ -5,6 +5,7 @@ rank takes its share of the batch.
 """
 
 import multiprocessing
+from unittest import mock
 
 import pytest
 import torch
@@ -12,11 +13,21 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from easydict import EasyDict
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import load_config
 from heads import build_head
-from train.sync_batchnorm import synchronise
-from utils.distributed import Agreement, all_gather, broadcast_buffers, from_rank_0, mean_over_ranks, rank, world_size
+from train import batchnorm
+from utils.distributed import (
+    Agreement,
+    all_gather,
+    all_gather_rows,
+    broadcast_buffers,
+    from_rank_0,
+    mean_over_ranks,
+    rank,
+    world_size,
+)
 
 WORLDS = (2, 3, 4)
 CLASSES, SIZE = 20, 32
@@ -37,6 +48,29 @@ def settings() -> EasyDict:
     cfg = load_config(overrides=["dataset=custom", f"num_classes={CLASSES}", f"embedding_size={SIZE}"])
     assert cfg.loss == "AdaFace" and cfg.use_geom_margin
     return cfg
+
+
+class LoggedOperations(TorchDispatchMode):
+    """Collects the names of torch's operations in `names`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.names.append(operation._schema.name)
+        return operation(*args, **(kwargs or {}))
+
+
+def collectives_of_a_step(*overrides: str) -> int:
+    """The number of collectives of one training step of the head."""
+    head = build_head(
+        load_config(overrides=[*overrides, "dataset=custom", f"num_classes={CLASSES}", "embedding_size=32"])
+    )
+    student, teacher = global_batch(0)
+    with mock.patch("torch.distributed.all_gather", wraps=dist.all_gather) as gather:
+        head(student.requires_grad_(), teacher, LABELS).loss.backward()
+    return gather.call_count
 
 
 def head_steps(cfg: EasyDict, part: slice) -> list[dict[str, torch.Tensor]]:
@@ -95,6 +129,11 @@ def collectives() -> dict:
         requests.append(agreement.read())
     return {
         "gathered": all_gather(torch.full((2, 1), float(rank()), requires_grad=True)),
+        "rows": all_gather_rows(
+            torch.tensor([rank(), -7]),
+            torch.full((2, 2, 3), rank() + 0.1, dtype=torch.float64),
+            torch.tensor([True, False]),
+        ),
         "means": mean_over_ranks({"a": torch.tensor(float(rank())), "b": torch.tensor(2.0)}),
         "from_rank_0": from_rank_0({"rank": rank()}),
         "buffers": buffers.running_mean,
@@ -113,7 +152,11 @@ def work(number: int, folder: str, values: dict) -> None:
         part = slice(number * share, (number + 1) * share)
         result = {"head": head_steps(EasyDict(values), part), "collectives": collectives()}
         if world == 2:
-            result["batchnorm"] = batchnorm_steps(synchronise(normalised_network(), torch.device("cpu")), part)
+            fixed = ["centers=fixed", f"pretrained_teacher_header_path={folder}/header.pth"]
+            result["collectives of a step"] = [
+                collectives_of_a_step(f"loss={loss}", *more) for more in ([], fixed) for loss in ("AdaFace", "ArcFace")
+            ]
+            result["batchnorm"] = batchnorm_steps(batchnorm.prepare(normalised_network(), synchronised=True), part)
         torch.save(result, f"{folder}/{world}_{number}.pt")
         dist.barrier()
         dist.destroy_process_group()
@@ -123,6 +166,7 @@ def work(number: int, folder: str, values: dict) -> None:
 def results(tmp_path_factory) -> dict[int, list[dict]]:
     """Number of ranks -> the results of each rank."""
     folder = tmp_path_factory.mktemp("ranks")
+    torch.save({"kernel": torch.randn(SIZE, CLASSES)}, folder / "header.pth")
     # The new processes share one import of torch, because importing it takes most of the time.
     multiprocessing.set_forkserver_preload(["torch"])
     mp.start_processes(work, (str(folder), dict(settings())), max(WORLDS), start_method="forkserver")
@@ -164,6 +208,12 @@ def test_the_mean_loss_and_the_gradients_of_the_ranks_equal_those_of_the_whole_b
         torch.testing.assert_close(gradient, one_process[step]["gradient"], rtol=1e-4, atol=1e-5)
 
 
+def test_a_step_of_the_head_needs_one_collective(results):
+    """Without moving centers, AdaFace shares its norms, and ArcFace shares nothing."""
+    for result in results[2]:
+        assert result["collectives of a step"] == [1, 1, 1, 0]
+
+
 def test_synchronised_batchnorm_equals_one_process_with_the_whole_batch(results):
     wanted = batchnorm_steps(normalised_network(), slice(0, 12))
     first, second = (result["batchnorm"] for result in results[2])
@@ -182,10 +232,30 @@ def test_synchronised_batchnorm_equals_one_process_with_the_whole_batch(results)
         )
 
 
-def test_synchronising_one_process_changes_nothing():
-    network = normalised_network()
-    assert synchronise(network, torch.device("cpu")) is network
-    assert [type(layer) for layer in network] == [type(layer) for layer in normalised_network()]
+@pytest.mark.parametrize("synchronised", [True, False])
+def test_in_one_process_the_layers_give_the_results_of_torch_bit_for_bit(synchronised):
+    network = batchnorm.prepare(normalised_network(), synchronised)
+    found, wanted = (batchnorm_steps(net, slice(0, 12)) for net in (network, normalised_network()))
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        assert torch.equal(found[key], value), key
+    assert wanted["state1.1.num_batches_tracked"] == 2
+
+
+def test_a_forward_pass_counts_its_batch_in_one_operation():
+    network = batchnorm.prepare(normalised_network(), synchronised=False)
+    with LoggedOperations() as operations:
+        network(torch.randn(12, 3, 6, 6))
+    assert [name for name in operations.names if "add" in name and "addmm" not in name] == ["aten::_foreach_add_"]
+
+
+def test_layers_that_do_more_or_need_their_counter_stay_as_they_are():
+    class NormAndActivation(nn.BatchNorm2d):
+        pass
+
+    network = nn.Sequential(NormAndActivation(3), nn.BatchNorm2d(3, momentum=None), nn.ReLU())
+    layers = list(network)
+    assert list(batchnorm.prepare(network, synchronised=False)) == layers
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -193,6 +263,12 @@ def test_collectives_give_every_rank_the_same_values(results, world):
     for result in (part["collectives"] for part in results[world]):
         assert result["gathered"].tolist() == [[float(r)] for r in range(world) for _ in range(2)]
         assert not result["gathered"].requires_grad
+        labels, numbers, flags = result["rows"]
+        assert labels.tolist() == [value for r in range(world) for value in (r, -7)]
+        assert numbers.shape == (2 * world, 2, 3) and numbers[:, 1, 2].tolist() == [
+            r // 2 + 0.1 for r in range(2 * world)
+        ]
+        assert flags.tolist() == world * [True, False]
         assert result["means"] == {"a": (world - 1) / 2, "b": 2.0}
         assert result["from_rank_0"] == {"rank": 0}
         assert result["buffers"].tolist() == [5, 5, 5]

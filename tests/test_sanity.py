@@ -5,6 +5,7 @@ import pytest
 import torch
 from checked_sets import LABELS, drawn_faces, real_faces, teacher_settings
 
+from backbones import find_teacher
 from config import load_config
 from data.dataset import RecordDataset, build_dataset
 from data.folder_set import FolderDataset
@@ -12,6 +13,7 @@ from data.recordio import write_record_set
 from train import sanity, tasks
 from train.loop import Trainer
 from train.tasks import Distillation, Standalone
+from train.teachers import build_live_teacher
 
 CPU = torch.device("cpu")
 
@@ -53,7 +55,7 @@ def test_the_check_is_logged_and_does_not_change_the_training(small_run, tmp_pat
         )
         dataset = build_dataset(cfg)
         task = Distillation(cfg, dataset, CPU)
-        weights = torch.load(cfg.pretrained_teacher_path, weights_only=True)
+        weights = build_live_teacher(cfg, CPU, find_teacher(cfg)).state_dict()
         Trainer(cfg, task, dataset, CPU).run()
         assert not task._teacher.training
         assert all(torch.equal(weights[key], value) for key, value in task._teacher.state_dict().items())

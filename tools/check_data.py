@@ -146,7 +146,7 @@ def check_with_teacher(cfg, images, pairs, report, num_workers: int) -> None:
             pixels = Pixels(images, swapped=colours == "BGR")
             embedded = embed_batches(teacher, pixels, batches, device, dtype, flip=False, num_workers=num_workers)
             bar = tqdm(embedded, f"embedding in {colours}", len(batches), unit="batch")
-            embeddings = np.concatenate([views[0].cpu().numpy() for _, views in bar])
+            embeddings = np.concatenate([views[0].numpy() for _, views in bar])
             if not np.isfinite(embeddings).all():
                 raise InputError(f"{release.origin}: its embeddings are not finite; download the weights again")
             measured = cosines[colours] = pair_cosines(pairs, positions, unit_length(embeddings))

@@ -4,19 +4,19 @@
 needs, and <step>sha256.txt the checksums of these three files, in the format of `sha256sum -c`.
 """
 
-import io
+import hashlib
 import os
 import re
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
 
 from utils.errors import InputError, describe_error
-from utils.files import atomic_write, checksum, sha256, write_text
+from utils.files import atomic_write, sha256, write_text
 from utils.weights import WeightsError, read_weights_file
 
 PARTS = ("backbone.pth", "header.pth", "state.pth")
@@ -44,13 +44,41 @@ def save(folder: str | os.PathLike, step: int, checkpoint: Checkpoint) -> Path:
     remove(folder, step)  # files of an older checkpoint of this step must not mix with the new ones
     sums = ""
     for part, content in zip(PARTS, checkpoint, strict=True):
-        written = io.BytesIO()  # torch.save to a file reports a full disk as an error of its file format
-        torch.save(content, written)
         with atomic_write(Path(folder, f"{step}{part}")) as file:
-            file.write(written.getbuffer())
-        sums += f"{checksum([written.getbuffer()])}  {step}{part}\n"
+            written = _HashedFile(file)
+            torch.save(content, written)
+            sums += f"{written.finish()}  {step}{part}\n"
     write_text(Path(folder, f"{step}{SUMS}"), sums)
     return Path(folder, f"{step}{PARTS[0]}")
+
+
+class _HashedFile:
+    """A file for torch.save: it passes everything on to `file`, and hashes it. Nothing is copied.
+
+    An OSError (disk full) is raised by `finish`, because torch.save would report it as an error of its file format.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest = file, hashlib.sha256()
+        self._error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        try:
+            if self._error is None:
+                self._file.write(data)
+        except OSError as error:
+            self._error = error
+        self._digest.update(data)
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+    def finish(self) -> str:
+        """The SHA-256 of everything that was written, in hexadecimal digits. Raises OSError."""
+        if self._error is not None:
+            raise self._error
+        return self._digest.hexdigest()
 
 
 class Saver:

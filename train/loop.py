@@ -103,7 +103,7 @@ class Trainer:
                 self.log.advance()
                 self.files.saver.poll()
                 if self.step % self.cfg.log_every == 0 or self.step == self.total_steps:
-                    self._report(result, rate.read())
+                    self._report(result, rate)
                 stop, too_many = agreement.read()
                 too_many |= self.step == self.total_steps and self.bad_steps.too_many(wait=True)
                 if stop or too_many or self._checkpoint_is_due():
@@ -120,10 +120,11 @@ class Trainer:
                 rate.read()
         return False
 
-    def _report(self, result: StepResult, images_per_second: float) -> None:
-        """Log the statistics of a step, as means over the ranks."""
+    def _report(self, result: StepResult, rate: Rate) -> None:
+        """Log the statistics of a step, as means over the ranks, and the images per second since the last report."""
         barrier()  # waits on the host, where a rank that hangs is detected; only then wait for the GPU
         values = mean_over_ranks({**result.stats, "bad_steps": self.bad_steps.total})
+        images_per_second = rate.read()  # only now has a GPU finished the steps that were counted
         if self.take_step.scaler.is_enabled():
             values["loss_scale"] = self.take_step.scaler.get_scale()
         epoch = self.step / self.steps_per_epoch

@@ -16,10 +16,10 @@ from data.teacher_cache import EmbeddingFile
 from eval.embeddings import embed_views
 from heads import HeadOutput, build_head, build_standalone_head
 from heads.head import Head
+from train import batchnorm, prelu
 from train.sanity import teacher_notes
-from train.sync_batchnorm import synchronise
 from train.teachers import build_cached_teacher, build_live_teacher
-from train.wrapping import compiles, missing_for_compiling, share_gradients, without_sharing
+from train.wrapping import compiled, compiles, missing_for_compiling, share_gradients, without_sharing
 from utils.distributed import on_rank_0, rank
 from utils.precision import compute_type
 
@@ -37,17 +37,18 @@ class Task:
         student = build_backbone(cfg)
         if cfg.init_from:
             self.notes += (f"initial weights from {cfg.init_from}: {student.loaded}",)
-        student = synchronise(student, device) if cfg.sync_bn else student
+        student = batchnorm.prepare(student, cfg.sync_bn)
+        if device.type == "cpu" and not compiles(cfg.compile, device):
+            student = prelu.prepare(student)
         self.student = student.to(device, memory_format=torch.channels_last)
         self.head = head.to(device)
         self._sharing = share_gradients(self.student, device), share_gradients(self.head, device)
-        self._student, self._head = self._sharing
+        self._student, self._head = compiled(self._sharing[0], cfg.compile, device), self._sharing[1]
         if compiles(cfg.compile, device):
-            self._student = torch.compile(self._student, dynamic=False)
             self.head.softmax.compile_blocks()
         elif cfg.compile == "auto" and device.type == "cuda":
             missing = ", ".join(missing_for_compiling(device))
-            self.notes += (f"student and head are not compiled: torch.compile needs {missing}",)
+            self.notes += (f"nothing is compiled: torch.compile needs {missing}",)
 
     def forward(self, batch: Batch) -> HeadOutput:
         """Return loss and statistics of this rank's part of a global batch."""
@@ -69,8 +70,9 @@ class Distillation(Task):
         else:
             release = find_teacher(cfg)
             teacher = on_rank_0(release.describe)
-            self._teacher = build_live_teacher(cfg, device, release)
-            self.notes += (f"teacher: {release.network} from {release.origin}: {self._teacher.loaded}",)
+            self._live_teacher = build_live_teacher(cfg, device, release)
+            self._teacher = compiled(self._live_teacher, cfg.compile, device)
+            self.notes += (f"teacher: {release.network} from {release.origin}: {self._live_teacher.loaded}",)
         self.teacher = f"{teacher.get('network')}, {teacher.get('colours')}, sha256 {str(teacher.get('sha256'))[:16]}"
         if rank() == 0:  # only rank 0 writes the log
             self.notes += teacher_notes(
@@ -100,10 +102,13 @@ class Distillation(Task):
     def _embed(
         self, dataset: FaceDataset, device: torch.device, dtype: torch.dtype, positions: np.ndarray
     ) -> np.ndarray:
-        """The teacher's embeddings [N, D] of the images at `positions` [N], not mirrored, before training starts."""
+        """The teacher's embeddings [N, D] of the images at `positions` [N], not mirrored, before training starts.
+
+        Not by the compiled teacher, because it would be compiled for this number of images.
+        """
         if self.embeddings is not None:
             return self.embeddings.rows(positions, np.zeros(len(positions), dtype=bool)).numpy()
-        return embed_views(self._teacher, dataset[positions], device, dtype, flip=False)[0].cpu().numpy()
+        return embed_views(self._live_teacher, dataset[positions], device, dtype, flip=False)[0].cpu().numpy()
 
 
 class Standalone(Task):

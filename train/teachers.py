@@ -5,24 +5,32 @@ import re
 
 import torch
 from easydict import EasyDict
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from backbones import build_teacher, find_teacher
+from backbones.folding import fold_batch_norm
 from backbones.teacher import REPOSITORIES, MissingWeights, Release
 from data.dataset import FaceDataset
 from data.images import PREPROCESSING
 from data.teacher_cache import Description, EmbeddingError, EmbeddingFile
 from data.teacher_cache_writer import EmbeddingWriter
 from eval.embeddings import embed_batches
+from train.wrapping import compiled
 from utils.about import describe_run
 from utils.distributed import on_rank_0, rank, world_size
 from utils.precision import cast_products, compute_type
 
+# Number of images per rank from which the teacher is compiled to embed a set: an estimate of when that pays off.
+COMPILE_FROM = 500_000
+
 
 def build_live_teacher(cfg: EasyDict, device: torch.device, release: Release) -> nn.Module:
-    """Build the frozen teacher on the device, channels-last, with its matrix products in the data type of the run."""
-    teacher = cast_products(build_teacher(cfg, release), compute_type(cfg.dtype, device))
+    """Build the frozen teacher on the device, channels-last, with its matrix products in the data type of the run.
+
+    Its BatchNorms are folded into the layers before them, where that is exact. It is not compiled.
+    """
+    teacher = cast_products(fold_batch_norm(build_teacher(cfg, release)), compute_type(cfg.dtype, device))
     return teacher.to(device, memory_format=torch.channels_last)
 
 
@@ -94,7 +102,13 @@ def _embed_dataset(cfg: EasyDict, dataset: FaceDataset, device: torch.device, de
         bar = tqdm(total=len(dataset), initial=done, desc="teacher embeddings", unit="image", disable=rank() != 0)
         starts = range(rank() * cfg.val_batch_size, len(writer.remaining), world_size() * cfg.val_batch_size)
         batches = [writer.remaining[start : start + cfg.val_batch_size] for start in starts]
-        embedded = embed_batches(teacher, dataset, batches, device, dtype, num_workers=cfg.num_workers)
+        pays_off = sum(map(len, batches)) >= COMPILE_FROM
+        for_whole_batches = compiled(teacher, cfg.compile, device) if pays_off else teacher
+
+        def network(images: Tensor) -> Tensor:
+            return (for_whole_batches if len(images) == cfg.val_batch_size else teacher)(images)
+
+        embedded = embed_batches(network, dataset, batches, device, dtype, num_workers=cfg.num_workers)
         for positions, embeddings in embedded:
             writer.write(positions, torch.stack(embeddings, 1))
             bar.update(min(world_size() * len(positions), bar.total - bar.n))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from utils.errors import InputError, WorkerError
 from utils.heartbeat import Heartbeat, RankLost
+from utils.precision import forbid_tf32
 
 TIMEOUT = 1800.0  # seconds
 JOIN_TIMEOUT = 300.0  # seconds for the ranks, which torchrun starts together, to find each other
@@ -71,11 +72,13 @@ def process_group(device: str | None = None, timeout: float = TIMEOUT) -> Iterat
     """Join the other ranks if torchrun started this process, and leave them at the end. Yields this rank's device.
 
     device: "cpu" or "cuda"; None: GPUs if there are any. Ranks on GPUs use NCCL, one GPU per rank; ranks on CPUs use
-    gloo. timeout: seconds that ranks wait for each other in a collective. Raises RankLost if another rank died or
-    hangs, WorkerError if a worker process was killed, and InputError if this rank cannot use the device.
+    gloo. On GPUs, float32 is computed without TF32. timeout: seconds that ranks wait for each other in a collective.
+    Raises RankLost if another rank died or hangs, WorkerError if a worker process was killed, and InputError if this
+    rank cannot use the device.
     """
     global _heartbeat, _host_group
     own_device = _choose_device(device)
+    forbid_tf32()
     if "WORLD_SIZE" in os.environ:
         _join(own_device.type == "cuda", timeout)
     try:
@@ -178,6 +181,18 @@ def all_gather(tensor: Tensor) -> Tensor:
     with _collective():
         dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
+
+
+def all_gather_rows(*tensors: Tensor) -> list[Tensor]:
+    """`all_gather` of several tensors [n, ...] in one collective. Their types and sizes of rows may differ."""
+    if world_size() == 1:
+        return [tensor.detach() for tensor in tensors]
+    rows = [tensor.detach().reshape(len(tensor), -1).view(torch.uint8) for tensor in tensors]
+    gathered = all_gather(torch.cat(rows, 1)).split([row.shape[1] for row in rows], 1)
+    return [
+        part.contiguous().view(tensor.dtype).view(-1, *tensor.shape[1:])
+        for part, tensor in zip(gathered, tensors, strict=True)
+    ]
 
 
 def mean_over_ranks(values: dict[str, Tensor]) -> dict[str, float]:

@@ -15,13 +15,19 @@ def compute_type(name: str, device: torch.device) -> torch.dtype:
     return _TYPES[name]
 
 
+def forbid_tf32() -> None:
+    """Compute float32 as float32 on GPUs. By default, torch rounds inputs of convolutions to TF32, to 10 bits."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False  # off by default, but an environment variable can switch it on
+
+
 def cast_products(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Convert the weights of convolutions and linear layers to `dtype`, in place. Returns the network.
+    """Convert the weights of convolutions, linear layers and PReLUs to `dtype`, in place. Returns the network.
 
     For frozen networks: autocast would convert the weights in every pass. Normalisations stay in float32, as with
     autocast.
     """
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.PReLU):
             module.to(dtype)
     return network
