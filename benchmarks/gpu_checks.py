@@ -35,7 +35,6 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.memory import host_peak_bytes
-from benchmarks.on_gpu import missing
 from benchmarks.training_inputs import make_inputs
 from config import load_config
 from config.conflicts import STANDALONE
@@ -98,7 +97,6 @@ def machine(quick: bool) -> None:
     """What this machine is; on a GPU, a small function is compiled."""
     on_gpu = torch.cuda.is_available()
     facts = {"device": "cpu"}
-    lacking = missing()
     if on_gpu:
         card = torch.cuda.get_device_properties(0)
         facts = {
@@ -108,15 +106,14 @@ def machine(quick: bool) -> None:
             "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"),
             "CUDA, cuDNN, NCCL": f"{torch.version.cuda}, {torch.backends.cudnn.version()}, "
             f"{'.'.join(map(str, torch.cuda.nccl.version()))}",
+            "missing for torch.compile": ", ".join(missing_for_compiling(torch.device("cuda", 0))) or "nothing",
         }
-        lacking += missing_for_compiling(torch.device("cuda", 0))
     facts |= {
         "versions": run_facts()["versions"],
         "commit": _output("git", "-C", str(ROOT), "describe", "--always", "--dirty"),
         "CPU": processor(),
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB",
         "system": platform.platform(),
-        "missing": ", ".join(lacking) or "nothing",
     }
     print("| fact | value |\n|---|---|")
     for name, value in facts.items():

@@ -175,9 +175,9 @@ class Report:
 
     @property
     def machine(self) -> dict[str, str]:
-        """The facts of the table that the part `machine` prints, by name."""
+        """The packages that are missing, and the facts of the table that the part `machine` prints, by name."""
         (table, *_) = [*self._tables("machine"), []]
-        return {row["fact"]: row["value"] for row in table}
+        return {**{row["fact"]: row["value"] for row in table}, "missing packages": ", ".join(missing()) or "none"}
 
     def record(self, number: int, **values: Any) -> None:
         """Set values of the entry of part `number`, and write the files."""
@@ -283,8 +283,10 @@ def _kill_marked(marker: str) -> None:
 def _lacking(device: str, machine: dict[str, str]) -> dict[str, str]:
     """What parts cannot have on this machine, with the reason."""
     reasons = {}
-    if machine.get("device") != device:
-        reasons["the device"] = f"torch sees no {'GPU' if device == 'cuda' else 'CPU'} here, see machine.log"
+    if "device" not in machine:
+        reasons["the device"] = "the part machine failed"
+    elif machine["device"] != device:
+        reasons["the device"] = "torch sees no GPU here"
     if device != "cuda":
         reasons["a GPU"] = "needs a GPU"
     if importlib.util.find_spec("pytest") is None:

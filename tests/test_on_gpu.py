@@ -56,7 +56,7 @@ def test_every_part_runs_on_a_cpu(results):
 def test_the_report_begins_with_the_machine_and_has_every_part_and_table(results):
     page = (results / "report.md").read_text()
     head, *sections = page.split("\n## ")
-    assert "| device | cpu |" in head and f"torch {torch.__version__}" in head and "| missing | nothing |" in head
+    assert "| device | cpu |" in head and f"torch {torch.__version__}" in head and "| missing packages | none |" in head
     for name, entry in entries(results).items():
         assert re.search(rf"^\| {name} \| {entry['result']}", head, re.MULTILINE)
     sections = {section.partition(":")[0]: section for section in sections}
@@ -107,7 +107,16 @@ def test_without_the_wanted_device_no_part_runs(tmp_path):
     report = Report(tmp_path, [MACHINE, Part("other", "", 20, "-c 1", "")])
     run_parts(report, False, "cuda", time.monotonic() + 100, dict(os.environ))
     assert entries(tmp_path)["other"]["result"] == "skipped"
-    assert entries(tmp_path)["other"]["reason"] == "torch sees no GPU here, see machine.log"
+    assert entries(tmp_path)["other"]["reason"] == "torch sees no GPU here"
+
+
+def test_what_is_missing_is_named_even_if_nothing_can_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(on_gpu, "missing", lambda: ["easydict>=1.13,<2"])
+    report = Report(tmp_path, [MACHINE._replace(full="-c 'import no_such_module'"), Part("other", "", 20, "-c 1", "")])
+    run_parts(report, False, "cuda", time.monotonic() + 100, dict(os.environ))
+    assert "| missing packages | easydict>=1.13,<2 |" in (tmp_path / "report.md").read_text()
+    assert entries(tmp_path)["machine"]["reason"].startswith("exit code 1: ModuleNotFoundError")
+    assert entries(tmp_path)["other"]["reason"] == "the part machine failed"
 
 
 def test_parts_for_which_no_time_is_left_are_named(tmp_path):
