@@ -8,11 +8,12 @@ and the training script with the teacher's embeddings from a file. The record se
 as MS1MV2, and the teacher has random weights; the speed does not depend on either. The first quarter of the steps is
 not counted. The speed is the number of images of the other steps divided by their time, which includes waiting for
 input. It does not include what a run does once or at the end of epochs: embedding the set, checkpoints, evaluation. On
-a GPU, use many more images than the workers read ahead.
+a GPU, use many more images than the workers read ahead. With profile=N, the tables of the profiler come first.
 """
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -49,6 +50,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=4, help="steps of each run, at least 2 (default: 4)")
     parser.add_argument("--rounds", type=int, default=1, help="runs of each alternative, in turns (default: 1)")
+    parser.add_argument("--no-plain", action="store_true", help="leave out the plain implementation")
     parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="keys of the config, for example teacher=cvlface_ir101"
@@ -58,19 +60,19 @@ def main() -> None:
         print(plain_rate(args.overrides, args.steps))
         return
     overrides = ["batch_size=32", "num_workers=1", *args.overrides]
-    rates: dict[str, list[float]] = {
-        "plain, live teacher": [],
-        "this repository, live teacher": [],
-        "this repository, cached teacher": [],
-    }
+    rates: dict[str, list[float]] = {} if args.no_plain else {"plain, live teacher": []}
+    rates |= {"this repository, live teacher": [], "this repository, cached teacher": []}
     with tempfile.TemporaryDirectory() as folder:
         settings, cached = make_inputs(Path(folder), args.images, args.classes, overrides)
         for number in range(args.rounds):
-            plain = _run(Path(__file__), "--plain", f"--steps={args.steps}", *settings).splitlines()[-1]
-            rates["plain, live teacher"].append(float(plain))
+            if not args.no_plain:
+                plain = _run(Path(__file__), "--plain", f"--steps={args.steps}", *settings).splitlines()[-1]
+                rates["plain, live teacher"].append(float(plain))
             for name, more in (("this repository, live teacher", []), ("this repository, cached teacher", [cached])):
                 output = Path(folder, f"{name} {number}")
                 rates[name].append(_rate(output, args.steps, *settings, *more))
+                for table in _profiles(output):
+                    print(f"```text\n{name}\n{table}```", flush=True)
         cfg = load_config(output / "config.py")
     print(f"\n{describe_run()}, {torch.get_num_threads()} CPU thread(s)")
     print(
@@ -81,7 +83,7 @@ def main() -> None:
     means = {name: statistics.harmonic_mean(values) for name, values in rates.items()}
     for name, rate in means.items():
         hours = EPOCHS * MS1MV2_IMAGES / rate / 3600
-        print(f"| {name} | {rate:,.1f} | {rate / means['plain, live teacher']:.2f} | {hours:,.1f} |")
+        print(f"| {name} | {rate:,.1f} | {rate / next(iter(means.values())):.2f} | {hours:,.1f} |")
 
 
 def plain_rate(settings: list[str], steps: int) -> float:
@@ -120,6 +122,12 @@ def _rate(output: Path, steps: int, *settings: str) -> float:
     first, last = lines[0], lines[-1]
     batch_size = load_config(output / "config.py").batch_size
     return (last["step"] - first["step"]) * batch_size / (last["time"] - first["time"])
+
+
+def _profiles(output: Path) -> list[str]:
+    """Return the tables of the profiler in the log of a run: one with profile=N, otherwise none."""
+    log = (output / "training.log").read_text(encoding="utf-8")
+    return re.findall(r"profile: .*\n((?:(?!\d{4}-).*\n)+)", log)
 
 
 def _run(script: Path, *settings: str) -> str:

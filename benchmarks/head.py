@@ -12,7 +12,6 @@ unit centers in the data type of the products.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -68,7 +67,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     dtype = compute_type(args.dtype, DEVICE)
     if args.memory:
-        print(json.dumps(step_memory(args.memory, args.batch[0], args.classes[0], dtype, args.block[0])))
+        print(step_memory(head_step(args.memory, args.batch[0], args.classes[0], dtype, args.block[0])))
         return
     print(f"{describe_run()}, {torch.get_num_threads()} CPU thread(s)\n")
     print("| batch | classes | head | ms | x the products | GB beyond the centers |\n|---|---|---|---|---|---|")
@@ -79,21 +78,24 @@ def main() -> None:
         heads[PLAIN] = (PLAIN, args.block[0])
     for classes in args.classes:
         for batch in args.batch:
-            memory = {
-                name: f"{_memory_in_child(head, batch, classes, args.dtype, block) / 1e9:.2f}"
-                for name, (head, block) in heads.items()
-                if DEVICE.type == "cuda" or head != COMPILED  # on a CPU, the compiler's memory would be measured
-            }
             torch.compiler.reset()  # torch compiles a function for a limited number of shapes
-            steps = {PRODUCTS: products(batch, classes, dtype)}
-            steps |= {name: head_step(head, batch, classes, dtype, block) for name, (head, block) in heads.items()}
+            steps = {name: head_step(head, batch, classes, dtype, block) for name, (head, block) in heads.items()}
+            if DEVICE.type == "cuda":
+                memory = {name: step_memory(step) for name, step in steps.items()}
+            else:  # in processes of their own, without the memory of the others and of the compiler
+                memory = {
+                    name: _memory_in_child(head, batch, classes, args.dtype, block)
+                    for name, (head, block) in heads.items()
+                    if head != COMPILED
+                }
+            steps = {PRODUCTS: products(batch, classes, dtype), **steps}
             times = median_seconds(steps, DEVICE, args.rounds)
             del steps
             torch.cuda.empty_cache()
             for name, seconds in times.items():
                 ratio = seconds / times[PRODUCTS]
-                cells = f"{batch} | {classes:,} | {name} | {1000 * seconds:.1f} | {ratio:.2f} | {memory.get(name, '')}"
-                print(f"| {cells} |")
+                size = f"{memory[name] / 1e9:.2f}" if name in memory else ""
+                print(f"| {batch} | {classes:,} | {name} | {1000 * seconds:.1f} | {ratio:.2f} | {size} |", flush=True)
 
 
 def products(batch: int, classes: int, dtype: torch.dtype) -> Callable[[], None]:
@@ -114,8 +116,9 @@ def products(batch: int, classes: int, dtype: torch.dtype) -> Callable[[], None]
 def head_step(head_name: str, batch: int, classes: int, dtype: torch.dtype, block: int) -> Callable[[], None]:
     """Return a function that runs the head, from the student's embeddings to their gradient. Unit centers are ready."""
     dtype = torch.float32 if head_name == PLAIN else dtype
-    cfg = load_config(overrides=["dataset=custom", f"num_classes={classes}", f"embedding_size={DIMENSIONS}"])
+    cfg = load_config(overrides=["dataset=custom", "num_classes=1", f"embedding_size={DIMENSIONS}"])
     head = build_head(cfg).to(DEVICE)
+    head.centers = torch.randn(classes, DIMENSIONS, device=DEVICE)  # millions of them take seconds on the host
     if head_name == PLAIN:
         make_plain(head)
     if head_name == COMPILED:
@@ -134,9 +137,8 @@ def head_step(head_name: str, batch: int, classes: int, dtype: torch.dtype, bloc
     return step
 
 
-def step_memory(head_name: str, batch: int, classes: int, dtype: torch.dtype, block: int) -> int:
+def step_memory(step: Callable[[], None]) -> int:
     """Return the peak bytes of two passes, minus what is kept between them."""
-    step = head_step(head_name, batch, classes, dtype, block)
     reset_peak()
     before = peak_bytes()
     step()
@@ -144,7 +146,7 @@ def step_memory(head_name: str, batch: int, classes: int, dtype: torch.dtype, bl
     return peak_bytes() - before
 
 
-def _memory_in_child(head_name: str, batch: int, classes: int, dtype: str, block: int) -> float:
+def _memory_in_child(head_name: str, batch: int, classes: int, dtype: str, block: int) -> int:
     """Run `step_memory` in a separate process."""
     command = [
         sys.executable, __file__, f"--memory={head_name}", f"--batch={batch}", f"--classes={classes}",
@@ -153,7 +155,7 @@ def _memory_in_child(head_name: str, batch: int, classes: int, dtype: str, block
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"{head_name}: failed")
-    return json.loads(done.stdout)
+    return int(done.stdout)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,10 @@ def reset_peak() -> None:
 
 def peak_bytes() -> int:
     """Return the largest number of bytes that were allocated at a time since `reset_peak`."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else host_peak_bytes()
+
+
+def host_peak_bytes() -> int:
+    """Return the largest number of bytes in host memory that this process has used at a time. Needs Linux."""
     # getrusage would be wrong: its peak includes the memory of the parent process.
     return 1024 * int(Path("/proc/self/status").read_text(encoding="utf-8").split("VmHWM:")[1].split()[0])

@@ -76,9 +76,7 @@ def main() -> None:
         given = [f"batch_size={batch}", "num_workers=0", *args.overrides]
         with tempfile.TemporaryDirectory() as folder:
             settings, cached = make_inputs(Path(folder), batch, classes, given)
-            steps = make_steps([*settings, cached] if teacher == "cached" else settings)
-            if args.no_plain:
-                del steps["plain"]
+            steps = make_steps([*settings, cached] if teacher == "cached" else settings, not args.no_plain)
             times = median_seconds(steps, DEVICE, args.rounds, args.steps)
         del steps
         torch.cuda.empty_cache()
@@ -90,7 +88,7 @@ def main() -> None:
             )
 
 
-def make_steps(settings: list[str]) -> dict[str, Callable[[], object]]:
+def make_steps(settings: list[str], with_plain: bool) -> dict[str, Callable[[], object]]:
     """Return the alternatives by name, all for the same batch."""
     cfg = load_config(overrides=settings)
     dataset = build_dataset(cfg)
@@ -115,14 +113,11 @@ def make_steps(settings: list[str]) -> dict[str, Callable[[], object]]:
         output.sum().backward()
         task.student.zero_grad()
 
-    release = find_teacher(cfg)
-    plain = PlainStep(cfg, DEVICE, build_teacher(cfg, release).to(DEVICE) if embeddings is None else None)
-    plain_images = images.contiguous()
-    return {
-        "student alone": student_alone,
-        "this repository": partial(take_step, feed(), 1),
-        "plain": lambda: plain(plain_images, labels, embeddings),
-    }
+    steps = {"student alone": student_alone, "this repository": partial(take_step, feed(), 1)}
+    if with_plain:
+        teacher = build_teacher(cfg, find_teacher(cfg)).to(DEVICE) if embeddings is None else None
+        steps["plain"] = partial(PlainStep(cfg, DEVICE, teacher), images.contiguous(), labels, embeddings)
+    return steps
 
 
 def _read(dataset: FaceDataset, count: int, embeddings: EmbeddingFile | None) -> list[torch.Tensor | None]:

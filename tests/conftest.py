@@ -34,6 +34,16 @@ WARM.set_forkserver_preload(
 )  # fmt: skip
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests with the marker `gpu` where there is no GPU."""
+    if marked := [item for item in items if item.get_closest_marker("gpu")]:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
 @pytest.fixture(scope="session")
 def face_data() -> Path:
     """The folder with real faces that the environment variable FACE_DATA names."""

@@ -256,7 +256,7 @@ def test_forward_and_backward_pass_never_wait_for_the_device(loss):
             out.loss.item()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_gpu_never_synchronises_and_computes_the_loss_of_the_cpu(dtype):
     student, teacher, labels = batch(0)

@@ -298,7 +298,7 @@ def test_training_goes_on_if_cuda_does_not_pin_the_slots(monkeypatch, copied_fro
     gc.collect()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_batches_are_copied_to_the_gpu():
     order, device = GlobalOrder(160, 8, seed=4), torch.device("cuda")
     source = TrainingLoader(Numbers(160), order, 2, device)

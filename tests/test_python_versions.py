@@ -15,7 +15,7 @@ NEWER_NAMES = {
     "StrEnum", "ReprEnum", "UTC", "TaskGroup", "batched",
     "file_digest", "Self", "Never", "LiteralString", "Unpack", "TypeVarTuple", "NotRequired", "Required", "override",
     "TypeAliasType", "assert_never", "assert_type", "reveal_type", "dataclass_transform", "add_note", "sumprod", "cbrt",
-    "exp2", "deprecated", "process_cpu_count",
+    "deprecated", "process_cpu_count",
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import torch
 from utils.distributed import world_size
 
 
-def _processor() -> str:
+def processor() -> str:
     """The name of the CPU, as Linux knows it, and its number of cores."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
@@ -25,7 +25,7 @@ def run_facts() -> dict[str, str]:
     """The command, the versions and the machine, by name."""
     import cv2  # here, because data/__init__.py must set a limit before OpenCV is loaded
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     versions = {"torch": torch.__version__, "NumPy": np.__version__, "OpenCV": cv2.__version__}
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
     return {
