@@ -145,16 +145,19 @@ def test_the_header_of_a_standalone_run_can_be_used_as_fixed_centers(small_run, 
 
 
 def test_bfloat16_and_float16_train_like_float32(small_run, tmp_path):
-    """Twelve steps move the weights about as far, in about the same direction. float16 scales its loss."""
+    """Twelve steps move the weights about as far, in about the same direction. float16 scales its loss.
+
+    With s = 64, a gradient of float16 may be too large for the loss scale, and its step is skipped.
+    """
     start = dict(tensors(_initial_weights(small_run)))
     moved = {}
     for dtype in ("float32", "bfloat16", "float16"):
-        train(SCRIPTS[0], small_run, tmp_path / dtype, f"dtype={dtype}", "loss=ArcFace", "val_eval_every_n_epoch=0")
+        train(SCRIPTS[0], small_run, tmp_path / dtype, f"dtype={dtype}", "loss=ArcFace", "s=16", "val_eval_every_n_epoch=0")
         end = dict(tensors(torch.load(tmp_path / dtype / "12backbone.pth", weights_only=True)))
         moved[dtype] = torch.cat([(end[n] - start[n]).flatten() for n in start if n.endswith("conv.weight")])
     for dtype in ("bfloat16", "float16"):
-        assert torch.cosine_similarity(moved[dtype], moved["float32"], dim=0) > 0.5
-        assert 0.5 < moved[dtype].norm() / moved["float32"].norm() < 2
+        assert torch.cosine_similarity(moved[dtype], moved["float32"], dim=0) > 0.8
+        assert 0.8 < moved[dtype].norm() / moved["float32"].norm() < 1.25
     assert metrics(tmp_path / "float16")[-1]["loss_scale"] > 0
     assert "use_geom_margin is ignored" in (tmp_path / "float16" / "training.log").read_text()
 
