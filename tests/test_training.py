@@ -152,7 +152,15 @@ def test_bfloat16_and_float16_train_like_float32(small_run, tmp_path):
     start = dict(tensors(_initial_weights(small_run)))
     moved = {}
     for dtype in ("float32", "bfloat16", "float16"):
-        train(SCRIPTS[0], small_run, tmp_path / dtype, f"dtype={dtype}", "loss=ArcFace", "s=16", "val_eval_every_n_epoch=0")
+        train(
+            SCRIPTS[0],
+            small_run,
+            tmp_path / dtype,
+            f"dtype={dtype}",
+            "loss=ArcFace",
+            "s=16",
+            "val_eval_every_n_epoch=0",
+        )
         end = dict(tensors(torch.load(tmp_path / dtype / "12backbone.pth", weights_only=True)))
         moved[dtype] = torch.cat([(end[n] - start[n]).flatten() for n in start if n.endswith("conv.weight")])
     for dtype in ("bfloat16", "float16"):
