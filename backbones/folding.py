@@ -12,9 +12,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 def fold_batch_norm(network: nn.Module) -> nn.Module:
     """Fold each BatchNorm that directly follows a convolution or a linear layer into it, in place. Returns the network.
 
-    network: in eval mode. Its output changes by rounding only. The layer gets other weights and a bias, and the
-    BatchNorm becomes an nn.Identity. A BatchNorm after anything else stays; one before a convolution with zero padding
-    could not be folded, because its offset would have to be added to the padding as well. A network that torch.fx
+    network: in eval mode. Its output changes by rounding only. The layer's weight and bias change, and the
+    BatchNorm becomes an nn.Identity. A BatchNorm after anything else stays: it could be folded into the convolution
+    after it, but not exactly if that has zero padding. A network that torch.fx
     cannot trace, because its control flow depends on the input, stays as it is.
     """
     try:
@@ -26,7 +26,7 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     count = Counter(node.target for node in calls)
     for node in calls:
         norm, source = modules[node.target], node.all_input_nodes[0]
-        layer = modules[source.target] if source in calls else None
+        layer = modules[source.target] if source.op == "call_module" else None
         if not (isinstance(norm, _BatchNorm) and isinstance(layer, nn.Conv2d | nn.Linear)):
             continue
         if count[node.target] == count[source.target] == len(source.users) == 1:  # the layer serves this BatchNorm only

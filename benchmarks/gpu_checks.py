@@ -51,16 +51,16 @@ from utils.distributed import process_group
 CPU = torch.device("cpu")
 STEPS = 6  # in the first one, kernels are compiled and chosen; the other five must not wait for the device
 # How far losses and gradient norms may be from those of a CPU in float32, as a fraction of these.
-LOSS = {"float32": 1e-3, "bfloat16": 3e-2, "float16": 3e-2}
-GRADIENT = {"float32": 1e-2, "bfloat16": 1e-1, "float16": 1e-1}
-SAME_LOSS = 3e-2  # the same for two runs in bfloat16 that round differently
+LOSS_TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2, "float16": 3e-2}
+GRAD_NORM_TOLERANCE = {"float32": 1e-2, "bfloat16": 1e-1, "float16": 1e-1}
+SAME_LOSS_TOLERANCE = 3e-2  # the same for two runs in bfloat16 that round differently
 
 
-class Taken(NamedTuple):
+class StepResults(NamedTuple):
     """Loss and gradient norm of each step."""
 
     losses: list[float]
-    gradients: list[float]
+    grad_norms: list[float]
 
 
 class Limits:
@@ -126,18 +126,21 @@ def machine(quick: bool) -> None:
 
 def steps(quick: bool) -> None:
     """Steps of both tasks in each data type: none waits for the device, and the losses are those of a CPU."""
-    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"  # no TF32 in cuBLAS and cuDNN, whatever torch asks for
     with process_group() as device, _small_set(quick) as settings, Limits() as limits:
-        dtypes = [dtype for dtype in LOSS if device.type == "cuda" or dtype != "float16"]  # slow on CPUs
+        dtypes = [dtype for dtype in LOSS_TOLERANCE if device.type == "cuda" or dtype != "float16"]  # slow on CPUs
         for task in (Distillation, Standalone):
             on_cpu = take_steps(build_trainer([*settings, "dtype=float32"], CPU, task))
             for dtype in dtypes:
                 taken = take_steps(build_trainer([*settings, f"dtype={dtype}"], device, task))
                 name = f"{task.__name__}, {dtype}, difference to a CPU"
-                limits.row(f"{name}: loss, largest", max(differences(taken.losses, on_cpu.losses)), LOSS[dtype])
+                limits.row(
+                    f"{name}: loss, largest",
+                    max(relative_differences(taken.losses, on_cpu.losses)),
+                    LOSS_TOLERANCE[dtype],
+                )
                 # The median, because float16 overflows in the first steps until the loss scale is small enough.
-                middle = statistics.median(differences(taken.gradients, on_cpu.gradients))
-                limits.row(f"{name}: gradient norm, median", middle, GRADIENT[dtype])
+                middle = statistics.median(relative_differences(taken.grad_norms, on_cpu.grad_norms))
+                limits.row(f"{name}: gradient norm, median", middle, GRAD_NORM_TOLERANCE[dtype])
 
 
 def safety(quick: bool) -> None:
@@ -154,7 +157,11 @@ def safety(quick: bool) -> None:
         resumed.run()
         lines = (resumed.files.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         logged = [json.loads(line)["loss"] for line in lines]
-        limits.row("resumed: loss, difference to a run without a break", max(differences(logged, losses)), SAME_LOSS)
+        limits.row(
+            "resumed: loss, difference to a run without a break",
+            max(relative_differences(logged, losses)),
+            SAME_LOSS_TOLERANCE,
+        )
         if device.type == "cuda" and (lacking := missing_for_compiling(device)):
             print(f"| not compiled: torch.compile needs {', '.join(lacking)} |  |  |")
             return
@@ -162,8 +169,8 @@ def safety(quick: bool) -> None:
         backend = {} if device.type == "cuda" else {"backend": "eager"}
         with mock.patch("torch.compile", partial(torch.compile, **backend)):
             compiled = build_trainer([*settings, "compile=on"], device)
-        largest = max(differences(take_steps(compiled).losses, losses))
-        limits.row("compiled: loss, difference to eager", largest, SAME_LOSS)
+        largest = max(relative_differences(take_steps(compiled).losses, losses))
+        limits.row("compiled: loss, difference to eager", largest, SAME_LOSS_TOLERANCE)
         limits.row("compiled: changed by a step that is not finite", changed_by_bad_step(compiled), 0)
 
 
@@ -270,7 +277,7 @@ def build_trainer(settings: list[str], device: torch.device, task: type = Distil
     return Trainer(cfg, built, dataset, device)
 
 
-def take_steps(trainer: Trainer, count: int = STEPS) -> Taken:
+def take_steps(trainer: Trainer, count: int = STEPS) -> StepResults:
     """Take the first steps of a run. After the first one, torch raises an error if the host waits for the GPU."""
     batches = iter(TrainingLoader(trainer.dataset, trainer.order, 1, trainer.device, trainer.task.embeddings))
     trainer.task.student.train()
@@ -278,7 +285,7 @@ def take_steps(trainer: Trainer, count: int = STEPS) -> Taken:
     stats = [trainer.take_step(batches, 0).stats]
     with _no_waiting(trainer.device):
         stats += [trainer.take_step(batches, done).stats for done in range(1, count)]
-    return Taken(*(torch.stack([values[name] for values in stats]).tolist() for name in ("loss", "grad_norm")))
+    return StepResults(*(torch.stack([values[name] for values in stats]).tolist() for name in ("loss", "grad_norm")))
 
 
 @contextmanager
@@ -316,13 +323,8 @@ def _differing(trainer: Trainer, values: dict[str, Tensor]) -> int:
     return sum(not torch.equal(tensor, values[name]) for name, tensor in _values(trainer).items())
 
 
-def _logged_losses(folder: Path) -> list[float]:
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["loss"] for line in lines]
-
-
-def differences(values: list[float], wanted: list[float]) -> list[float]:
-    """For each step, the difference of two runs as a fraction of the value of the second one."""
+def relative_differences(values: list[float], wanted: list[float]) -> list[float]:
+    """For each step, |value - wanted| / |wanted|."""
     return [abs(one / other - 1) for one, other in zip(values, wanted, strict=True)]
 
 

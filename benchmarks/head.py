@@ -28,7 +28,7 @@ from benchmarks.timing import median_seconds
 from config import load_config
 from heads import build_head
 from heads.cross_entropy import CLASSES_PER_BLOCK, product_type
-from train.wrapping import compiles
+from train.wrapping import should_compile
 from utils.about import describe_run
 from utils.precision import compute_type
 
@@ -71,14 +71,14 @@ def main() -> None:
         return
     print(f"{describe_run()}, {torch.get_num_threads()} CPU thread(s)\n")
     print("| batch | classes | head | ms | x the products | GB beyond the centers |\n|---|---|---|---|---|---|")
-    ours = [REPOSITORY, COMPILED] if compiles(args.compile, DEVICE) else [REPOSITORY]
+    ours = [REPOSITORY, COMPILED] if should_compile(args.compile, DEVICE) else [REPOSITORY]
     heads = {(f"{head}, blocks of {block:,}" if len(args.block) > 1 else head): (head, block)
              for block in args.block for head in ours}  # fmt: skip
     if not args.no_plain:
         heads[PLAIN] = (PLAIN, args.block[0])
     for classes in args.classes:
         for batch in args.batch:
-            torch.compiler.reset()  # torch compiles a function for a limited number of shapes
+            torch.compiler.reset()  # torch should_compile a function for a limited number of shapes
             steps = {name: head_step(head, batch, classes, dtype, block) for name, (head, block) in heads.items()}
             if DEVICE.type == "cuda":
                 memory = {name: step_memory(step) for name, step in steps.items()}

@@ -33,7 +33,7 @@ from data.dataset import build_dataset
 from data.images import SIZE
 from eval.embeddings import embed
 from train.teachers import build_live_teacher
-from train.wrapping import compiles
+from train.wrapping import should_compile
 from utils.about import describe_run
 from utils.precision import compute_type
 
@@ -155,7 +155,7 @@ def _live_teacher(settings: list[str]) -> nn.Module:
 
 
 def _eager_and_compiled(cfg: EasyDict, network: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]:
-    compiled = {"compiled": torch.compile(network, dynamic=False)} if compiles(cfg.compile, DEVICE) else {}
+    compiled = {"compiled": torch.compile(network, dynamic=False)} if should_compile(cfg.compile, DEVICE) else {}
     return {"eager": network, **compiled}
 
 

@@ -7,7 +7,7 @@
 Each part is a command with its own time limit. A part that fails or takes too long does not stop the next one. The
 folder OUT gets report.md and results.json, which are complete after every part, and PART.log with everything that a
 part printed. With FACE_DATA set, the last parts train on real faces (config/lfw.py). The exit code is 0 if every part
-that ran is ok, 1 if not, 2 for wrong arguments, and 130 after a signal.
+that ran is ok, 1 if one is not or torch sees no GPU, 2 for wrong arguments, and 130 after a signal.
 """
 
 import argparse
@@ -141,7 +141,8 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     print(f"{args.out / 'report.md'}", flush=True)
-    return int(any(entry["result"] not in ("ok", "skipped", "not run") for entry in report.entries))
+    failed = any(entry["result"] not in ("ok", "skipped", "not run") for entry in report.entries)
+    return int(failed or report.machine.get("device") != args.device)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -36,7 +36,7 @@ from data.loader import Batch, to_batch
 from data.teacher_cache import EmbeddingFile
 from train.step import TrainingStep
 from train.tasks import Distillation
-from train.wrapping import compiles
+from train.wrapping import maybe_compile
 from utils.about import describe_run
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -105,7 +105,7 @@ def make_steps(settings: list[str], with_plain: bool) -> dict[str, Callable[[], 
     batch = next(feed())
     images, labels = batch.clean, batch.labels
     embeddings = None if batch.teacher is None else batch.teacher.float()
-    network = torch.compile(task.student, dynamic=False) if compiles(cfg.compile, DEVICE) else task.student
+    network = maybe_compile(task.student, cfg.compile, DEVICE)
 
     def student_alone() -> None:
         with torch.autocast(DEVICE.type, take_step.dtype, enabled=take_step.dtype != torch.float32):

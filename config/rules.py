@@ -99,7 +99,7 @@ OPTIMISATION: dict[str, Rule] = {
         ["auto", "float32", "bfloat16", "float16"],
     ),
     "compile": Choice(
-        'compile student, live teacher and head: "on", "off"; "auto": on GPUs only', ["auto", "on", "off"]
+        'whether to compile student, live teacher and head: "on", "off"; "auto": on GPUs only', ["auto", "on", "off"]
     ),
     "max_bad_steps": Integer("consecutive steps that may be skipped because the loss or gradient is not finite"),
     "rank_timeout": Number("seconds that ranks wait for another rank before the run ends", above=0),

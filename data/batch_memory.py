@@ -31,7 +31,7 @@ class SharedSlots:
         self.memory = torch.frombuffer(shared, dtype=torch.uint8).view(count, batch_size, SIZE, SIZE, 3)
         self._free, self._sent = list(range(count)), set[int]()
         self._copying = deque[tuple[torch.cuda.Event, list[Tensor | None]]]()
-        self._pinned = False
+        self._pin_tried = False
 
     def __len__(self) -> int:
         return len(self.plans)
@@ -57,18 +57,18 @@ class SharedSlots:
     def pin(self) -> None:
         """Pin the slots, so that the GPU can copy from them. Further calls do nothing.
 
-        Call it once the workers run: processes that are forked later might not get pinned memory. If CUDA refuses, the
-        slots stay as they are, and `Tensor.pin_memory` then copies each batch to pinned memory.
+        Call it once the workers run: a worker that is forked later might not share the pinned pages. If CUDA refuses,
+        the slots stay as they are, and `Tensor.pin_memory` then copies each batch to pinned memory.
         """
-        if self._pinned:
+        if self._pin_tried:
             return
-        self._pinned = True
+        self._pin_tried = True
         cuda, address = torch.cuda.cudart(), self.memory.data_ptr()
         if cuda.cudaHostRegister(address, self.memory.nbytes, 0) == cuda.cudaError.success:
             weakref.finalize(self, cuda.cudaHostUnregister, address).atexit = False
         else:
             with suppress(RuntimeError):
-                torch.zeros(1, device="cuda")  # CUDA reports the error again at the next kernel: let it be this one
+                torch.zeros(1, device="cuda")  # the next CUDA call reports the error once more
 
     def keep(self, tensors: list[Tensor | None], copied: torch.cuda.Event) -> None:
         """Keep the tensors, and so the slot of their images, until their copies to the GPU are done."""

@@ -72,20 +72,20 @@ def embed_batches(
     and, with `flip`, those of their mirror images.
 
     images: images[positions] gives uint8 [n, 112, 112, 3]. The mode of the network (training or eval) is not changed.
-    A GPU gets the next batch before the embeddings of the last one are waited for, so that it is never idle.
+    The next batch is sent to a GPU before the host waits for the embeddings of the last one.
     """
     on_gpu = device.type == "cuda"
-    sent = deque()  # batches whose embeddings may not have arrived yet
+    pending = deque()  # batches whose embeddings may not have arrived yet
     for positions, batch in decoded_batches(images, batches, num_workers, pin_memory=on_gpu):
         views = embed_views(network, batch, device, dtype, flip)
         copies = [view.to("cpu", non_blocking=True) for view in views]  # from a GPU, to pinned memory
-        sent.append((positions, copies, torch.cuda.current_stream(device).record_event() if on_gpu else None))
-        if len(sent) == (2 if on_gpu else 1):
-            yield _arrived(*sent.popleft())
-    yield from starmap(_arrived, sent)
+        pending.append((positions, copies, torch.cuda.current_stream(device).record_event() if on_gpu else None))
+        if len(pending) == (2 if on_gpu else 1):
+            yield _wait_for_copy(*pending.popleft())
+    yield from starmap(_wait_for_copy, pending)
 
 
-def _arrived(
+def _wait_for_copy(
     positions: Sequence[int], copies: list[Tensor], copied: torch.cuda.Event | None
 ) -> tuple[Sequence[int], list[Tensor]]:
     """Positions and embeddings of a batch, once they are in host memory."""

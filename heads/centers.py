@@ -35,7 +35,7 @@ def class_means(values: Tensor, labels: Tensor) -> Tensor:
     group = torch.searchsorted(ordered, labels)  # [B], the same number for the same label
     count = torch.searchsorted(ordered, labels, right=True) - group
     sums = torch.zeros_like(values)
-    # Each is deterministic on its device only: the other one adds with atomic operations, in any order.
+    # index_put_ is deterministic on GPUs, index_add_ on CPUs. On the other device, each adds in an undefined order.
     if values.is_cuda:
         sums.index_put_((group,), values, accumulate=True)
     else:
@@ -43,22 +43,22 @@ def class_means(values: Tensor, labels: Tensor) -> Tensor:
     return sums[group] / count[:, None]
 
 
-def pull(f_t: Tensor, alpha: Tensor) -> Tensor:
-    """(1 - alpha) hat f_t: how each sample pulls its center. Raw teacher embeddings [B, D], alpha [B] -> [B, D]."""
+def teacher_term(f_t: Tensor, alpha: Tensor) -> Tensor:
+    """The teacher's part of the update, (1 - alpha) hat f_t. Raw teacher embeddings [B, D], alpha [B] -> [B, D]."""
     return (1 - alpha)[:, None] * F.normalize(f_t, eps=1e-12)
 
 
 @torch.no_grad()
-def move_centers(centers: Tensor, labels: Tensor, alpha: Tensor, pulls: Tensor) -> Tensor:
-    """Move the centers in place: w_c <- mean(alpha_i) w_c + mean(pull_i) for each class c.
+def move_centers(centers: Tensor, labels: Tensor, alpha: Tensor, teacher_terms: Tensor) -> Tensor:
+    """Move the centers in place: w_c <- mean(alpha_i) w_c + mean(teacher_term_i) for each class c.
 
     The means are over the samples i of class c in the global batch; a class without samples does not move. centers
-    [C, D]; labels, alpha [global B] and pulls [global B, D] of all ranks. Every rank does the same arithmetic in the
-    same order, so the centers are bit-equal on all ranks. If a number in the batch is not finite, no center moves.
+    [C, D]; labels, alpha [global B] and teacher_terms [global B, D] of all ranks. Every rank does the same arithmetic
+    in the same order, so the centers are bit-equal on all ranks. If a number in the batch is not finite, none moves.
 
     Returns the old centers [global B, D] of these labels.
     """
-    values = torch.cat([alpha[:, None], pulls], 1)  # [global B, 1 + D]
+    values = torch.cat([alpha[:, None], teacher_terms], 1)  # [global B, 1 + D]
     means = class_means(values, labels)
     old = centers[labels]
     new = means[:, :1] * old + means[:, 1:]

@@ -16,12 +16,12 @@ the cross-entropy and its derivatives are
 T and W are sums over blocks of classes. This takes two matrix products per block for forward and backward together, and
 no memory of size [B, C].
 
-If s is small enough, T and W are added up as they stand (`_needs_maximum` says when). Otherwise exp(l_c) could overflow
-or underflow, and exp(l_c - M) is added up, as in flash attention (Dao et al., NeurIPS 2022). M is the maximum of the
-logits seen so far. A block with larger logits raises M to M', and T and W are multiplied by exp(M - M') before the
-terms of the block are added. In the end, z = M + log T - l_y.
+If s is small enough, T and W are added up without scaling (`_needs_maximum` says when). Otherwise exp(l_c) could
+overflow or underflow, and exp(l_c - M) is added up, as in flash attention (Dao et al., NeurIPS 2022). M is the maximum
+of the logits seen so far, and starts at l_y. A block with larger logits raises M to M', and T and W are multiplied by
+exp(M - M') before the terms of the block are added. In the end, z = M + log T - l_y.
 
-In the code, logits are divided by log 2, so that 2^x takes the place of exp(x). It is faster on CPUs and GPUs.
+In the code, logits are divided by log 2, so that 2^x takes the place of exp(x). exp2 is faster than exp.
 """
 
 import math
@@ -42,15 +42,15 @@ def block_cross_entropy(
     labels: Tensor,
     s: float,
     bound: float,
-    step: Callable | None = None,
+    add: Callable[..., None] | None = None,
 ) -> Tensor:
     """The cross-entropy [B] of the logits s * clamp(cosine, -bound, bound), with s * target for the sample's class.
 
     unit_f_s: unit embeddings [B, D]; target [B]; unit_centers [C, D], in the data type of the matrix products;
-    labels: int64 [B]; step: a compiled `block_step`, or None for the plain one. Gradients reach unit_f_s (through the
+    labels: int64 [B]; add: the compiled `add_block`, or None for the eager one. Gradients reach unit_f_s (through the
     other classes) and target, not the centers. Sums are in the data type of unit_f_s.
     """
-    return _BlockCrossEntropy.apply(unit_f_s, target, unit_centers, labels, s, bound, step or block_step)
+    return _BlockCrossEntropy.apply(unit_f_s, target, unit_centers, labels, s, bound, add or add_block)
 
 
 class _BlockCrossEntropy(torch.autograd.Function):
@@ -63,7 +63,7 @@ class _BlockCrossEntropy(torch.autograd.Function):
         labels: Tensor,
         s: float,
         bound: float,
-        step: Callable,
+        add: Callable[..., None],
     ) -> Tensor:
         with torch.autocast(unit_f_s.device.type, enabled=False):
             dtype, size = product_type(unit_centers), CLASSES_PER_BLOCK[unit_f_s.device.type]
@@ -74,26 +74,26 @@ class _BlockCrossEntropy(torch.autograd.Function):
             weighted = torch.zeros_like(unit_f_s) if ctx.needs_input_grad[0] else None  # W [B, D]
             for start in range(0, len(unit_centers), size):
                 block = unit_centers[start : start + size].to(dtype)  # [size, D]
-                step(scaled, block, labels - start, scale * bound, maximum, total, weighted)
+                add(scaled, block, labels - start, scale * bound, maximum, total, weighted)
             z = total.log() - s * target  # [B]
             if maximum is not None:
                 z = z + math.log(2) * maximum
-            by_target = -s * z.sigmoid()  # [B]
+            others = s * z.sigmoid()  # [B], s * (1 - p_y)
             if weighted is not None:
                 smallest = torch.finfo(total.dtype).tiny  # T is 0 if there is no other class
-                weighted = weighted * (-by_target / total.clamp_min(smallest))[:, None]
-            ctx.save_for_backward(weighted, by_target)
-            return -F.logsigmoid(-z)
+                weighted *= (others / total.clamp_min(smallest))[:, None]
+            ctx.save_for_backward(weighted, -others)
+            return -F.logsigmoid(-z)  # log(1 + exp(z)); torch's softplus is linear above a threshold
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        by_unit_f_s, by_target = ctx.saved_tensors
-        by_unit_f_s = None if by_unit_f_s is None else gradient[:, None] * by_unit_f_s
-        return by_unit_f_s, gradient * by_target, None, None, None, None, None
+        grad_unit_f_s, grad_target = ctx.saved_tensors
+        grad_unit_f_s = None if grad_unit_f_s is None else gradient[:, None] * grad_unit_f_s
+        return grad_unit_f_s, gradient * grad_target, None, None, None, None, None
 
 
-def block_step(
+def add_block(
     scaled: Tensor,
     block: Tensor,
     columns: Tensor,
@@ -107,18 +107,18 @@ def block_step(
     scaled [B, D]: embeddings times the scale of the logits; block [size, D]: unit centers, in the same data type;
     columns: int64 [B], the own class of each sample, counted from the first class of the block. It is below 0 or at
     least `size` if the class is in another block. limit: logits are clamped to [-limit, limit]; maximum: M [B], or None
-    if exponentials are added up as they stand; total: T [B]; weighted: W [B, D], or None if no gradient is needed.
+    if exponentials are added up without scaling; total: T [B]; weighted: W [B, D], or None if no gradient is needed.
     """
     product = scaled @ block.t()  # [B, size], in the data type of the products
     logits = product.to(total.dtype)
     if maximum is None:
         # In this order, every pass changes the same array in place, and it stays in the CPU's cache.
         smallest, largest = 2.0**-limit, 2.0**limit
-        exponentials = _with_own_class(logits.exp2_().clamp_(smallest, largest), columns, 0.0)
+        exponentials = _fill_own_class(logits.exp2_().clamp_(smallest, largest), columns, 0.0)
         total += exponentials.sum(1)
         _zero_where_clamped(exponentials, exponentials, smallest, largest)
     else:
-        clamped = _with_own_class(logits.clamp(-limit, limit), columns, -torch.inf)
+        clamped = _fill_own_class(logits.clamp(-limit, limit), columns, -torch.inf)
         new_maximum = torch.maximum(maximum, clamped.amax(1))
         rescale = (maximum - new_maximum).exp2()  # [B]
         maximum.copy_(new_maximum)
@@ -131,11 +131,12 @@ def block_step(
         weighted += product.copy_(exponentials) @ block
 
 
-def _with_own_class(values: Tensor, columns: Tensor, fill: float) -> Tensor:
+def _fill_own_class(values: Tensor, columns: Tensor, fill: float) -> Tensor:
     """Set each row's value of its own class to `fill`. Columns [B] outside of `values` [B, size] have no effect."""
     columns = columns[:, None]
     if torch.compiler.is_compiling():  # a comparison becomes part of the kernels before and after it
         return torch.where(columns == torch.arange(values.shape[1], device=values.device), fill, values)
+    # Otherwise, only one number per row is touched.
     inside = columns.clamp(0, values.shape[1] - 1)
     return values.scatter_(1, inside, values.gather(1, inside).masked_fill_(columns == inside, fill))
 

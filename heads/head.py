@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heads.centers import confidence, move_centers, pull, similarity, update_weight
-from heads.cross_entropy import block_cross_entropy, block_step
+from heads.centers import confidence, move_centers, similarity, teacher_term, update_weight
+from heads.cross_entropy import add_block, block_cross_entropy
 from heads.geometry import GeometryTerm
 from heads.margins import Margin
 from heads.unit_centers import UnitCenters
@@ -31,11 +31,11 @@ class MarginSoftmax(nn.Module):
     def __init__(self, margin: Margin, s: float) -> None:
         super().__init__()
         self.margin, self.s = margin, s
-        self._compiled_step: Callable | None = None
+        self._add_block = add_block
 
     def compile_blocks(self) -> None:
-        """Compile what `by_blocks` does for each block of classes. Its first call then takes longer."""
-        self._compiled_step = torch.compile(block_step, dynamic=False)
+        """Compile what `by_blocks` does with each block of classes, at its first call."""
+        self._add_block = torch.compile(add_block, dynamic=False)
 
     def forward(self, f_s: Tensor, centers: Tensor, labels: Tensor, geo: Tensor) -> tuple[Tensor, Tensor]:
         """The mean cross-entropy and the margin [B], with gradients for f_s and the centers.
@@ -66,7 +66,7 @@ class MarginSoftmax(nn.Module):
         unit_f_s = F.normalize(f_s, eps=1e-12)
         target, margin = self.target(f_s, norms, unit_f_s, F.normalize(centers[labels], eps=1e-12), geo)
         losses = block_cross_entropy(
-            unit_f_s, target, unit_centers, labels, self.s, self.margin.bound, self._compiled_step
+            unit_f_s, target, unit_centers, labels, self.s, self.margin.bound, self._add_block
         )  # [B]
         return losses.mean(), margin
 
@@ -83,9 +83,12 @@ class MarginSoftmax(nn.Module):
         return self.margin(cos_y, f_s.detach().norm(dim=1), norms, geo)
 
     def global_norms(self, f_s: Tensor) -> Tensor:
-        """The lengths of the raw embeddings of all ranks [global B], or of this rank [B] if the margin reads none."""
+        """The lengths of the raw embeddings of all ranks [global B].
+
+        In eval mode, or if the margin does not need them, only those of this rank [B].
+        """
         norm = f_s.detach().norm(dim=1)
-        return all_gather(norm) if self.training and self.margin.reads_norms else norm
+        return all_gather(norm) if self.training and self.margin.needs_global_norms else norm
 
 
 class Head(nn.Module):
@@ -166,9 +169,8 @@ class AdaDistillHead(Head):
             alpha = update_weight(conf_t, cos_st, self.adaptive_alpha)
             if self.training and self.moving:
                 # One collective for everything that the ranks share.
-                gathered = all_gather_rows(labels, alpha, pull(f_t, alpha), f_s.norm(dim=1))
-                self._move_centers(*gathered[:3])
-                norms = gathered[3]
+                *update, norms = all_gather_rows(labels, alpha, teacher_term(f_t, alpha), f_s.norm(dim=1))
+                self._move_centers(*update)
             else:
                 norms = self.softmax.global_norms(f_s)
             penalty = geo = torch.zeros_like(cos_st)
@@ -183,9 +185,9 @@ class AdaDistillHead(Head):
         }  # fmt: skip
         return HeadOutput(loss, {"loss": loss.detach(), **_means(stats), **_norms(f_s)})
 
-    def _move_centers(self, labels: Tensor, alpha: Tensor, pulls: Tensor) -> None:
+    def _move_centers(self, labels: Tensor, alpha: Tensor, teacher_terms: Tensor) -> None:
         self.unit_centers.get(self.centers)  # computes all rows if needed; after that, only moved rows are updated
-        old = move_centers(self.centers, labels, alpha, pulls)
+        old = move_centers(self.centers, labels, alpha, teacher_terms)
         self.unit_centers.update_rows(self.centers, labels)
         if self._moves is not None:
             self._moves.append((labels, old))

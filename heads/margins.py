@@ -4,7 +4,7 @@ A margin is a module that is called as margin(cos_y, norm, norms, geo) -> (targe
 
 - cos_y [B]: cosine between each embedding and the center of its class, clamped to [-bound, bound];
 - norm [B]: lengths of this rank's raw student embeddings, without gradient;
-- norms [global B]: the same of all ranks, or of this rank only if `reads_norms` is False or in eval mode;
+- norms [global B]: the same of all ranks, or of this rank only if `needs_global_norms` is False or in eval mode;
 - geo [B]: the geometry-aware term, without gradient;
 - target [B]: the target's cosine after the margin is applied;
 - margin [B]: the size of the margin, for the log: an angle in radians for ArcFace, else a difference of cosines.
@@ -25,7 +25,7 @@ class Margin(nn.Module):
     default_m = 0.0  # used if the config has m = None
     bound = 1.0  # all cosines, not only the target's, are clamped to [-bound, bound]
     takes_geometry = False  # whether `geo` has an effect
-    reads_norms = True  # whether `norms` is read; if False, the norms of the other ranks are not always fetched
+    needs_global_norms = True  # whether the margin reads the norms of all ranks, `norms`
 
     def __init__(self, m: float) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Margin(nn.Module):
 class MLLoss(Margin):
     """No margin: cos_y."""
 
-    reads_norms = False
+    needs_global_norms = False
 
     def forward(self, cos_y: Tensor, norm: Tensor, norms: Tensor, geo: Tensor) -> tuple[Tensor, Tensor]:
         return cos_y, torch.zeros_like(norm)
@@ -55,7 +55,7 @@ class CosFace(Margin):
     """cos_y - m (Wang et al., CVPR 2018)."""
 
     default_m = 0.35
-    reads_norms = False
+    needs_global_norms = False
 
     def forward(self, cos_y: Tensor, norm: Tensor, norms: Tensor, geo: Tensor) -> tuple[Tensor, Tensor]:
         return cos_y - self.m, torch.full_like(norm, self.m)
@@ -65,7 +65,7 @@ class ArcFace(Margin):
     """cos(theta + m), theta = arccos(cos_y) (Deng et al., CVPR 2019)."""
 
     default_m = 0.45
-    reads_norms = False
+    needs_global_norms = False
 
     def forward(self, cos_y: Tensor, norm: Tensor, norms: Tensor, geo: Tensor) -> tuple[Tensor, Tensor]:
         # cos(theta + m) = cos(theta) cos(m) - sin(theta) sin(m). The lower limit of sin^2 keeps the gradient finite

@@ -24,7 +24,7 @@ IN_PLACE = ("aten::_fused_sgd_", "aten::_amp_foreach_non_finite_check_and_unscal
 
 @contextmanager
 def fake_cuda() -> Iterator[None]:
-    """In this context, new tensors are fake, and CUDA is a device of theirs."""
+    """In this context, new tensors are fake, and they can be on a CUDA device."""
     with ExitStack() as stack:
         mode = stack.enter_context(FakeTensorMode())
         mode.allow_fallback_kernels = False  # they would compute with real tensors of zeros
@@ -42,7 +42,7 @@ class NeverWaits(TorchDispatchMode):
     def __torch_dispatch__(self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs, name = kwargs or {}, operation._schema.name
         if name in IN_PLACE:
-            _check_in_place(name, args, kwargs)
+            _check_optimiser_arguments(name, args, kwargs)
             return None
         if name == "aten::_amp_update_scale_":
             return args[0]
@@ -56,7 +56,7 @@ class NeverWaits(TorchDispatchMode):
         return result
 
 
-def _check_in_place(name: str, args: tuple, kwargs: dict) -> None:
+def _check_optimiser_arguments(name: str, args: tuple, kwargs: dict) -> None:
     """Check that everything is on the GPU in float32, and that weights and gradients have the same memory format."""
     tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
     assert all(tensor.device == GPU and tensor.dtype == torch.float32 for tensor in tensors), name

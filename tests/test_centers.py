@@ -167,7 +167,7 @@ def test_class_means_are_bit_equal_within_a_class():
         torch.testing.assert_close(rows[0], values[labels == label].mean(0))
 
 
-def test_the_means_of_a_very_large_batch_need_time_and_memory_in_proportion_to_it():
+def test_class_means_need_no_matrix_of_batch_by_batch():
     """A matrix [B, B] of this batch would have 40 billion elements."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(200_000, 3, generator=generator, dtype=torch.float64)

@@ -88,7 +88,7 @@ print((built / head.centers.nbytes), (peak_bytes() - before) / head.centers.nbyt
 
 
 def test_centers_are_built_without_a_copy_and_saved_with_one(tmp_path):
-    """The one copy is what training goes on without: centers of two million classes take 4 GB."""
+    """The one copy is written while training continues. Centers of two million classes take 4 GB."""
     done = subprocess.run([sys.executable, "-c", MEMORY, tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     built, saved = map(float, done.stdout.split()[-2:])

@@ -49,7 +49,7 @@ def test_images_per_second_are_the_images_of_all_passes_and_ranks_over_the_time_
 
 
 def test_images_per_second_include_the_time_in_which_the_device_finishes_its_steps(small_run, tmp_path, monkeypatch):
-    """The host waits for a GPU when it reads the statistics of a step. Here that takes 4 s, and nothing else any."""
+    """The host waits for a GPU when it reads the statistics of a step. Here, only this wait takes time: 4 s."""
     now = [0.0]
 
     def read_later(values: dict[str, torch.Tensor]) -> dict[str, float]:

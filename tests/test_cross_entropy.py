@@ -130,7 +130,7 @@ def test_results_are_exact_with_and_without_a_running_maximum(dtype, largest, bo
 
     def step(*arguments):
         used.append(arguments[4] is not None)
-        return cross_entropy.block_step(*arguments)
+        return cross_entropy.add_block(*arguments)
 
     for s, needs_maximum in ((limit - 0.1, False), (limit + 0.1, True)):
         found = block_loss_and_gradients(unit, target, centers, labels, s, bound, step)
@@ -185,7 +185,7 @@ def test_the_step_is_compiled_once_for_full_blocks_and_once_for_the_last_block(s
     monkeypatch.setitem(cross_entropy.CLASSES_PER_BLOCK, "cpu", 16)
     torch.compiler.reset()
     counter = CompileCounter()  # runs the traced operators without generating code
-    step = torch.compile(cross_entropy.block_step, dynamic=False, fullgraph=True, backend=counter)
+    step = torch.compile(cross_entropy.add_block, dynamic=False, fullgraph=True, backend=counter)
     for _ in range(2):
         found = block_loss_and_gradients(*random_case(), s, 0.9, step)
         for result, expected in zip(found, slow_loss_and_gradients(*random_case(), s, 0.9), strict=True):

@@ -81,7 +81,7 @@ def test_a_step_on_a_gpu_mixes_no_devices_and_never_waits(teacher, overrides):
 
 
 def test_synchronised_batchnorm_never_waits():
-    """Of two ranks. torch's SyncBatchNorm makes the host wait in every layer."""
+    """As on one of two ranks. torch's SyncBatchNorm makes the host wait in every layer."""
     with mock.patch.multiple(batchnorm, world_size=lambda: 2, sum_over_ranks=lambda tensor: None):
         take_two_steps("cached", "dtype=bfloat16", "sync_bn=True")
 

@@ -67,7 +67,7 @@ def compiled() -> Iterator[Counter]:
 
     def count(network: Callable, dynamic: bool) -> Callable:
         assert dynamic is False
-        if not isinstance(network, nn.Module):  # the head's step
+        if not isinstance(network, nn.Module):  # the head's add_block
             return network
         return lambda images: sizes.update([len(images)]) or network(images)
 
@@ -87,11 +87,11 @@ def test_the_live_teacher_is_compiled_like_the_student_but_not_for_the_check_bef
 
 
 @pytest.mark.parametrize(("from_images", "whole_batches"), [(48, 2), (49, 0)])
-def test_a_large_set_is_embedded_by_the_compiled_teacher_but_for_its_last_batch(
+def test_a_large_set_is_embedded_by_the_compiled_teacher_except_its_last_batch(
     small_run, tmp_path, compiled, monkeypatch, from_images, whole_batches
 ):
     """48 images in batches of 20, 20 and 8, each with its mirror images."""
-    monkeypatch.setattr(teachers, "COMPILE_FROM", from_images)
+    monkeypatch.setattr(teachers, "MIN_IMAGES_TO_COMPILE", from_images)
     path = tmp_path / "teacher.npy"
     cfg = load_config(overrides=[*small_run, "compile=on", "val_batch_size=20", f"teacher_embeddings={path}"])
     build_cached_teacher(cfg, build_dataset(cfg), CPU)

@@ -181,7 +181,7 @@ def test_wrong_arguments_are_named(arguments, message, tmp_path):
     assert done.returncode == 2 and message in done.stderr and not list(tmp_path.iterdir())
 
 
-def test_the_wheels_of_missing_packages_are_those_of_the_requirements(monkeypatch):
+def test_missing_packages_are_listed_as_in_the_requirements(monkeypatch):
     found = on_gpu.importlib.util.find_spec
     monkeypatch.setattr(
         on_gpu.importlib.util, "find_spec", lambda name: None if name in ("cv2", "easydict") else found(name)
@@ -189,7 +189,7 @@ def test_the_wheels_of_missing_packages_are_those_of_the_requirements(monkeypatc
     assert on_gpu.missing() == ["opencv-python-headless>=4.11,<6", "easydict>=1.13,<2"]
 
 
-def test_the_last_lines_of_a_log_give_the_reason(tmp_path):
+def test_a_command_that_prints_nothing_fails_with_its_exit_code(tmp_path):
     result = run_command([sys.executable, "-c", "import sys; sys.exit(3)"], tmp_path / "a.log", 20, dict(os.environ))
     assert result == ("failed", "exit code 3: no output")
 

@@ -21,13 +21,13 @@ def outputs_and_gradients(layer: nn.Module, dtype: torch.dtype, memory_format: t
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("numbers", [1, 30, 2**18])
 def test_output_and_gradients_are_those_of_torch(numbers, memory_format, monkeypatch):
-    monkeypatch.setattr(prelu, "NUMBERS_PER_PART", numbers)
+    monkeypatch.setattr(prelu, "ELEMENTS_PER_CHUNK", numbers)
     for dtype, tolerance in ((torch.float64, 1e-14), (torch.float32, 1e-6)):
         layer = nn.PReLU(6, dtype=dtype)
         nn.init.uniform_(layer.weight, -0.5, 1.5)
         wanted = outputs_and_gradients(layer, dtype, memory_format)
         layer.weight.grad = None
-        (found,) = prelu.prepare(nn.Sequential(layer))
+        (found,) = prelu.replace_prelus(nn.Sequential(layer))
         assert type(found) is prelu.PReLU and found.weight is layer.weight
         results = outputs_and_gradients(found, dtype, memory_format)
         assert torch.equal(results[0], wanted[0])
@@ -40,7 +40,7 @@ def test_a_student_has_the_gradients_that_it_has_with_the_prelu_of_torch(dtype):
     torch.manual_seed(0)
     plain = MobileFaceNet(16, width=0.125).to(memory_format=torch.channels_last)
     torch.manual_seed(0)
-    fast = prelu.prepare(MobileFaceNet(16, width=0.125)).to(memory_format=torch.channels_last)
+    fast = prelu.replace_prelus(MobileFaceNet(16, width=0.125)).to(memory_format=torch.channels_last)
     assert sum(type(layer) is prelu.PReLU for layer in fast.modules()) == 33
     images = torch.randn(4, 3, 112, 112).to(memory_format=torch.channels_last)
     for network in (plain, fast):
@@ -56,4 +56,4 @@ def test_a_student_has_the_gradients_that_it_has_with_the_prelu_of_torch(dtype):
 
 def test_a_layer_with_one_weight_stays_as_it_is():
     network = nn.Sequential(nn.PReLU())
-    assert type(prelu.prepare(network)[0]) is nn.PReLU
+    assert type(prelu.replace_prelus(network)[0]) is nn.PReLU

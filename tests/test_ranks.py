@@ -156,7 +156,9 @@ def work(number: int, folder: str, values: dict) -> None:
             result["collectives of a step"] = [
                 collectives_of_a_step(f"loss={loss}", *more) for more in ([], fixed) for loss in ("AdaFace", "ArcFace")
             ]
-            result["batchnorm"] = batchnorm_steps(batchnorm.prepare(normalised_network(), synchronised=True), part)
+            result["batchnorm"] = batchnorm_steps(
+                batchnorm.replace_batch_norms(normalised_network(), synchronised=True), part
+            )
         torch.save(result, f"{folder}/{world}_{number}.pt")
         dist.barrier()
         dist.destroy_process_group()
@@ -234,7 +236,7 @@ def test_synchronised_batchnorm_equals_one_process_with_the_whole_batch(results)
 
 @pytest.mark.parametrize("synchronised", [True, False])
 def test_in_one_process_the_layers_give_the_results_of_torch_bit_for_bit(synchronised):
-    network = batchnorm.prepare(normalised_network(), synchronised)
+    network = batchnorm.replace_batch_norms(normalised_network(), synchronised)
     found, wanted = (batchnorm_steps(net, slice(0, 12)) for net in (network, normalised_network()))
     assert found.keys() == wanted.keys()
     for key, value in wanted.items():
@@ -243,7 +245,7 @@ def test_in_one_process_the_layers_give_the_results_of_torch_bit_for_bit(synchro
 
 
 def test_a_forward_pass_counts_its_batch_in_one_operation():
-    network = batchnorm.prepare(normalised_network(), synchronised=False)
+    network = batchnorm.replace_batch_norms(normalised_network(), synchronised=False)
     with LoggedOperations() as operations:
         network(torch.randn(12, 3, 6, 6))
     assert [name for name in operations.names if "add" in name and "addmm" not in name] == ["aten::_foreach_add_"]
@@ -255,7 +257,7 @@ def test_layers_that_do_more_or_need_their_counter_stay_as_they_are():
 
     network = nn.Sequential(NormAndActivation(3), nn.BatchNorm2d(3, momentum=None), nn.ReLU())
     layers = list(network)
-    assert list(batchnorm.prepare(network, synchronised=False)) == layers
+    assert list(batchnorm.replace_batch_norms(network, synchronised=False)) == layers
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -54,7 +54,7 @@ def compare_compiled_with_plain() -> dict[str, torch.Tensor]:
     """Return the compiled student's weights. The backend aot_eager generates no code, because that takes a minute."""
     with mock.patch("torch.compile", partial(torch.compile, backend="aot_eager")):
         losses, weights = losses_and_weights("on")
-    with mock.patch("train.prelu.prepare", lambda network: network):  # a compiled student has torch's PReLU
+    with mock.patch("train.prelu.replace_prelus", lambda network: network):  # a compiled student has torch's PReLU
         plain_losses, plain_weights = losses_and_weights("off")
     assert losses == pytest.approx(plain_losses, rel=1e-4)
     assert weights.keys() == plain_weights.keys()

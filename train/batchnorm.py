@@ -14,7 +14,7 @@ from utils.distributed import sum_over_ranks, world_size
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """BatchNorm of [B, C, ...] with statistics of this rank. It does not count batches: see `prepare`."""
+    """BatchNorm of [B, C, ...] with statistics of this rank. It does not count batches: see `replace_batch_norms`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.batch_norm(
@@ -57,7 +57,7 @@ class _SumOverRanks(torch.autograd.Function):
         return _SumOverRanks.forward(ctx, gradient)
 
 
-def prepare(network: nn.Module, synchronised: bool) -> nn.Module:
+def replace_batch_norms(network: nn.Module, synchronised: bool) -> nn.Module:
     """Replace torch's BatchNorm layers by those of this file, in place, and return the network.
 
     A forward pass in training mode then increases all counters (num_batches_tracked) in one operation. synchronised:

@@ -1,4 +1,4 @@
-"""PReLU whose backward pass is several times as fast on CPUs. torch's was a third of a training step.
+"""PReLU with a faster backward pass on CPUs.
 
 torch computes the gradients one number at a time, and stores that of the weight once per number before it is summed.
 Here, a few vectorised operations do it for a part of the batch that fits into the caches, then for the next one.
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NUMBERS_PER_PART = 2**18  # 1 MB in float32
+ELEMENTS_PER_CHUNK = 2**18  # 1 MB in float32
 
 
 class PReLU(nn.PReLU):
@@ -19,10 +19,10 @@ class PReLU(nn.PReLU):
     def forward(self, input: Tensor) -> Tensor:
         if not input.is_contiguous(memory_format=torch.channels_last):
             return super().forward(input)
-        return _PReLU.apply(input, self.weight)
+        return _PReLUFunction.apply(input, self.weight)
 
 
-class _PReLU(torch.autograd.Function):
+class _PReLUFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -32,23 +32,23 @@ class _PReLU(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        by_x = torch.empty_like(gradient)
-        by_weight = torch.zeros_like(weight)
+        grad_x = torch.empty_like(gradient)
+        grad_weight = torch.zeros_like(weight)
         slope = weight.to(x.dtype)
-        rows = max(1, NUMBERS_PER_PART // len(weight))
-        parts = [tensor.permute(0, 2, 3, 1).view(-1, len(weight)).split(rows) for tensor in (x, gradient, by_x)]
-        memory = torch.empty_like(parts[0][0])
-        for x_part, gradient_part, by_x_part in zip(*parts, strict=True):
-            positive = memory[: len(x_part)]
+        rows = max(1, ELEMENTS_PER_CHUNK // len(weight))
+        chunks = [tensor.permute(0, 2, 3, 1).view(-1, len(weight)).split(rows) for tensor in (x, gradient, grad_x)]
+        scratch = torch.empty_like(chunks[0][0])
+        for x_chunk, grad_chunk, grad_x_chunk in zip(*chunks, strict=True):
+            grad_where_positive = scratch[: len(x_chunk)]
             # The gradient where x > 0, else 0. The public functions for this take two passes.
-            torch.ops.aten.threshold_backward.grad_input(gradient_part, x_part, 0, grad_input=positive)
-            torch.lerp(positive, gradient_part, slope, out=by_x_part)  # slope * gradient where x <= 0
-            negative = torch.sub(gradient_part, positive, out=positive)
-            by_weight += negative.mul_(x_part).sum(0, dtype=weight.dtype)
-        return by_x, by_weight
+            torch.ops.aten.threshold_backward.grad_input(grad_chunk, x_chunk, 0, grad_input=grad_where_positive)
+            torch.lerp(grad_where_positive, grad_chunk, slope, out=grad_x_chunk)  # slope * gradient where x <= 0
+            grad_where_negative = torch.sub(grad_chunk, grad_where_positive, out=grad_where_positive)
+            grad_weight += grad_where_negative.mul_(x_chunk).sum(0, dtype=weight.dtype)
+        return grad_x, grad_weight
 
 
-def prepare(network: nn.Module) -> nn.Module:
+def replace_prelus(network: nn.Module) -> nn.Module:
     """Replace torch's PReLU layers with one weight per channel by those of this file, in place. Returns the network."""
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):

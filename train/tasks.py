@@ -19,7 +19,7 @@ from heads.head import Head
 from train import batchnorm, prelu
 from train.sanity import teacher_notes
 from train.teachers import build_cached_teacher, build_live_teacher
-from train.wrapping import compiled, compiles, missing_for_compiling, share_gradients, without_sharing
+from train.wrapping import maybe_compile, missing_for_compiling, share_gradients, should_compile, without_sharing
 from utils.distributed import on_rank_0, rank
 from utils.precision import compute_type
 
@@ -37,16 +37,15 @@ class Task:
         student = build_backbone(cfg)
         if cfg.init_from:
             self.notes += (f"initial weights from {cfg.init_from}: {student.loaded}",)
-        student = batchnorm.prepare(student, cfg.sync_bn)
-        if device.type == "cpu" and not compiles(cfg.compile, device):
-            student = prelu.prepare(student)
+        student = batchnorm.replace_batch_norms(student, cfg.sync_bn)
+        compiling = should_compile(cfg.compile, device)
+        if device.type == "cpu" and not compiling:
+            student = prelu.replace_prelus(student)
         self.student = student.to(device, memory_format=torch.channels_last)
         self.head = head.to(device)
         self._sharing = share_gradients(self.student, device), share_gradients(self.head, device)
-        self._student, self._head = compiled(self._sharing[0], cfg.compile, device), self._sharing[1]
-        if compiles(cfg.compile, device):
-            self.head.softmax.compile_blocks()
-        elif cfg.compile == "auto" and device.type == "cuda":
+        self._student, self._head = maybe_compile(self._sharing[0], cfg.compile, device), self._sharing[1]
+        if not compiling and cfg.compile == "auto" and device.type == "cuda":
             missing = ", ".join(missing_for_compiling(device))
             self.notes += (f"nothing is compiled: torch.compile needs {missing}",)
 
@@ -71,7 +70,7 @@ class Distillation(Task):
             release = find_teacher(cfg)
             teacher = on_rank_0(release.describe)
             self._live_teacher = build_live_teacher(cfg, device, release)
-            self._teacher = compiled(self._live_teacher, cfg.compile, device)
+            self._teacher = maybe_compile(self._live_teacher, cfg.compile, device)
             self.notes += (f"teacher: {release.network} from {release.origin}: {self._live_teacher.loaded}",)
         self.teacher = f"{teacher.get('network')}, {teacher.get('colours')}, sha256 {str(teacher.get('sha256'))[:16]}"
         if rank() == 0:  # only rank 0 writes the log
@@ -79,6 +78,8 @@ class Distillation(Task):
                 dataset, partial(self._embed, dataset, device, compute_type(cfg.dtype, device)), cfg.seed
             )
         super().__init__(cfg, build_head(cfg), device)
+        if should_compile(cfg.compile, device):
+            self.head.softmax.compile_blocks()
         if cfg.use_geom_margin and not self.head.softmax.margin.takes_geometry:
             self.notes += (f"use_geom_margin is ignored: {cfg.loss} has no geometry term (AdaFace has one)",)
         if cfg.pretrained_teacher_header_path and cfg.centers == "ema":

@@ -16,13 +16,13 @@ from data.images import PREPROCESSING
 from data.teacher_cache import Description, EmbeddingError, EmbeddingFile
 from data.teacher_cache_writer import EmbeddingWriter
 from eval.embeddings import embed_batches
-from train.wrapping import compiled
+from train.wrapping import maybe_compile
 from utils.about import describe_run
 from utils.distributed import on_rank_0, rank, world_size
 from utils.precision import cast_products, compute_type
 
 # Number of images per rank from which the teacher is compiled to embed a set: an estimate of when that pays off.
-COMPILE_FROM = 500_000
+MIN_IMAGES_TO_COMPILE = 500_000
 
 
 def build_live_teacher(cfg: EasyDict, device: torch.device, release: Release) -> nn.Module:
@@ -102,11 +102,11 @@ def _embed_dataset(cfg: EasyDict, dataset: FaceDataset, device: torch.device, de
         bar = tqdm(total=len(dataset), initial=done, desc="teacher embeddings", unit="image", disable=rank() != 0)
         starts = range(rank() * cfg.val_batch_size, len(writer.remaining), world_size() * cfg.val_batch_size)
         batches = [writer.remaining[start : start + cfg.val_batch_size] for start in starts]
-        pays_off = sum(map(len, batches)) >= COMPILE_FROM
-        for_whole_batches = compiled(teacher, cfg.compile, device) if pays_off else teacher
+        pays_off = sum(map(len, batches)) >= MIN_IMAGES_TO_COMPILE
+        compiled_teacher = maybe_compile(teacher, cfg.compile, device) if pays_off else teacher
 
         def network(images: Tensor) -> Tensor:
-            return (for_whole_batches if len(images) == cfg.val_batch_size else teacher)(images)
+            return (compiled_teacher if len(images) == cfg.val_batch_size else teacher)(images)
 
         embedded = embed_batches(network, dataset, batches, device, dtype, num_workers=cfg.num_workers)
         for positions, embeddings in embedded:

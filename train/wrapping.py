@@ -43,15 +43,15 @@ def without_sharing(*modules: nn.Module) -> AbstractContextManager:
     return stack
 
 
-def compiled(module: nn.Module, setting: str, device: torch.device) -> nn.Module:
-    """The module, compiled if `compiles(setting, device)`. Each size of its input is compiled separately, at first use.
+def maybe_compile(module: nn.Module, setting: str, device: torch.device) -> nn.Module:
+    """The module, compiled if `should_compile`. Each size of its input is compiled separately, at first use.
 
     The module itself stays as it is, for inputs of other sizes.
     """
-    return torch.compile(module, dynamic=False) if compiles(setting, device) else module
+    return torch.compile(module, dynamic=False) if should_compile(setting, device) else module
 
 
-def compiles(setting: str, device: torch.device) -> bool:
+def should_compile(setting: str, device: torch.device) -> bool:
     """Whether to compile. setting: "on", "off", or "auto" (on GPUs, if everything that the compiler needs is there)."""
     if setting != "auto":
         return setting == "on"
