@@ -1,7 +1,7 @@
 """Speed of the complete training loop from a record file, and the hours that 26 epochs of MS1MV2 would take.
 
     env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python benchmarks/epoch.py    # 2 minutes on 2 CPU cores
-    python benchmarks/epoch.py batch_size=384 num_workers=12 --images 61440 --steps 300    # on a GPU
+    python benchmarks/epoch.py batch_size=384 num_workers=12 --images 153600 --steps 300    # on a GPU
 
 Compares a plain implementation with the live teacher (benchmarks/plain.py), the training script with the live teacher,
 and the training script with the teacher's embeddings from a file. The record set has drawn faces and as many identities

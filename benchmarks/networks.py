@@ -32,6 +32,7 @@ from config import load_config
 from data.dataset import build_dataset
 from data.images import SIZE
 from eval.embeddings import embed
+from train.batchnorm import replace_batch_norms
 from train.teachers import build_live_teacher
 from train.wrapping import should_compile
 from utils.about import describe_run
@@ -58,15 +59,21 @@ def main() -> None:
 
 def student(cfg: EasyDict, args: argparse.Namespace) -> None:
     """Print the time of the student's forward and backward pass, and the speed of its depthwise convolutions."""
-    steps = {}
+    print("| memory format | student | ms | images/s |\n|---|---|---|---|", flush=True)
+
+    def row(name: str, how: str, network: nn.Module, run: Callable) -> None:
+        step = partial(_forward_and_backward, cfg, network, run, _noise(args.batch, FORMATS[name]))
+        seconds = median_seconds({name: step}, DEVICE, args.rounds, args.calls)[name]
+        print(f"| {name} | {how} | {1000 * seconds:.2f} | {args.batch / seconds:,.0f} |", flush=True)
+
+    networks = {}
     for name, memory_format in FORMATS.items():
-        network = build_backbone(cfg).to(DEVICE, memory_format=memory_format)
-        images = _noise(args.batch, memory_format)
-        for how, run in _eager_and_compiled(cfg, network).items():
-            steps[f"{name} | {how}"] = partial(_forward_and_backward, cfg, network, run, images)
-    print("| memory format | student | ms | images/s |\n|---|---|---|---|")
-    for name, seconds in median_seconds(steps, DEVICE, args.rounds, args.calls).items():
-        print(f"| {name} | {1000 * seconds:.2f} | {args.batch / seconds:,.0f} |", flush=True)
+        network = replace_batch_norms(build_backbone(cfg), synchronised=False)
+        networks[name] = network.to(DEVICE, memory_format=memory_format)
+        row(name, "eager", networks[name], networks[name])
+    if should_compile(cfg.compile, DEVICE):  # last, because it takes longest; in the format of training only
+        name, network = next(iter(networks.items()))
+        row(name, "compiled", network, torch.compile(network, dynamic=False))
     print()
     _depthwise(cfg, args)
 
@@ -119,15 +126,15 @@ def teacher(cfg: EasyDict, args: argparse.Namespace) -> None:
         settings, _ = make_inputs(Path(folder), 1, 1, args.overrides)
         network = _live_teacher(settings)
     images = _noise(args.batch, torch.channels_last)
-    steps = {how: partial(_embed, cfg, run, images) for how, run in _eager_and_compiled(cfg, network).items()}
+    print("| teacher | how | ms | images/s | smallest cosine to eager |\n|---|---|---|---|---|", flush=True)
     with torch.no_grad():
-        embeddings = {how: step().float() for how, step in steps.items()}
-        times = median_seconds(steps, DEVICE, args.rounds, args.calls)
-    print("| teacher | how | ms | images/s | smallest cosine to eager |\n|---|---|---|---|---|")
-    for how, seconds in times.items():
-        cosine = F.cosine_similarity(embeddings[how], embeddings["eager"]).min().item()
-        speed = f"{1000 * seconds:.2f} | {args.batch / seconds:,.0f}"
-        print(f"| {cfg.teacher} | {how} | {speed} | {cosine:.5f} |", flush=True)
+        eager = _embed(cfg, network, images).float()
+        for how, run in _eager_and_compiled(cfg, network).items():
+            step = partial(_embed, cfg, run, images)
+            cosine = F.cosine_similarity(step().float(), eager).min().item()
+            seconds = median_seconds({how: step}, DEVICE, args.rounds, args.calls)[how]
+            speed = f"{1000 * seconds:.2f} | {args.batch / seconds:,.0f}"
+            print(f"| {cfg.teacher} | {how} | {speed} | {cosine:.5f} |", flush=True)
 
 
 def _embed(cfg: EasyDict, run: Callable, images: Tensor) -> Tensor:

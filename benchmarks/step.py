@@ -72,20 +72,22 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     print(f"{describe_run()}, {torch.get_num_threads()} CPU thread(s)\n")
     print("| batch | classes | teacher | step | ms | images/s | x student |\n|---|---|---|---|---|---|---|", flush=True)
-    for classes, batch, teacher in itertools.product(args.classes, args.batch, args.teacher):
-        given = [f"batch_size={batch}", "num_workers=0", *args.overrides]
+    torch.backends.cudnn.benchmark = True  # as in training
+    for classes in args.classes:
         with tempfile.TemporaryDirectory() as folder:
-            settings, cached = make_inputs(Path(folder), batch, classes, given)
-            steps = make_steps([*settings, cached] if teacher == "cached" else settings, not args.no_plain)
-            times = median_seconds(steps, DEVICE, args.rounds, args.steps)
-        del steps
-        torch.cuda.empty_cache()
-        for name, seconds in times.items():
-            print(
-                f"| {batch} | {classes:,} | {teacher} | {name} | {1000 * seconds:.1f} | {batch / seconds:,.1f} "
-                f"| {seconds / times['student alone']:.2f} |",
-                flush=True,
-            )
+            settings, cached = make_inputs(Path(folder), max(args.batch), classes, ["num_workers=0", *args.overrides])
+            for batch, teacher in itertools.product(args.batch, args.teacher):
+                more = [f"batch_size={batch}", *([cached] if teacher == "cached" else [])]
+                steps = make_steps([*settings, *more], not args.no_plain)
+                times = median_seconds(steps, DEVICE, args.rounds, args.steps)
+                del steps
+                torch.cuda.empty_cache()
+                for name, seconds in times.items():
+                    print(
+                        f"| {batch} | {classes:,} | {teacher} | {name} | {1000 * seconds:.1f} "
+                        f"| {batch / seconds:,.1f} | {seconds / times['student alone']:.2f} |",
+                        flush=True,
+                    )
 
 
 def make_steps(settings: list[str], with_plain: bool) -> dict[str, Callable[[], object]]:

@@ -54,6 +54,16 @@ def test_a_student_has_the_gradients_that_it_has_with_the_prelu_of_torch(dtype):
         assert (weight.grad - other.grad).norm() <= tolerance * weight.grad.norm() + 1e-6, name
 
 
+def test_an_input_that_autocast_converts_has_the_gradients_of_torch():
+    x = torch.randn(4, 6, 5, 5).to(memory_format=torch.channels_last)
+    gradients = []
+    for layer in (nn.PReLU(6), prelu.replace_prelus(nn.Sequential(nn.PReLU(6)))[0]):
+        with torch.autocast("cpu", torch.bfloat16):
+            output = layer(x.requires_grad_())
+        gradients.append(torch.autograd.grad(output.float().pow(3).sum(), (x, layer.weight)))
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
 def test_a_layer_with_one_weight_stays_as_it_is():
     network = nn.Sequential(nn.PReLU())
     assert type(prelu.replace_prelus(network)[0]) is nn.PReLU

@@ -14,10 +14,15 @@ ELEMENTS_PER_CHUNK = 2**18  # 1 MB in float32
 
 
 class PReLU(nn.PReLU):
-    """torch's PReLU with one weight per channel, for channels-last images. The gradients differ by rounding only."""
+    """torch's PReLU with one weight per channel, for channels-last images. The gradients differ by rounding only.
+
+    For other inputs, and where autocast converts the input, it is torch's.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
-        if not input.is_contiguous(memory_format=torch.channels_last):
+        kind = input.device.type
+        converts = torch.is_autocast_enabled(kind) and input.dtype != torch.get_autocast_dtype(kind)
+        if converts or not input.is_contiguous(memory_format=torch.channels_last):
             return super().forward(input)
         return _PReLUFunction.apply(input, self.weight)
 
