@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -176,7 +177,13 @@ class Drawing(nn.Linear):
 
 
 def test_the_random_numbers_of_a_step_depend_only_on_seed_step_and_rank(monkeypatch):
-    """Those of its two forward passes differ. Those drawn before, as in an uninterrupted run, have no effect."""
+    """Those of its two forward passes differ. Those drawn before or by a loader that starts have no effect."""
+
+    def feed(drawn_before: int) -> Iterator[Batch]:
+        torch.rand(drawn_before)
+        for number in range(2):
+            yield batch(number)._replace(images=batch(number).images.float())
+
     drawn = {}
     for seed, done, rank in [(1, 3, 0), (1, 3, 0), (1, 4, 0), (1, 3, 1), (2, 3, 0)]:
         student = Drawing(PIXELS, SIZE)
@@ -188,6 +195,6 @@ def test_the_random_numbers_of_a_step_depend_only_on_seed_step_and_rank(monkeypa
         )  # fmt: skip
         step = TrainingStep(cfg, Standalone(cfg, CPU), STEPS_PER_EPOCH, TOTAL_BATCH, CPU)
         torch.rand(len(drawn))
-        step((batch(number)._replace(images=batch(number).images.float()) for number in range(2)), done)
+        step(feed(drawn_before=len(drawn)), done)
         assert drawn.setdefault((seed, done, rank), student.drawn) == student.drawn
     assert len({number for numbers in drawn.values() for number in numbers}) == 8
