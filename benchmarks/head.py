@@ -78,7 +78,7 @@ def main() -> None:
         heads[PLAIN] = (PLAIN, args.block[0])
     for classes in args.classes:
         for batch in args.batch:
-            torch.compiler.reset()  # torch should_compile a function for a limited number of shapes
+            torch.compiler.reset()  # torch compiles a function for a limited number of shapes
             steps = {name: head_step(head, batch, classes, dtype, block) for name, (head, block) in heads.items()}
             if DEVICE.type == "cuda":
                 memory = {name: step_memory(step) for name, step in steps.items()}

@@ -36,7 +36,7 @@ from train.batchnorm import replace_batch_norms
 from train.teachers import build_live_teacher
 from train.wrapping import should_compile
 from utils.about import describe_run
-from utils.precision import compute_type
+from utils.precision import compute_type, forbid_tf32
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FORMATS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -51,7 +51,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="number of measured rounds (default: 3)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the config, such as teacher=NAME")
     args = parser.parse_intermixed_args()
-    torch.backends.cudnn.benchmark = True  # as in training
+    torch.backends.cudnn.benchmark = True  # as in training, like the next line
+    forbid_tf32()
     cfg = load_config(overrides=["dataset=custom", *args.overrides])
     print(f"{describe_run()}, {torch.get_num_threads()} CPU thread(s)\n")
     TABLES[args.what](cfg, args)

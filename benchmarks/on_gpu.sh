@@ -9,7 +9,7 @@ unset OPENBLAS_CORETYPE OPENBLAS_L2_SIZE OMP_NUM_THREADS
 if [ -x "$ROOT/$VENV/bin/python" ]; then VENV="$ROOT/$VENV"; fi
 if [ -x "$VENV/bin/python" ]; then PYTHON="$VENV/bin/python"; else PYTHON=$(find_python); fi
 if [ -d "$ROOT/.whl" ]; then
-    (cd "$ROOT" && "$PYTHON" -c 'from benchmarks.on_gpu import missing; print(*missing(), sep="\n")') |
+    (cd "$ROOT" && "$PYTHON" -c 'from benchmarks.gpu.report import missing_packages; print(*missing_packages(), sep="\n")') |
         while read -r requirement; do
             [ -z "$requirement" ] || "$PYTHON" -m pip install --quiet --no-index --find-links "$ROOT/.whl" "$requirement" ||
                 echo "not installed: $requirement" >&2

@@ -24,7 +24,14 @@ def make_plain(head: AdaDistillHead) -> AdaDistillHead:
 
 class _PlainSoftmax(MarginSoftmax):
     def by_blocks(
-        self, f_s: Tensor, norms: Tensor, centers: Tensor, unit_centers: None, labels: Tensor, geo: Tensor
+        self,
+        f_s: Tensor,
+        norm: Tensor,
+        norms: Tensor,
+        centers: Tensor,
+        unit_centers: None,
+        labels: Tensor,
+        geo: Tensor,
     ) -> tuple[Tensor, Tensor]:
         return self(f_s, centers.detach().requires_grad_(), labels, geo)
 

@@ -50,44 +50,50 @@ class MarginSoftmax(nn.Module):
 
         The product with all centers is in the data type of autocast, everything else in that of the centers.
         """
-        bound = self.margin.bound
+        bound, norm = self.margin.bound, f_s.detach().norm(dim=1)
         unit_f_s, unit_centers = F.normalize(f_s, eps=1e-12), F.normalize(centers, eps=1e-12)
         cosines = F.linear(unit_f_s, unit_centers).to(centers.dtype).clamp(-bound, bound)  # [B, C]
-        target, margin = self.target(f_s, self.global_norms(f_s), unit_f_s, unit_centers[labels], geo)
+        target, margin = self.target(norm, self.global_norms(norm), unit_f_s, unit_centers[labels], geo)
         return self.s * cosines.scatter(1, labels[:, None], target[:, None]), margin
 
     def by_blocks(
-        self, f_s: Tensor, norms: Tensor, centers: Tensor, unit_centers: Tensor, labels: Tensor, geo: Tensor
+        self,
+        f_s: Tensor,
+        norm: Tensor,
+        norms: Tensor,
+        centers: Tensor,
+        unit_centers: Tensor,
+        labels: Tensor,
+        geo: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Like `forward`, but by blocks of classes and without a gradient for the centers.
 
-        norms: see `target`; unit_centers [C, D]: the centers at unit length, in the data type of the matrix products.
+        norm, norms: see `target`; unit_centers [C, D]: the centers at unit length, in the data type of the products.
         """
         unit_f_s = F.normalize(f_s, eps=1e-12)
-        target, margin = self.target(f_s, norms, unit_f_s, F.normalize(centers[labels], eps=1e-12), geo)
+        target, margin = self.target(norm, norms, unit_f_s, F.normalize(centers[labels], eps=1e-12), geo)
         losses = block_cross_entropy(
             unit_f_s, target, unit_centers, labels, self.s, self.margin.bound, self._add_block
         )  # [B]
         return losses.mean(), margin
 
     def target(
-        self, f_s: Tensor, norms: Tensor, unit_f_s: Tensor, unit_w_y: Tensor, geo: Tensor
+        self, norm: Tensor, norms: Tensor, unit_f_s: Tensor, unit_w_y: Tensor, geo: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The target's cosine with the margin in it [B], and the margin [B].
 
-        f_s [B, D] raw; norms [global B], see `global_norms`; unit_f_s [B, D]; unit_w_y [B, D], the unit center of each
-        sample's class; geo [B].
+        norm [B]: lengths of the raw embeddings; norms [global B]: see `global_norms`; unit_f_s [B, D]; unit_w_y [B, D],
+        the unit center of each sample's class; geo [B].
         """
         bound = self.margin.bound
         cos_y = (unit_f_s * unit_w_y).sum(1).clamp(-bound, bound)
-        return self.margin(cos_y, f_s.detach().norm(dim=1), norms, geo)
+        return self.margin(cos_y, norm, norms, geo)
 
-    def global_norms(self, f_s: Tensor) -> Tensor:
-        """The lengths of the raw embeddings of all ranks [global B].
+    def global_norms(self, norm: Tensor) -> Tensor:
+        """The lengths of the raw embeddings of all ranks [global B], from those of this rank, `norm` [B].
 
-        In eval mode, or if the margin does not need them, only those of this rank [B].
+        In eval mode, or if the margin does not need them, only those of this rank.
         """
-        norm = f_s.detach().norm(dim=1)
         return all_gather(norm) if self.training and self.margin.needs_global_norms else norm
 
 
@@ -163,27 +169,28 @@ class AdaDistillHead(Head):
         student, teacher: raw embeddings [B, D], of any floating type; labels: int64 [B].
         """
         f_s, f_t = student.to(self.centers.dtype), teacher.detach().to(self.centers.dtype)
+        norm = f_s.detach().norm(dim=1)  # [B]
         with torch.no_grad():
             conf_t = confidence(self.centers[labels], f_t)  # [B], like cos_st, alpha, penalty and geo
             cos_st = similarity(f_s, f_t)
             alpha = update_weight(conf_t, cos_st, self.adaptive_alpha)
             if self.training and self.moving:
                 # One collective for everything that the ranks share.
-                *update, norms = all_gather_rows(labels, alpha, teacher_term(f_t, alpha), f_s.norm(dim=1))
+                *update, norms = all_gather_rows(labels, alpha, teacher_term(f_t, alpha), norm)
                 self._move_centers(*update)
             else:
-                norms = self.softmax.global_norms(f_s)
+                norms = self.softmax.global_norms(norm)
             penalty = geo = torch.zeros_like(cos_st)
             if self.geometry is not None:
                 penalty, geo = self.geometry(conf_t, cos_st, self.epoch)
         unit_centers = self.unit_centers.get(self.centers)  # [C, D]
-        loss, margin = self.softmax.by_blocks(f_s, norms, self.centers, unit_centers, labels, geo)
+        loss, margin = self.softmax.by_blocks(f_s, norm, norms, self.centers, unit_centers, labels, geo)
         loss = loss + self.feature_kd_weight * self.feature_kd(f_s, f_t)
         stats = {
             "alpha": alpha, "conf_t": conf_t, "cos_st": cos_st, "margin": margin,
             "geom_penalty": penalty, "geom_penalty_weighted": geo,
         }  # fmt: skip
-        return HeadOutput(loss, {"loss": loss.detach(), **_means(stats), **_norms(f_s)})
+        return HeadOutput(loss, {"loss": loss.detach(), **_means(stats), **_norms(norm)})
 
     def _move_centers(self, labels: Tensor, alpha: Tensor, teacher_terms: Tensor) -> None:
         self.unit_centers.get(self.centers)  # computes all rows if needed; after that, only moved rows are updated
@@ -214,14 +221,15 @@ class TrainedCentersHead(Head):
         """The loss and statistics of this rank's part of the batch. student: raw [B, D]; labels: int64 [B]."""
         f_s = student.to(self.centers.dtype)
         loss, margin = self.softmax(f_s, self.centers, labels, torch.zeros_like(f_s[:, 0]))
-        return HeadOutput(loss, {"loss": loss.detach(), **_means({"margin": margin}), **_norms(f_s)})
+        return HeadOutput(
+            loss, {"loss": loss.detach(), **_means({"margin": margin}), **_norms(f_s.detach().norm(dim=1))}
+        )
 
 
 def _means(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().mean() for name, value in values.items()}
 
 
-def _norms(f_s: Tensor) -> dict[str, Tensor]:
-    """Mean and population standard deviation of the lengths of this rank's raw embeddings."""
-    norm = f_s.detach().norm(dim=1)
+def _norms(norm: Tensor) -> dict[str, Tensor]:
+    """Mean and population standard deviation of the lengths of this rank's raw embeddings, [B]."""
     return {"norm_mean": norm.mean(), "norm_std": norm.std(correction=0)}

@@ -121,8 +121,8 @@ def test_no_gradient_flows_through_the_term():
     first, second = (student.clone().requires_grad_() for _ in range(2))
     head(first, teacher, labels).loss.backward()
     geo = head.geometry(*confidence_and_similarity(head, student, teacher, labels), head.epoch)[1]
-    unit_centers = head.unit_centers.get(head.centers)
-    head.softmax.by_blocks(second, second.norm(dim=1), head.centers, unit_centers, labels, geo)[0].backward()
+    unit_centers, norm = head.unit_centers.get(head.centers), second.detach().norm(dim=1)
+    head.softmax.by_blocks(second, norm, norm, head.centers, unit_centers, labels, geo)[0].backward()
     assert torch.equal(first.grad, second.grad)
 
 

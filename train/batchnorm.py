@@ -4,12 +4,14 @@ torch's layers count the batches one by one, with a kernel each. torch's SyncBat
 GPU in every layer. Those here have the same names, weights and results.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from train.layers import replace_layers
 from utils.distributed import sum_over_ranks, world_size
 
 
@@ -64,21 +66,19 @@ def replace_batch_norms(network: nn.Module, synchronised: bool) -> nn.Module:
     take the statistics over all ranks.
     """
     kind = SyncBatchNorm if synchronised and world_size() > 1 else BatchNorm
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            # Not their subclasses, which may do more, nor layers whose averages depend on the counter.
-            if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d) and child.momentum is not None:
-                setattr(parent, name, _replacement(child, kind))
+    replace_layers(network, partial(_replacement, kind))
     if any(isinstance(layer, BatchNorm) for layer in network.modules()):
         network.register_forward_pre_hook(_count_batch)
     return network
 
 
-def _replacement(layer: nn.BatchNorm1d | nn.BatchNorm2d, kind: type[BatchNorm]) -> BatchNorm:
+def _replacement(kind: type[BatchNorm], layer: nn.Module) -> BatchNorm | None:
+    # Not for subclasses, which may do more, nor for layers whose averages depend on the counter.
+    if type(layer) not in (nn.BatchNorm1d, nn.BatchNorm2d) or layer.momentum is None:
+        return None
     new = kind(layer.num_features, layer.eps, layer.momentum, layer.affine)
     new.load_state_dict(layer.state_dict())
-    for parameter, original in zip(new.parameters(), layer.parameters(), strict=True):
-        parameter.requires_grad = original.requires_grad
+    new.weight, new.bias = layer.weight, layer.bias  # with their requires_grad
     return new
 
 

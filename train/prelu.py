@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from train.layers import replace_layers
+
 ELEMENTS_PER_CHUNK = 2**18  # 1 MB in float32
 
 
@@ -55,10 +57,13 @@ class _PReLUFunction(torch.autograd.Function):
 
 def replace_prelus(network: nn.Module) -> nn.Module:
     """Replace torch's PReLU layers with one weight per channel by those of this file, in place. Returns the network."""
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.PReLU and child.num_parameters > 1:
-                layer = PReLU(child.num_parameters)
-                layer.weight = child.weight
-                setattr(parent, name, layer)
+    replace_layers(network, _replacement)
     return network
+
+
+def _replacement(layer: nn.Module) -> PReLU | None:
+    if type(layer) is not nn.PReLU or layer.num_parameters == 1:
+        return None
+    new = PReLU(layer.num_parameters)
+    new.weight = layer.weight
+    return new

@@ -15,7 +15,7 @@ from data.dataset import FaceDataset
 from data.images import PREPROCESSING
 from data.teacher_cache import Description, EmbeddingError, EmbeddingFile
 from data.teacher_cache_writer import EmbeddingWriter
-from eval.embeddings import embed_batches
+from eval.embeddings import batches_of_rank, embed_batches
 from train.wrapping import maybe_compile
 from utils.about import describe_run
 from utils.distributed import on_rank_0, rank, world_size
@@ -100,8 +100,7 @@ def _embed_dataset(cfg: EasyDict, dataset: FaceDataset, device: torch.device, de
     with EmbeddingWriter(cfg.teacher_embeddings, description) as writer:
         done = len(dataset) - len(writer.remaining)
         bar = tqdm(total=len(dataset), initial=done, desc="teacher embeddings", unit="image", disable=rank() != 0)
-        starts = range(rank() * cfg.val_batch_size, len(writer.remaining), world_size() * cfg.val_batch_size)
-        batches = [writer.remaining[start : start + cfg.val_batch_size] for start in starts]
+        batches = [writer.remaining[rows] for rows in batches_of_rank(len(writer.remaining), cfg.val_batch_size)]
         pays_off = sum(map(len, batches)) >= MIN_IMAGES_TO_COMPILE
         compiled_teacher = maybe_compile(teacher, cfg.compile, device) if pays_off else teacher
 

@@ -1,20 +1,14 @@
 """Checks of training on this machine's GPU, or on the CPU if there is none. benchmarks/on_gpu.sh runs all of them.
 
-    python benchmarks/gpu_checks.py steps
-    python benchmarks/gpu_checks.py safety --quick    # tiny sizes
-    python benchmarks/gpu_checks.py lfw train/train_AdaDistill.py num_epoch=12    # needs FACE_DATA
+    python benchmarks/gpu/checks.py steps
+    python benchmarks/gpu/checks.py safety --quick    # tiny sizes
 
 Each check prints a table. The exit code is 1 if a value is above its limit.
 """
 
 import argparse
 import json
-import math
-import os
-import platform
-import runpy
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
@@ -37,7 +31,6 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.memory import host_peak_bytes
 from benchmarks.training_inputs import make_inputs
 from config import load_config
-from config.conflicts import STANDALONE
 from data.dataset import build_dataset
 from data.loader import Batch, TrainingLoader
 from data.recordio import write_record_set
@@ -45,7 +38,6 @@ from demo.make_demo_data import encoded_face
 from train.loop import Trainer
 from train.tasks import Distillation, Standalone
 from train.wrapping import missing_for_compiling
-from utils.about import processor, run_facts
 from utils.distributed import process_group
 
 CPU = torch.device("cpu")
@@ -67,7 +59,7 @@ class Limits:
     """A table of values with their limits. At the end of the block, ends the process if a value is above its limit."""
 
     def __enter__(self) -> "Limits":
-        print("| value | is | at most |\n|---|---|---|", flush=True)
+        print("| value | measured | at most |\n|---|---|---|", flush=True)
         self._exceeded: list[str] = []
         return self
 
@@ -86,42 +78,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("check", choices=CHECKS, help="which check")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and few steps")
-    parser.add_argument("more", nargs="*", help="for lfw: the training script, and keys of the config (key=value)")
-    args = parser.parse_intermixed_args()
-    if bool(args.more) != (args.check == "lfw"):
-        parser.error("lfw takes a training script and keys of the config, the other checks take no argument")
-    CHECKS[args.check](args.quick, *args.more)
-
-
-def machine(quick: bool) -> None:
-    """What this machine is; on a GPU, a small function is compiled."""
-    on_gpu = torch.cuda.is_available()
-    facts = {"device": "cpu"}
-    if on_gpu:
-        card = torch.cuda.get_device_properties(0)
-        facts = {
-            "device": "cuda",
-            "card": f"{card.name}, {card.total_memory / 1e9:.0f} GB, capability {card.major}.{card.minor}, "
-            f"{card.multi_processor_count} multiprocessors; {torch.cuda.device_count()} card(s)",
-            "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"),
-            "CUDA, cuDNN, NCCL": f"{torch.version.cuda}, {torch.backends.cudnn.version()}, "
-            f"{'.'.join(map(str, torch.cuda.nccl.version()))}",
-            "missing for torch.compile": ", ".join(missing_for_compiling(torch.device("cuda", 0))) or "nothing",
-        }
-    facts |= {
-        "versions": run_facts()["versions"],
-        "commit": _output("git", "-C", str(ROOT), "describe", "--always", "--dirty"),
-        "CPU": processor(),
-        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB",
-        "system": platform.platform(),
-    }
-    print("| fact | value |\n|---|---|")
-    for name, value in facts.items():
-        print(f"| {name} | {value} |", flush=True)
-    if on_gpu and not missing_for_compiling(torch.device("cuda", 0)):
-        start, x = time.perf_counter(), torch.arange(5.0, device="cuda")
-        torch.testing.assert_close(torch.compile(lambda x: 2 * x.sin() + 1)(x), 2 * x.sin() + 1)
-        print(f"| compiling a small function | {time.perf_counter() - start:.1f} s |")
+    args = parser.parse_args()
+    CHECKS[args.check](args.quick)
 
 
 def steps(quick: bool) -> None:
@@ -224,35 +182,6 @@ def rank(quick: bool) -> None:
         limits.row("a run of two steps: steps missing", 2 - trainer.step, 0)
 
 
-def lfw(quick: bool, script: str, *overrides: str) -> None:
-    """Train on real faces with config/lfw.py; prints the accuracy after each epoch."""
-    tiny = ["batch_size=8", "width=0.125", "max_steps=3", "log_every=1", "val_num_workers=0", "run_eval_at_start=True"]
-    overrides = ["keep_checkpoints=1", "log_every=33", *overrides, *(tiny if quick else [])]
-    output = load_config("config/lfw.py", overrides, STANDALONE).output
-    sys.argv = [script, "--config", "config/lfw.py", *overrides]
-    try:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-    finally:  # also after an error or a signal, for the epochs that have ended
-        print_epochs(Path(output, "metrics.jsonl"))
-
-
-def print_epochs(path: Path) -> None:
-    """Print the accuracy of each evaluation in metrics.jsonl, with the loss and the speed of the steps before it."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    print("\n| step | accuracy [%] | loss, mean | images/s, median |\n|---|---|---|---|")
-    losses, speeds = [], []
-    for entry in map(json.loads, lines):
-        values = {name: math.nan if value is None else value for name, value in entry.items()}
-        if values["kind"] == "training":
-            losses.append(values["loss"])
-            speeds.append(values["images_per_second"])
-            continue
-        accuracy = next(value for name, value in values.items() if name.endswith("Accuracy-Flip"))
-        before = f"{statistics.mean(losses):.2f} | {statistics.median(speeds):,.0f}" if losses else " | "
-        print(f"| {values['step']} | {100 * accuracy:.2f} | {before} |", flush=True)
-        losses, speeds = [], []
-
-
 @contextmanager
 def _small_set(quick: bool) -> Iterator[list[str]]:
     """Write a set of drawn faces for STEPS steps. Yields the overrides of a run with the teacher of the demo."""
@@ -328,16 +257,7 @@ def relative_differences(values: list[float], wanted: list[float]) -> list[float
     return [abs(one / other - 1) for one, other in zip(values, wanted, strict=True)]
 
 
-def _output(*command: str) -> str:
-    """The first line that a command prints."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return next(iter(done.stdout.splitlines()), "unknown")
-
-
-CHECKS = {check.__name__: check for check in (machine, steps, safety, memory, rank, lfw)}
+CHECKS = {check.__name__: check for check in (steps, safety, memory, rank)}
 
 
 if __name__ == "__main__":
