@@ -1,7 +1,7 @@
 """The vision transformers of CVLFace, with the key names of the releases; one of them with KP-RPE.
 
-KP-RPE, keypoint relative position encoding: Kim, Su, Liu, Jain, Liu, CVPR 2024. Its buckets of positions: Wu, Peng, Chen,
-Fu, Chao, ICCV 2021 (iRPE, product method).
+KP-RPE is keypoint relative position encoding (Kim, Su, Liu, Jain, Liu, CVPR 2024). Its buckets of offsets are those of
+iRPE's product method (Wu, Peng, Chen, Fu, Chao, ICCV 2021).
 """
 
 import math
@@ -134,7 +134,7 @@ class CVLFaceKPRPE(CVLFaceViT):
         self.keypoint_linear = nn.Linear(10, shape.depth * shape.heads * BUCKETS**2)
         self.register_module("landmark_network", None)
         self.register_buffer("patch_centers", _patch_centers(), persistent=False)  # [196, 1, 2]
-        self.register_buffer("buckets", _buckets(), persistent=False)  # [196, 196]
+        self.register_buffer("entries", _entries(), persistent=False)  # [196 * 196]
 
     def landmarks(self, x: Tensor) -> Tensor:
         """The key points [B, 5, 2] of the images."""
@@ -157,7 +157,7 @@ class CVLFaceKPRPE(CVLFaceViT):
         rows = slice(block * self.heads * BUCKETS**2, (block + 1) * self.heads * BUCKETS**2)
         of_buckets = F.linear(differences, self.keypoint_linear.weight[rows], self.keypoint_linear.bias[rows])
         of_buckets = of_buckets.unflatten(2, (self.heads, -1)).transpose(1, 2)  # [B, heads, 196, 49]
-        return of_buckets.gather(3, self.buckets.expand(*of_buckets.shape[:3], -1))
+        return of_buckets.flatten(2).index_select(2, self.entries).unflatten(2, (SIDE**2, -1))
 
 
 def _patch_centers() -> Tensor:
@@ -166,8 +166,11 @@ def _patch_centers() -> Tensor:
     return torch.cartesian_prod(centers, centers).flip(1)[:, None]
 
 
-def _buckets() -> Tensor:
-    """The bucket of the offset from patch j to patch i, int64 [196, 196]: 7 buckets for rows times 7 for columns."""
+def _entries() -> Tensor:
+    """For patches i and j, where the bias is among the 49 buckets of each of 196 patches: int64 [196 * 196].
+
+    The bucket belongs to the offset from j to i: 7 buckets for rows times 7 for columns.
+    """
     half = BUCKETS // 2
     ratio = 1.9  # offsets up to 1.9 have a bucket of their own, larger ones share buckets by their logarithm
 
@@ -179,7 +182,8 @@ def _buckets() -> Tensor:
 
     one_axis = torch.tensor([[bucket(i - j) for j in range(SIDE)] for i in range(SIDE)], device="cpu")  # [14, 14]
     rows, columns = one_axis[:, None, :, None], one_axis[None, :, None, :]
-    return (rows * BUCKETS + columns).reshape(SIDE**2, SIDE**2)
+    of_patch = torch.arange(SIDE**2, device="cpu")[:, None] * BUCKETS**2
+    return (of_patch + (rows * BUCKETS + columns).reshape(SIDE**2, SIDE**2)).flatten()
 
 
 def build(cfg: EasyDict) -> CVLFaceViT:

@@ -6,7 +6,7 @@
 
 student: forward and backward pass in channels-last and in contiguous format; then its depthwise convolutions, in GB/s
 of the bytes that must be moved, compared with a copy of the input. teacher: forward pass, and how well the compiled
-network agrees with the eager one. embedding: what an evaluation does, from records to the embeddings of images and
+network agrees with the eager one; for a teacher with KP-RPE also the network that finds its key points. embedding: what an evaluation does, from records to the embeddings of images and
 mirror images. Times are medians over rounds in which all alternatives take turns. Weights are random.
 """
 
@@ -122,12 +122,15 @@ def teacher(cfg: EasyDict, args: argparse.Namespace) -> None:
     steps = {how: partial(_embed, cfg, run, images) for how, run in _eager_and_compiled(cfg, network).items()}
     with torch.no_grad():
         embeddings = {how: step().float() for how, step in steps.items()}
+        cosines = {how: F.cosine_similarity(found, embeddings["eager"]).min() for how, found in embeddings.items()}
+        if hasattr(network, "landmarks"):
+            steps["eager, key points only"] = partial(_embed, cfg, network.landmarks, images)
         times = median_seconds(steps, DEVICE, args.rounds, args.calls)
     print("| teacher | how | ms | images/s | smallest cosine to eager |\n|---|---|---|---|---|")
     for how, seconds in times.items():
-        cosine = F.cosine_similarity(embeddings[how], embeddings["eager"]).min().item()
-        speed = f"{1000 * seconds:.2f} | {args.batch / seconds:,.0f}"
-        print(f"| {cfg.teacher} | {how} | {speed} | {cosine:.5f} |", flush=True)
+        speed = f"{1000 * seconds:.2f} | {args.batch / seconds:,.1f}"
+        cosine = f"{cosines[how]:.5f}" if how in cosines else ""
+        print(f"| {cfg.teacher} | {how} | {speed} | {cosine} |", flush=True)
 
 
 def _embed(cfg: EasyDict, run: Callable, images: Tensor) -> Tensor:
