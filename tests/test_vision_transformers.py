@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from easydict import EasyDict
+from fake_cuda import GPU, NeverWaits, fake_cuda
 from golden_networks import (
     CVLFACE_VIT,
     GOLDEN,
@@ -36,6 +37,7 @@ from data.teacher_cache import EmbeddingError
 from train.loop import Trainer
 from train.tasks import Distillation
 from train.teachers import build_cached_teacher, build_live_teacher
+from utils.precision import cast_products
 
 CPU = torch.device("cpu")
 KPRPE = "cvlface_vit_base_kprpe"
@@ -134,6 +136,20 @@ def test_the_live_teacher_in_bfloat16_keeps_norms_and_key_points_in_float32(cfg)
         assert_same(live.landmarks(images).numpy(), landmarks)
         embeddings = live(images).float()
     assert torch.cosine_similarity(embeddings, build_teacher(cfg)(images)).min() > 0.999
+
+
+@pytest.mark.skipif(not torch.__version__.startswith("2.14."), reason="fake_cuda.py depends on internals of torch 2.14")
+@torch.no_grad()
+def test_a_teacher_with_kprpe_mixes_no_devices_and_never_waits_on_a_gpu(narrow):
+    with fake_cuda():
+        teacher = NETWORKS[KPRPE](EasyDict(settings(), network=KPRPE)).eval()
+        teacher.landmark_network = LandmarkNetwork().eval()
+        teacher = cast_products(teacher, torch.bfloat16).to(GPU, memory_format=torch.channels_last)
+        images = torch.empty(4, 3, 112, 112, device=GPU).contiguous(memory_format=torch.channels_last)
+        with NeverWaits(), torch.autocast("cuda", torch.bfloat16):
+            landmarks, embeddings = teacher.landmarks(images), teacher(images)
+        assert (landmarks.shape, landmarks.dtype, landmarks.device) == ((4, 5, 2), torch.float32, GPU)
+        assert (embeddings.shape, embeddings.device) == ((4, 512), GPU)
 
 
 def test_a_teacher_with_kprpe_is_described_with_the_checksum_of_its_landmark_network(cfg, tmp_path):
