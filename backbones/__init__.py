@@ -6,11 +6,12 @@ import torch
 from easydict import EasyDict
 from torch import nn
 
+from backbones.cvlface_landmarks import LandmarkNetwork
 from backbones.loading import load_weights
 from backbones.teacher import Release, load
 from config import names
 
-NETWORKS: dict[str, Callable[[EasyDict], nn.Module]] = names.resolve(names.NETWORKS)
+NETWORKS: dict[str, Callable[[EasyDict], nn.Module]] = names.resolve(names.NETWORKS | names.TEACHER_NETWORKS)
 TEACHERS: dict[str, Callable[[EasyDict], Release]] = names.resolve(names.TEACHERS)
 
 
@@ -42,8 +43,26 @@ def build_teacher(cfg: EasyDict, release: Release | None = None) -> nn.Module:
     teacher never has random weights: raises WeightsError if they are missing or do not fit.
     """
     release = release or find_teacher(cfg)
-    with torch.device("meta"):  # allocates no weights and draws no random numbers
-        network = NETWORKS[release.network](EasyDict(cfg, network=release.network, width=cfg.teacher_width, SE=False))
-    network.to_empty(device="cpu")
+    settings = EasyDict(cfg, network=release.network, width=cfg.teacher_width, SE=False)
+    network = _without_weights(lambda: NETWORKS[release.network](settings))
     load(network, release, cfg.teacher_width)
+    if release.landmarks:
+        network.landmark_network = _without_weights(LandmarkNetwork)
+        load(network.landmark_network, release.landmarks, cfg.teacher_width)
+        network.loaded += f"; key points by {release.landmarks.origin}: {network.landmark_network.loaded}"
     return network.eval().requires_grad_(False)
+
+
+def _without_weights(build: Callable[[], nn.Module]) -> nn.Module:
+    """A network that draws no random numbers: its weights are still undefined, its constant buffers are not.
+
+    Such buffers are not in the state dict. They name the device "cpu".
+    """
+    with torch.device("meta"):
+        network = build()
+    constants = {name: buffer for name, buffer in network.named_buffers() if not buffer.is_meta}
+    network.to_empty(device="cpu")
+    for name, buffer in network.named_buffers():
+        if name in constants:
+            buffer.copy_(constants[name])
+    return network

@@ -1,6 +1,7 @@
 """Download weights from the Hugging Face hub, with an error message for each kind of failure that says what to do."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
@@ -24,17 +25,17 @@ class MissingWeights(WeightsError):
 _TOKEN = "set the environment variable HF_TOKEN to a token of your account, or run `hf auth login`"
 _BY_HAND = (
     "With a network, run `hf download {repository} {files} --revision {revision} --local-dir FOLDER`, copy FOLDER "
-    "here and set pretrained_teacher_path=FOLDER"
+    "here and set {path_key}=FOLDER"
 )
 # Error of huggingface_hub -> what is wrong and what to do. The first match counts, so subclasses come before their base
 # classes. HTTPError stands for broken connections, RuntimeError for errors of hf_xet, the storage client.
 _FAILURES: dict[type[Exception], str] = {
     GatedRepoError: f"is gated: accept its terms on its page, then {_TOKEN}",
     RevisionNotFoundError: "has no revision {revision!r}: teacher_revision is a branch, a tag or a commit",
-    RepositoryNotFoundError: f"does not exist or is private: check teacher_repo_id; for a private one, {_TOKEN}",
-    HFValidationError: "is not the name of a repository, which is owner/name: check teacher_repo_id",
+    RepositoryNotFoundError: f"does not exist or is private: check {{repository_key}}; for a private one, {_TOKEN}",
+    HFValidationError: "is not the name of a repository, which is owner/name: check {repository_key}",
     LocalEntryNotFoundError: "is not in the cache, and the hub cannot be reached ({reason}). {by_hand}",
-    EntryNotFoundError: "has no {file}, so it is no CVLFace release: check teacher_repo_id and teacher_revision",
+    EntryNotFoundError: "has no {file} at {revision!r}, so it is no CVLFace release: check {repository_key}",
     HfHubHTTPError: f"cannot be downloaded ({{reason}}). For an error 401, {_TOKEN}. {{by_hand}}",
     OSError: "cannot be downloaded ({reason}). {by_hand}",
     HTTPError: "cannot be downloaded ({reason}). {by_hand}",
@@ -44,19 +45,28 @@ _FAILURES: dict[type[Exception], str] = {
 _MISTAKES = (RevisionNotFoundError, HFValidationError)
 
 
-def download(repository: str, file: str, revision: str, cache: str | None, files: tuple[str, ...]) -> Path:
+class Keys(NamedTuple):
+    """The keys of the config that name the weights on this machine, and their repository on the hub."""
+
+    path: str
+    repository: str
+
+
+def download(repository: str, file: str, revision: str, cache: str | None, files: tuple[str, ...], keys: Keys) -> Path:
     """Download a file of a repository if it is not in the cache yet. Returns its path in the cache.
 
     revision: a branch, a tag or a commit. cache: the folder of the cache; None: the one of huggingface_hub. files: the
-    files that the user has to download by hand if this fails. Raises WeightsError for a mistake in the config, and
-    MissingWeights for all other failures.
+    files that the user has to download by hand if this fails. keys: the keys that messages name. Raises WeightsError
+    for a mistake in the config, and MissingWeights for all other failures.
     """
     try:
         return Path(hf_hub_download(repository, file, revision=revision, cache_dir=cache))
     except tuple(_FAILURES) as error:
         failure = next(text for failed, text in _FAILURES.items() if isinstance(error, failed))
-        by_hand = _BY_HAND.format(repository=repository, files=" ".join(files), revision=revision)
-        message = failure.format(revision=revision, file=file, reason=_reason(error), by_hand=by_hand)
+        by_hand = _BY_HAND.format(repository=repository, files=" ".join(files), revision=revision, path_key=keys.path)
+        message = failure.format(
+            revision=revision, file=file, reason=_reason(error), by_hand=by_hand, repository_key=keys.repository
+        )
         raised = WeightsError if isinstance(error, _MISTAKES) else MissingWeights
         raise raised(f"{repository}: {message}") from error
 

@@ -1,14 +1,13 @@
 """Find the weights of a teacher on disk or on the Hugging Face hub, and load them. No code is downloaded."""
 
-import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import yaml
 from easydict import EasyDict
 from torch import nn
 
-from backbones.hub import MissingWeights, download
+from backbones.hub import Keys, MissingWeights, download
 from backbones.loading import load_weights
 from utils.file_kinds import describe_other_kind
 from utils.files import sha256
@@ -20,10 +19,23 @@ REPOSITORIES = {
     "cvlface_ir18": "minchul/cvlface_adaface_ir18_webface4m",
     "cvlface_ir50": "minchul/cvlface_adaface_ir50_webface4m",
     "cvlface_ir101": "minchul/cvlface_adaface_ir101_webface12m",
+    "cvlface_vit_small": "minchul/cvlface_adaface_vit_small_webface4m",
+    "cvlface_vit_base": "minchul/cvlface_adaface_vit_base_webface4m",
+    "cvlface_vit_base_kprpe": "minchul/cvlface_adaface_vit_base_kprpe_webface4m",
 }
 WEIGHTS, DESCRIPTION = "model.safetensors", "pretrained_model/model.yaml"
-_NAMES = [name.removeprefix("cvlface_") for name in REPOSITORIES]  # in model.yaml
-_SUPPORTED = f"(expected {', '.join(_NAMES)}); take an IR release, such as {REPOSITORIES['cvlface_ir50']}"
+LANDMARK_NETWORK = "cvlface_dfa_mobilenet"
+# The name in model.yaml, and whether it has the entry rpe_config -> the network. CVLFace calls its vision transformers
+# "small" and "base".
+_NETWORKS = {(name.removeprefix("cvlface_"), False): name for name in REPOSITORIES if "kprpe" not in name}
+_NETWORKS |= {("small", False): "cvlface_vit_small", ("base", False): "cvlface_vit_base"}
+_NETWORKS |= {("base", True): "cvlface_vit_base_kprpe", ("vit_base", True): "cvlface_vit_base_kprpe"}
+_SUPPORTED = (
+    f"(expected {', '.join(dict.fromkeys(name for name, _ in _NETWORKS))}; with rpe_config: base); take another "
+    f"release, such as {REPOSITORIES['cvlface_ir50']}"
+)
+_TEACHER_KEYS = Keys("pretrained_teacher_path", "teacher_repo_id")
+_LANDMARK_KEYS = Keys("landmarks_path", "landmarks_repo_id")
 
 
 class Release(NamedTuple):
@@ -31,7 +43,7 @@ class Release(NamedTuple):
 
     network: name in the table NETWORKS; weights: the file; origin: where the file came from; bgr: whether the weights
     were trained on BGR images; prefix: the end that the prefix of the keys must have, because it shows that the file is
-    AdaFace's; "" for no condition.
+    AdaFace's; "" for no condition; landmarks: the weights of the network that finds its key points, if it needs them.
     """
 
     network: str
@@ -39,11 +51,16 @@ class Release(NamedTuple):
     origin: str
     bgr: bool = False
     prefix: str = ""
+    landmarks: Optional["Release"] = None
 
     def describe(self) -> dict[str, str]:
-        """Network, checksum and colours, which distinguish these weights from all others, and their origin."""
+        """Network, checksums and colours, which distinguish this teacher from all others, and the weights' origin."""
         colours = "BGR" if self.bgr else "RGB"
-        return {"network": self.network, "sha256": sha256(self.weights), "colours": colours, "origin": self.origin}
+        described = {"network": self.network, "sha256": sha256(self.weights), "colours": colours, "origin": self.origin}
+        if self.landmarks:
+            described["landmarks_sha256"] = sha256(self.landmarks.weights)
+            described["landmarks_origin"] = self.landmarks.origin
+        return described
 
 
 def find_plain(cfg: EasyDict) -> Release:
@@ -60,8 +77,14 @@ def find_cvlface(cfg: EasyDict) -> Release:
     """A CVLFace release in a folder or on the Hugging Face hub, or a checkpoint of AdaFace. Raises WeightsError.
 
     The model.yaml of a release names the network and its colours; cfg.teacher is then ignored. For a checkpoint of
-    AdaFace, cfg.teacher names the network, and the colours are BGR.
+    AdaFace, cfg.teacher names the network, and the colours are BGR. A network with KP-RPE comes with its landmark
+    network.
     """
+    release = _find_release(cfg)
+    return release._replace(landmarks=_find_landmarks(cfg)) if release.network.endswith("kprpe") else release
+
+
+def _find_release(cfg: EasyDict) -> Release:
     path = Path(cfg.pretrained_teacher_path)
     if not cfg.pretrained_teacher_path:
         repository = cfg.teacher_repo_id or REPOSITORIES[cfg.teacher]
@@ -79,18 +102,33 @@ def find_cvlface(cfg: EasyDict) -> Release:
 
 def _find_on_hub(repository: str, revision: str, cache: str | None) -> Release:
     """Download the description first, because it shows whether the network is supported; then the weights."""
-    if "vit" in re.split(r"[\W_]+", repository.lower().rpartition("/")[2]):
-        raise WeightsError(f"{repository}: a vision transformer {_SUPPORTED}")
     files = WEIGHTS, DESCRIPTION
-    description = download(repository, DESCRIPTION, revision, cache, files)
+    description = download(repository, DESCRIPTION, revision, cache, files, _TEACHER_KEYS)
     network, bgr = _described_network(description)
     commit = description.parents[1].name  # the cache keeps files under snapshots/<commit>
-    weights = download(repository, WEIGHTS, commit, cache, files)  # of the same commit, even if the branch has moved
+    # Of the same commit, even if the branch has moved.
+    weights = download(repository, WEIGHTS, commit, cache, files, _TEACHER_KEYS)
     return Release(network, weights, f"{repository}@{commit}", bgr)
 
 
+def _find_landmarks(cfg: EasyDict) -> Release:
+    """The landmark network in a file, in a folder or on the hub. Raises WeightsError."""
+    if not cfg.landmarks_path:
+        repository = cfg.landmarks_repo_id
+        weights = download(repository, WEIGHTS, "main", cfg.teacher_cache or None, (WEIGHTS,), _LANDMARK_KEYS)
+        return Release(LANDMARK_NETWORK, weights, f"{repository}@{weights.parent.name}")
+    path = Path(cfg.landmarks_path)
+    weights = path / WEIGHTS if path.is_dir() else path
+    if not weights.is_file():
+        raise MissingWeights(
+            f"{weights}: no such file; set landmarks_path to the weights of CVLFace's landmark network ({WEIGHTS}) or "
+            "to their folder"
+        )
+    return Release(LANDMARK_NETWORK, weights, str(path))
+
+
 def load(network: nn.Module, release: Release, width: float) -> None:
-    """Copy the weights of the release into `network`, which was built with this width.
+    """Copy the weights of the release, without its landmark network, into `network`, which was built with this width.
 
     Raises WeightsError if a key, a shape or a value does not fit, or if the colours of the weights are unknown.
     """
@@ -126,8 +164,10 @@ def _described_network(path: Path) -> tuple[str, bool]:
         raise WeightsError(f"{path}: not YAML ({str(error).splitlines()[0]}); download it again") from error
     values = content if isinstance(content, dict) else {}
     name, color_space = values.get("name"), values.get("color_space")
-    if name not in _NAMES:
-        raise WeightsError(f"{path}: name is {name!r} {_SUPPORTED}")
+    kprpe = values.get("rpe_config") is not None
+    network = _NETWORKS.get((str(name), kprpe))
+    if network is None:
+        raise WeightsError(f"{path}: name is {name!r}{' with rpe_config' if kprpe else ''} {_SUPPORTED}")
     if color_space not in ("RGB", "BGR"):
         raise WeightsError(f"{path}: color_space is {color_space!r} (expected RGB or BGR); take another release")
-    return f"cvlface_{name}", color_space == "BGR"
+    return network, color_space == "BGR"

@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from easydict import EasyDict
 from safetensors.torch import save_file
+from torch import nn
 
 from backbones import NETWORKS
+from backbones.cvlface_landmarks import LandmarkNetwork
 from config import load_config
 from data.dataset import build_dataset
 from data.recordio import write_record_set
@@ -29,14 +31,17 @@ def make_inputs(folder: Path, images: int, classes: int, given: list[str]) -> tu
     faces = [encoded_face((0, number, 0, 0.3)) for number in range(min(images, 512))]
     labels = np.arange(images) * classes // images
     write_record_set(folder, (faces[number % len(faces)] for number in range(images)), labels, classes)
-    network = NETWORKS[cfg.teacher](EasyDict(cfg, network=cfg.teacher))
     (folder / "pretrained_model").mkdir()
-    name = cfg.teacher.removeprefix("cvlface_")
-    (folder / "pretrained_model" / "model.yaml").write_text(f"name: {name}\ncolor_space: RGB\n", encoding="utf-8")
-    save_file({f"model.net.{key}": value for key, value in network.state_dict().items()}, folder / "model.safetensors")
+    name = cfg.teacher.removeprefix("cvlface_").removesuffix("_kprpe")
+    kprpe = "rpe_config: {}\n" if cfg.teacher.endswith("_kprpe") else ""
+    description = f"name: {name}\ncolor_space: RGB\n{kprpe}"
+    (folder / "pretrained_model" / "model.yaml").write_text(description, encoding="utf-8")
+    _save_weights(NETWORKS[cfg.teacher](EasyDict(cfg, network=cfg.teacher)), folder / "model.safetensors")
+    _save_weights(LandmarkNetwork(), folder / "landmarks.safetensors")
     settings = [
-        "dataset=custom", *given, f"rec={folder}", f"pretrained_teacher_path={folder}", "num_epoch=1000000",
-        "val_eval_every_n_epoch=0", "eval_every_n_epoch=0", "checkpoint_every=0", "keep_checkpoints=1",
+        "dataset=custom", *given, f"rec={folder}", f"pretrained_teacher_path={folder}",
+        f"landmarks_path={folder / 'landmarks.safetensors'}", "num_epoch=1000000", "val_eval_every_n_epoch=0",
+        "eval_every_n_epoch=0", "checkpoint_every=0", "keep_checkpoints=1",
     ]  # fmt: skip
     path = folder / "teacher.npy"
     cfg = load_config(overrides=settings)
@@ -44,3 +49,7 @@ def make_inputs(folder: Path, images: int, classes: int, given: list[str]) -> tu
         for positions in np.array_split(np.arange(images), -(-images // 4096)):
             writer.write(positions, torch.randn(len(positions), 2, cfg.embedding_size))
     return settings, f"teacher_embeddings={path}"
+
+
+def _save_weights(network: nn.Module, path: Path) -> None:
+    save_file({f"model.net.{key}": value for key, value in network.state_dict().items()}, path)

@@ -7,7 +7,7 @@ look names up in these tables, so the config can be checked without importing an
 from pkgutil import resolve_name
 from typing import Any
 
-# `network`: functions that build the network from the config.
+# `network` and `teacher`: functions that build the network from the config.
 NETWORKS = {
     "mobilefacenet": "backbones.mobilefacenet:build",
     "iresnet18": "backbones.iresnet:build",
@@ -17,12 +17,17 @@ NETWORKS = {
     "cvlface_ir18": "backbones.cvlface_ir:build",
     "cvlface_ir50": "backbones.cvlface_ir:build",
     "cvlface_ir101": "backbones.cvlface_ir:build",
+    "cvlface_vit_small": "backbones.cvlface_vit:build",
+    "cvlface_vit_base": "backbones.cvlface_vit:build",
 }
+
+# Networks that can be teachers but not students, because they need more than the image: key points.
+TEACHER_NETWORKS = {"cvlface_vit_base_kprpe": "backbones.cvlface_vit:build"}
 
 # For teachers whose weights are in one file, pretrained_teacher_path, and cannot be downloaded.
 WEIGHTS_FILE = "backbones.teacher:find_plain"
 
-# `teacher`: a name in NETWORKS -> a function that finds the weights from the config.
+# `teacher`: a name in NETWORKS or TEACHER_NETWORKS -> a function that finds the weights from the config.
 TEACHERS = {
     "mobilefacenet": WEIGHTS_FILE,
     "iresnet18": WEIGHTS_FILE,
@@ -32,6 +37,9 @@ TEACHERS = {
     "cvlface_ir18": "backbones.teacher:find_cvlface",
     "cvlface_ir50": "backbones.teacher:find_cvlface",
     "cvlface_ir101": "backbones.teacher:find_cvlface",
+    "cvlface_vit_small": "backbones.teacher:find_cvlface",
+    "cvlface_vit_base": "backbones.teacher:find_cvlface",
+    "cvlface_vit_base_kprpe": "backbones.teacher:find_cvlface",
 }
 
 # `loss`: subclasses of heads.margins.Margin.

@@ -44,6 +44,8 @@ NETWORKS: dict[str, Rule] = {
     "teacher_repo_id": Text('Hugging Face repository of a cvlface teacher; "": the published one'),
     "teacher_revision": Text('branch, tag or commit of the repository; "": main. A commit pins the weights'),
     "teacher_cache": Path('folder for downloaded teachers; "": the cache of huggingface_hub', is_output=True),
+    "landmarks_path": Path('weights of the network that finds key points for KP-RPE: a file or folder; "": download'),
+    "landmarks_repo_id": Text("Hugging Face repository of this network"),
     "teacher_embeddings": Path(
         '.npy file of the teacher\'s embeddings, created if missing; "": run the teacher live', ".npy", is_output=True
     ),
@@ -157,7 +159,7 @@ MAY_CHANGE = frozenset(
     {
         *("dataset", "rec", "data_path", "db_file_format", "sample", "num_workers"),
         *("init_from", "teacher", "pretrained_teacher_path", "pretrained_teacher_header_path", "teacher_repo_id"),
-        *("teacher_revision", "teacher_cache", "teacher_embeddings"),
+        *("teacher_revision", "teacher_cache", "landmarks_path", "landmarks_repo_id", "teacher_embeddings"),
         *("batch_size", "accumulate_steps"),  # as long as the number of images per step is the same
         *("num_epoch", "max_steps", "lr", "lr_schedule", "lr_milestones", "warmup_epoch"),
         *("dtype", "compile", "max_bad_steps", "rank_timeout"),

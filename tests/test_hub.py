@@ -32,7 +32,11 @@ PUBLISHED = {
     "cvlface_ir18": "minchul/cvlface_adaface_ir18_webface4m",
     "cvlface_ir50": "minchul/cvlface_adaface_ir50_webface4m",
     "cvlface_ir101": "minchul/cvlface_adaface_ir101_webface12m",
+    "cvlface_vit_small": "minchul/cvlface_adaface_vit_small_webface4m",
+    "cvlface_vit_base": "minchul/cvlface_adaface_vit_base_webface4m",
+    "cvlface_vit_base_kprpe": "minchul/cvlface_adaface_vit_base_kprpe_webface4m",
 }
+LANDMARKS = "minchul/cvlface_DFA_mobilenet"
 SECOND = "2b" * 20  # a commit
 SOMEONE = "someone/faces"
 
@@ -99,6 +103,7 @@ def test_a_published_teacher_is_downloaded_once_and_then_needs_no_network(hub, i
 @pytest.mark.parametrize("teacher", PUBLISHED)
 def test_each_teacher_has_its_published_repository_and_an_origin_with_the_commit(teacher, hub, find):
     hub.publish(PUBLISHED[teacher], described(teacher.removeprefix("cvlface_")))
+    hub.publish(LANDMARKS, description=None)
     release = find(teacher=teacher, teacher_repo_id="")
     assert (release.network, release.bgr) == (teacher, False)
     assert release.origin == release.describe()["origin"] == f"{PUBLISHED[teacher]}@{FIRST}"
@@ -151,7 +156,7 @@ def test_only_the_two_files_are_requested_and_the_description_first(hub, find):
     assert files == sorted(files, key=[DESCRIPTION, WEIGHTS].index)
 
 
-@pytest.mark.parametrize("description", [described("vit_base"), "name: ir18\n", "name: [ir18\n", ""])
+@pytest.mark.parametrize("description", [described("swin"), "name: ir18\n", "name: [ir18\n", ""])
 def test_weights_of_an_unsupported_network_are_not_downloaded(description, hub, find):
     hub.publish(SOMEONE, description)
     with pytest.raises(WeightsError, match=r"model\.yaml"):
@@ -159,13 +164,36 @@ def test_weights_of_an_unsupported_network_are_not_downloaded(description, hub, 
     assert {asked.split()[1] for asked in hub.asked} == {DESCRIPTION}
 
 
-def test_the_repository_of_a_vision_transformer_is_refused_without_a_request(hub, find):
-    with pytest.raises(WeightsError, match=r"someone/cvlface_adaface_vit_base: .*transformer.*cvlface_adaface_ir50"):
-        find(teacher_repo_id="someone/cvlface_adaface_vit_base")
-    assert not hub.asked
-    with pytest.raises(WeightsError, match=r"vitaly/invite_ir50: does not exist"):
-        find(teacher_repo_id="vitaly/invite_ir50")  # no vision transformer
-    assert hub.asked
+def test_a_teacher_with_kprpe_brings_its_landmark_network_from_the_hub_or_from_a_file(hub, find, tmp_path):
+    hub.publish(PUBLISHED["cvlface_vit_base_kprpe"], described("vit_base_kprpe"))
+    hub.publish(LANDMARKS, description=None, weights=b"landmarks", commit=SECOND)
+    kprpe = {"teacher": "cvlface_vit_base_kprpe", "teacher_repo_id": ""}
+    landmarks = find(**kprpe).landmarks
+    assert (landmarks.origin, landmarks.weights.read_bytes()) == (f"{LANDMARKS}@{SECOND}", b"landmarks")
+    assert tmp_path / "own_cache" in landmarks.weights.parents
+    hub.publish(SOMEONE, description=None, weights=b"others")
+    assert find(**kprpe, landmarks_repo_id=SOMEONE).landmarks.weights.read_bytes() == b"others"
+    (tmp_path / WEIGHTS).write_bytes(b"mine")
+    for path in (tmp_path, tmp_path / WEIGHTS):
+        release = find(**kprpe, landmarks_path=path)
+        assert (release.landmarks.origin, release.landmarks.weights.read_bytes()) == (str(path), b"mine")
+    with pytest.raises(MissingWeights, match=r"absent/model\.safetensors: no such file; set landmarks_path to"):
+        (tmp_path / "absent").mkdir()
+        find(**kprpe, landmarks_path=tmp_path / "absent")
+    with pytest.raises(
+        MissingWeights, match=r"^someone/nowhere: does not exist or is private: check landmarks_repo_id"
+    ):
+        find(**kprpe, landmarks_repo_id="someone/nowhere")
+
+
+def test_without_a_network_the_message_says_how_to_get_the_landmark_network(hub, find, monkeypatch):
+    hub.publish(SOMEONE, described("vit_base_kprpe"))
+    with pytest.raises(MissingWeights):
+        find()  # keeps the teacher in the cache
+    disconnect(monkeypatch)
+    command = rf"`hf download {LANDMARKS} model\.safetensors --revision main --local-dir FOLDER`"
+    with pytest.raises(MissingWeights, match=rf"^{LANDMARKS}: .*not in the cache.*{command}.*landmarks_path=FOLDER"):
+        find()
 
 
 @pytest.mark.parametrize("token", ["hf_secret", None])

@@ -174,11 +174,9 @@ def test_a_release_whose_weights_do_not_fit_is_refused_with_the_key(change, mess
 @pytest.mark.parametrize(
     ("description", "message"),
     [
-        (
-            described("vit_base"),
-            r"'vit_base'.*expected ir18, ir50, ir101\).*minchul/cvlface_adaface_ir50_webface4m",
-        ),
-        ("color_space: RGB\n", r"name.*expected ir18, ir50, ir101\).*minchul/cvlface_adaface_ir50_webface4m"),
+        (described("swin"), r"'swin'.*expected ir18, ir50, ir101, .*\).*minchul/cvlface_adaface_ir50_webface4m"),
+        (described("vit_small_kprpe"), r"'small' with rpe_config .expected.*with rpe_config: base"),
+        ("color_space: RGB\n", r"name.*expected ir18, ir50, ir101, .*\).*minchul/cvlface_adaface_ir50_webface4m"),
         ("", "an empty file"),
         ("<!doctype html>", "a web page"),
         ("- ir18\n- RGB\n", "name is None .expected ir18"),

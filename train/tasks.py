@@ -73,6 +73,8 @@ class Distillation(Task):
             self._teacher = maybe_compile(self._live_teacher, cfg.compile, device)
             self.notes += (f"teacher: {release.network} from {release.origin}: {self._live_teacher.loaded}",)
         self.teacher = f"{teacher.get('network')}, {teacher.get('colours')}, sha256 {str(teacher.get('sha256'))[:16]}"
+        if "landmarks_sha256" in teacher:
+            self.teacher += f", key points sha256 {teacher['landmarks_sha256'][:16]}"
         if rank() == 0:  # only rank 0 writes the log
             self.notes += teacher_notes(
                 dataset, partial(self._embed, dataset, device, compute_type(cfg.dtype, device)), cfg.seed

@@ -49,13 +49,7 @@ def build_cached_teacher(
     embeddings = EmbeddingFile(cfg.teacher_embeddings, wanted)
     notes = (f"teacher: {embeddings.summary()}", *loaded)
     if "sha256" not in wanted["teacher"]:
-        origin = str(embeddings.description.get("about", {}).get("teacher"))
-        if not _is_origin(cfg, origin):
-            asked = cfg.pretrained_teacher_path or f"{_repository(cfg)}@{cfg.teacher_revision or 'main'}"
-            raise EmbeddingError(
-                f"{embeddings.path}: embeddings by {origin}, but the config names {asked}, whose weights are not "
-                "available for a comparison; name the teacher that made the file, or download the weights"
-            )
+        _require_named_origins(cfg, embeddings)
         notes += ("the teacher's weights are not available: its embeddings were checked by its name only",)
     return embeddings, notes
 
@@ -69,6 +63,8 @@ def describe_embeddings(cfg: EasyDict, dataset: FaceDataset, weights_may_be_miss
     try:
         teacher = find_teacher(cfg).describe()
         about["teacher"] = teacher.pop("origin")
+        if "landmarks_origin" in teacher:
+            about["landmarks"] = teacher.pop("landmarks_origin")
     except MissingWeights:
         if not weights_may_be_missing:
             raise
@@ -90,7 +86,8 @@ def _embed_dataset(cfg: EasyDict, dataset: FaceDataset, device: torch.device, de
     """
     torch.backends.cudnn.benchmark = True  # the batches have one shape
     release = find_teacher(cfg)
-    if release.describe()["sha256"] != description["teacher"]["sha256"]:
+    found = release.describe()
+    if any(found.get(name) != value for name, value in description["teacher"].items()):
         raise EmbeddingError(
             f"{release.weights}: not the weights that rank 0 found; set teacher_revision to one commit"
         )
@@ -119,10 +116,25 @@ def _repository(cfg: EasyDict) -> str | None:
     return cfg.teacher_repo_id or REPOSITORIES.get(cfg.teacher)
 
 
-def _is_origin(cfg: EasyDict, origin: str) -> bool:
-    """Whether the config names the teacher of this origin, which is a path or repository@commit."""
-    if cfg.pretrained_teacher_path:
-        return origin == cfg.pretrained_teacher_path
-    repository, _, commit = origin.rpartition("@")
-    pinned = re.fullmatch("[0-9a-f]{40}", cfg.teacher_revision)
-    return repository == _repository(cfg) and (not pinned or commit == cfg.teacher_revision)
+def _require_named_origins(cfg: EasyDict, embeddings: EmbeddingFile) -> None:
+    """Raise EmbeddingError unless the config names the teacher, and its landmark network, that made the file."""
+    about = embeddings.description.get("about", {})
+    named = {"teacher": (cfg.pretrained_teacher_path, _repository(cfg), cfg.teacher_revision)}
+    if "landmarks" in about:
+        named["landmarks"] = cfg.landmarks_path, cfg.landmarks_repo_id, ""
+    for name, (path, repository, revision) in named.items():
+        origin, asked = str(about.get(name)), path or f"{repository}@{revision or 'main'}"
+        if not _is_origin(origin, path, repository, revision):
+            raise EmbeddingError(
+                f"{embeddings.path}: embeddings by {origin}, but the config names {asked}, whose weights are not "
+                f"available for a comparison; name the {name} that made the file, or download the weights"
+            )
+
+
+def _is_origin(origin: str, path: str, repository: str | None, revision: str) -> bool:
+    """Whether the origin, which is a path or repository@commit, is this path; without one, repository and revision."""
+    if path:
+        return origin == path
+    found, _, commit = origin.rpartition("@")
+    pinned = re.fullmatch("[0-9a-f]{40}", revision)
+    return found == repository and (not pinned or commit == revision)

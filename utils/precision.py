@@ -25,9 +25,11 @@ def cast_products(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Convert the weights of convolutions, linear layers and PReLUs to `dtype`, in place. Returns the network.
 
     For frozen networks: autocast would convert the weights in every pass. Normalisations stay in float32, as with
-    autocast.
+    autocast, and so do parts of the network with the attribute `always_float32`, which switch autocast off.
     """
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear | nn.PReLU):
-            module.to(dtype)
+    if isinstance(network, nn.Conv2d | nn.Linear | nn.PReLU):
+        network.to(dtype)
+    for part in network.children():
+        if not getattr(part, "always_float32", False):
+            cast_products(part, dtype)
     return network
