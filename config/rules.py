@@ -45,7 +45,7 @@ NETWORKS: dict[str, Rule] = {
         'the student\'s activation (mobilefacenet only); the slope of "leaky_relu" is 0.25',
         ["prelu", "relu", "leaky_relu"],
     ),
-    "init_from": Path('backbone.pth with the student\'s initial weights (does not resume a run); "": random weights'),
+    "init_from": Path('file with the student\'s initial weights, such as a backbone.pth; "": random weights'),
     "teacher": Choice("the teacher; a name in TEACHERS of config/names.py", names.TEACHERS),
     "teacher_width": Number("multiplier of the teacher's channels (mobilefacenet only)", above=0),
     "pretrained_teacher_path": Path('teacher\'s weights: a file, or a folder with a CVLFace release; "": download'),
