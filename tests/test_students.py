@@ -126,12 +126,12 @@ def test_a_network_of_a_library_resumes_bit_equal(trained, small_run, tmp_path):
 
 
 def test_the_cost_of_a_student_is_that_of_its_layers():
-    """By hand: a 3x3 convolution to 8 maps of 56 x 56, and a linear layer from 8 numbers to 5."""
-    conv, linear = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 5)
+    """By hand: a 3x3 convolution to 64 maps of 56 x 56, and a linear layer from 64 numbers to 5."""
+    conv, linear = nn.Conv2d(3, 64, 3, 2, 1), nn.Linear(64, 5)
     network = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
-    multiplications = 56 * 56 * 8 * 27 + 8 * 5
+    multiplications = 56 * 56 * 64 * 27 + 64 * 5
     text = describe_cost(network)
-    assert network.training and text.startswith(f"{(8 * 27 + 8 + 8 * 5 + 5) / 1e6:.2f} M parameters")
+    assert network.training and text.startswith(f"{(64 * 27 + 64 + 64 * 5 + 5) / 1e6:.2f} M parameters")
     assert f", {multiplications / 1e9:.3f} G multiplications" in text
 
 
