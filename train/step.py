@@ -47,14 +47,15 @@ class TrainingStep:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.task.head.set_epoch(epoch)
-        # Random numbers in a network (dropout) depend only on seed, step and rank: a resumed run draws the same ones.
-        torch.manual_seed(hash((self.seed, done, rank())) & (2**63 - 1))
         self.bad_steps.begin()
         for number in range(self.accumulate_steps):
             is_last = number == self.accumulate_steps - 1
             report_activity(done + 1, "waiting for input")
             with record_function("input"):
                 batch = next(batches)
+            # Random numbers in a network (dropout) depend only on seed, step, rank and pass: a resumed run draws the same
+            # ones. Only now, because the loader draws one when it starts, which is in the first step of a run.
+            torch.manual_seed(hash((self.seed, done, rank(), number)) & (2**63 - 1))
             report_activity(done + 1, "forward and backward", has_collectives=True)
             with nullcontext() if is_last else self.task.no_sync():
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
