@@ -53,8 +53,8 @@ class TrainingStep:
             report_activity(done + 1, "waiting for input")
             with record_function("input"):
                 batch = next(batches)
-            # Random numbers in a network (dropout) depend only on seed, step, rank and pass: a resumed run draws the same
-            # ones. Only now, because the loader draws one when it starts, which is in the first step of a run.
+            # Random numbers in a network (dropout) depend only on seed, step, rank and pass, so a resumed run draws the
+            # same ones. Set here, because a loader draws one when it starts, in the first step of a run or an epoch.
             torch.manual_seed(hash((self.seed, done, rank(), number)) & (2**63 - 1))
             report_activity(done + 1, "forward and backward", has_collectives=True)
             with nullcontext() if is_last else self.task.no_sync():
