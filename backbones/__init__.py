@@ -12,22 +12,26 @@ from backbones.teacher import Release, load
 from config import names
 
 NETWORKS: dict[str, Callable[[EasyDict], nn.Module]] = names.resolve(names.NETWORKS | names.TEACHER_NETWORKS)
+STUDENTS = names.resolve(names.NETWORKS | names.LIBRARIES)
 TEACHERS: dict[str, Callable[[EasyDict], Release]] = names.resolve(names.TEACHERS)
 
 
-def build_backbone(cfg: EasyDict) -> nn.Module:
+def build_backbone(cfg: EasyDict, new_last_layer: bool = False) -> nn.Module:
     """The student: float RGB images [B, 3, 112, 112] in [-1, 1] -> raw embeddings [B, cfg.embedding_size].
 
     It is in training mode: call .eval() before you embed images. If `cfg.init_from` is set, it has the weights in that
     file, and `network.loaded` says how they were read. Raises WeightsError if they do not fit.
+
+    new_last_layer: for a network that is then trained: if the embeddings of the file only have another size, its last
+    layer is left out. Networks of a library need it installed, and images that leave a square map: else InputError.
     """
-    network = NETWORKS[cfg.network](cfg)
+    network = STUDENTS[cfg.network.partition("/")[0]](cfg)  # of LIBRARY/NAME, the library
     if cfg.init_from:
         hint = (
             f"Use weights of network = {cfg.network!r} with embedding_size = {cfg.embedding_size} and "
             f"width = {cfg.width}"
         )
-        load_weights(network, cfg.init_from, hint)
+        load_weights(network, cfg.init_from, hint, new_last_layer)
     return network
 
 
@@ -43,7 +47,8 @@ def build_teacher(cfg: EasyDict, release: Release | None = None) -> nn.Module:
     teacher never has random weights: raises WeightsError if they are missing or do not fit.
     """
     release = release or find_teacher(cfg)
-    settings = EasyDict(cfg, network=release.network, width=cfg.teacher_width, SE=False)
+    plain = dict(SE=False, activation="prelu")  # keys of the student
+    settings = EasyDict(cfg, network=release.network, width=cfg.teacher_width, **plain)
     network = _without_weights(lambda: NETWORKS[release.network](settings))
     load(network, release, cfg.teacher_width)
     if release.landmarks:

@@ -68,13 +68,15 @@ class _Reading(NamedTuple):
         return [*entry, *prefix, *([f"key names of {self.code_base}"] if self.code_base else [])]
 
 
-def load_weights(network: nn.Module, path: str | os.PathLike, hint: str) -> str:
+def load_weights(network: nn.Module, path: str | os.PathLike, hint: str, new_last_layer: bool = False) -> str:
     """Copy the weights in a file into the network. Returns the prefix that was removed its keys.
 
     The file must have exactly one state dict and prefix such that the keys with this prefix are those of the network.
     Only num_batches_tracked may be missing. All shapes must agree, and all values must be finite. Otherwise raises
     WeightsError, with the differences and `hint` in its message. Other keys are left out. network.loaded says what was
     removed and what was left out.
+
+    new_last_layer: if embeddings in the file only have another size, leave the last layer of the network as it is.
     """
     states = read_state_dicts(path)
     key_names = getattr(network, "key_names", KeyNames())
@@ -84,6 +86,8 @@ def load_weights(network: nn.Module, path: str | os.PathLike, hint: str) -> str:
     expected = _Expected(type(network).__name__, shapes, key_names)
     readings = _readings(states, expected)
     fits = [reading for reading in readings if not _differences(reading, expected)]
+    if not fits and new_last_layer:
+        fits = [reading for reading in readings if _has_other_embedding_size(reading, expected)]
     if len(fits) > 1:
         found = " and ".join(", ".join(fit.describe()) or "without a prefix" for fit in fits)
         raise WeightsError(
@@ -93,18 +97,26 @@ def load_weights(network: nn.Module, path: str | os.PathLike, hint: str) -> str:
     if not fits:
         raise WeightsError(f"{path}: {_describe_misfit(readings[0], states, expected, hint)}")
     fit = fits[0]
-    state = {key: fit.given[name] for key, name in fit.names.items() if name in fit.given}
+    resized = [key for key, *_ in _other_shapes(fit, expected)]
+    state = {key: fit.given[name] for key, name in fit.names.items() if name in fit.given and key not in resized}
     _require_finite(path, state)
     changes = fit.describe()
+    if resized:
+        given, wanted = _embedding_sizes(_other_shapes(fit, expected))
+        changes.append(
+            f"its embeddings have {given} dimensions instead of {wanted}, so the last layer starts anew and "
+            f"{', '.join(resized)} are left out"
+        )
     if key_names.folded.keys() & state.keys():
         state = key_names.fold(state)
         changes.append("scale and offset of the last BatchNorm moved into its mean and the layer before it")
-    counters = {key: torch.zeros_like(value) for key, value in tensors.items() if key not in state}
+    others = {key: value for key, value in tensors.items() if key not in state}  # those of a new last layer, counters
+    counters = {key: torch.zeros_like(value) for key, value in others.items() if key.endswith(_COUNTER)}
     if counters:
         changes.append(f"{_COUNTER} is not in the file and starts at 0")
     if left_out := [*(entry for entry in states if entry != fit.entry), *fit.others]:
         changes.append(f"{len(left_out)} left out ({_listed(left_out)})")
-    network.load_state_dict({**state, **counters})
+    network.load_state_dict({**state, **others, **counters})
     network.loaded = "; ".join([f"{len(state)} tensors", *changes])
     return fit.prefix
 
@@ -175,8 +187,8 @@ def _describe_misfit(reading: _Reading, states: dict[str, dict[str, Tensor]], ex
     keys = [key for state in states.values() for key in state]
     differences = _differences(reading, expected)
     only_shapes = list(differences) == ["different shapes"]
-    if only_shapes and (sizes := _embedding_sizes(_other_shapes(reading, expected))):
-        given, wanted = sizes
+    if _has_other_embedding_size(reading, expected):
+        given, wanted = _embedding_sizes(_other_shapes(reading, expected))
         return f"its embeddings have {given} dimensions, but embedding_size is {wanted}; set embedding_size={given}"
     if foreign := _identify(keys, _FOREIGN):
         return f"weights of another network, {foreign}. {hint}"
@@ -187,6 +199,12 @@ def _describe_misfit(reading: _Reading, states: dict[str, dict[str, Tensor]], ex
     if not only_shapes:
         misfit += "If keys differ, this is another network or only a part of one: the width does not change the keys. "
     return misfit + hint
+
+
+def _has_other_embedding_size(reading: _Reading, expected: _Expected) -> bool:
+    """Whether the weights would fit if the embeddings of the network had another size."""
+    only_shapes = list(_differences(reading, expected)) == ["different shapes"]
+    return only_shapes and _embedding_sizes(_other_shapes(reading, expected)) is not None
 
 
 def _embedding_sizes(other: list[tuple[str, list[int], list[int]]]) -> tuple[int, int] | None:

@@ -1,10 +1,9 @@
 """Read, check and write configs. config/config.py explains how the layers of a config are combined."""
 
-import difflib
 import os
 import pprint
 import runpy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,12 @@ from easydict import EasyDict
 
 from config.conflicts import DISTILLATION, Conflict, find_conflict
 from config.paths import ROOT, PathError, existing_input, input_path, output_path
-from config.rule import Rule
+from config.rule import Rule, most_similar
 from config.rules import REMOVED, RULES, benchmark_defaults, known_rules
 from utils.errors import InputError
 
 BASE = ROOT / "config" / "config.py"
 LONGEST_OVERRIDE = 3000  # characters; Python's parser may exhaust the stack on much longer texts
-LONGEST_COMPARED_NAME = 100  # characters; the search for a similar name is slow for longer names
 
 
 class ConfigError(InputError):
@@ -28,7 +26,9 @@ class ConfigError(InputError):
 def load_config(
     path: str | os.PathLike = BASE, overrides: Sequence[str] = (), conflicts: Sequence[Conflict] = DISTILLATION
 ) -> EasyDict:
-    """Read and check a config. Nothing but the config files is opened, and torch is not imported.
+    """Read and check a config. Nothing but the config files is opened.
+
+    torch is not imported, unless `network` names a network of a library: the library then checks the name.
 
     Args:
         path: a Python file, which is executed; a relative path is found by `input_path`. It is a preset or a complete
@@ -140,7 +140,7 @@ def _dataset_entry(layers: Sequence[Mapping[str, Any]], datasets: Mapping[str, d
         return {}
     name = _check_value("dataset", names[-1], RULES["dataset"])
     if name not in datasets:
-        similar = _most_similar(name, datasets)
+        similar = most_similar(name, datasets)
         suggestion = f", the most similar is {similar!r}" if similar else ""
         raise ConfigError(f"dataset = {name!r}: no such entry{suggestion}; the entries are {', '.join(datasets)}")
     return datasets[name]
@@ -151,7 +151,7 @@ def _check_value(key: str, value: Any, rule: Rule) -> Any:
     if isinstance(value, tuple):
         value = list(value)
     if not rule.allows(value):
-        raise ConfigError(f"{key} = {value!r}: must be {rule.allowed}")
+        raise ConfigError(f"{key} = {value!r}: {rule.refusal(value)}")
     if not (rule.is_path and value):
         return value
     try:
@@ -165,13 +165,6 @@ def _require_known(key: str, rules: Mapping[str, Rule]) -> None:
     if key in REMOVED:
         raise ConfigError(f"{key}: no longer a key; {REMOVED[key]}")
     if key not in rules:
-        similar = _most_similar(str(key), rules)
+        similar = most_similar(str(key), rules)
         suggestion = f", the most similar is {similar!r} ({rules[similar].allowed})" if similar else ""
         raise ConfigError(f"{key}: no such key{suggestion}; docs/config.md lists all keys")
-
-
-def _most_similar(name: str, known: Iterable[str]) -> str | None:
-    """The name in `known` that is most similar to `name`, if any is similar enough."""
-    lower = {other.lower(): other for other in known}
-    similar = difflib.get_close_matches(name[:LONGEST_COMPARED_NAME].lower(), lower, n=1, cutoff=0.5)
-    return lower[similar[0]] if similar else None

@@ -34,11 +34,12 @@ config.low_res_augmentation_prob = 0.0  # probability of scaling the student's i
 config.photometric_augmentation_prob = 0.0  # probability of changing brightness, contrast and saturation
 
 # --- networks ----------------------------------------------------------------------------------------------------
-config.network = "mobilefacenet"  # the student; a name in NETWORKS of config/names.py
+config.network = "mobilefacenet"  # the student; a name in NETWORKS of config/names.py, torchvision/NAME or timm/NAME
 config.embedding_size = 512  # dimensions of the embeddings of student and teacher
 config.width = 1.0  # multiplier of the student's channels (mobilefacenet only)
-config.SE = False  # use squeeze-and-excitation blocks in the student (iresnet only)
-config.init_from = ""  # backbone.pth with the student's initial weights (does not resume a run); "": random weights
+config.SE = False  # use squeeze-and-excitation blocks in the student (mobilefacenet and iresnet only)
+config.activation = "prelu"  # the student's activation (mobilefacenet only); the slope of "leaky_relu" is 0.25
+config.init_from = ""  # file with the student's initial weights, such as a backbone.pth; "": random weights
 config.teacher = "cvlface_ir50"  # the teacher; a name in TEACHERS of config/names.py
 config.teacher_width = 1.0  # multiplier of the teacher's channels (mobilefacenet only)
 config.pretrained_teacher_path = ""  # teacher's weights: a file, or a folder with a CVLFace release; "": download

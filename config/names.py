@@ -24,6 +24,9 @@ NETWORKS = {
 # Networks that can be teachers but not students, because they need more than the image: key points.
 TEACHER_NETWORKS = {"cvlface_vit_base_kprpe": "backbones.cvlface_vit:build"}
 
+# Libraries whose networks `network` accepts as LIBRARY/NAME, each with the function that builds them from the config.
+LIBRARIES = {"torchvision": "backbones.library:build", "timm": "backbones.library:build"}
+
 # For teachers whose weights are in one file, pretrained_teacher_path, and cannot be downloaded.
 WEIGHTS_FILE = "backbones.teacher:find_plain"
 
@@ -82,6 +85,12 @@ _KEY_PREFIXES = {"verification": "val"}
 def key_prefix(protocol: str) -> str:
     """What the config keys of a benchmark begin with, without the underscore."""
     return _KEY_PREFIXES.get(protocol, protocol)
+
+
+def library_networks(library: str) -> list[str]:
+    """The names of the networks for images in a library of LIBRARIES. Raises ImportError if it is not installed."""
+    models = resolve_name(f"{library}.models")
+    return [name for name in models.list_models() if hasattr(models, name)]  # torchvision lists other kinds as well
 
 
 def resolve(table: dict[str, str]) -> dict[str, Any]:

@@ -5,12 +5,14 @@ table of all rules is config/rules.py.
 """
 
 import ast
+import difflib
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 LARGEST_INTEGER = 2**63 - 1
+LONGEST_COMPARED_NAME = 100  # characters; the search for a similar name is slow for longer names
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,10 @@ class Rule:
     def allows(self, value: Any) -> bool:
         """Whether the key may have the value `value`."""
         raise NotImplementedError
+
+    def refusal(self, value: Any) -> str:
+        """Why the value is not allowed; completes the sentence "the value ..."."""
+        return f"must be {self.allowed}"
 
     def parse(self, text: str) -> Any:
         """The value of a string on the command line. It is not checked here: see `allows`.
@@ -126,6 +132,45 @@ class Choice(Rule):
 
 
 @dataclass(frozen=True)
+class NetworkName(Choice):
+    """One of the names in `names`, or LIBRARY/NAME, a network of one of the `libraries`.
+
+    networks: function from a library to the names of its networks. It imports the library, so it is called only if the
+    value names the library. It may raise ImportError or RuntimeError (a torchvision for another torch).
+    """
+
+    libraries: Collection[str] = ()
+    networks: Callable[[str], list[str]] = lambda library: []
+
+    @property
+    def allowed(self) -> str:
+        return ", ".join([super().allowed, *(f"{library}/NAME" for library in self.libraries)])
+
+    def allows(self, value: Any) -> bool:
+        return super().allows(value) or (self._in_library(value) and not self._refusal(*value.split("/", 1)))
+
+    def refusal(self, value: Any) -> str:
+        return self._refusal(*value.split("/", 1)) if self._in_library(value) else super().refusal(value)
+
+    def _in_library(self, value: Any) -> bool:
+        return isinstance(value, str) and "/" in value and value.partition("/")[0] in self.libraries
+
+    def _refusal(self, library: str, name: str) -> str:
+        """Why the network `name` of the library cannot be used; "" if it can."""
+        try:
+            known = self.networks(library)
+        except (ImportError, RuntimeError) as error:
+            return (
+                f"{library} cannot be imported ({error}); pip install -r requirements/requirement.txt installs "
+                "torchvision, requirements/timm.txt timm"
+            )
+        if name in known:
+            return ""
+        similar = most_similar(name, known)
+        return f"no such network in {library}" + (f", the most similar is {similar!r}" if similar else "")
+
+
+@dataclass(frozen=True)
 class NameList(Rule):
     """A list of names; on the command line also a,b,c."""
 
@@ -201,3 +246,10 @@ def _is_number(value: Any) -> bool:
 def _is_finite_number(value: Any) -> bool:
     """Whether the value is a number, neither infinite nor NaN, in the range of a float."""
     return _is_number(value) and abs(value) <= sys.float_info.max
+
+
+def most_similar(name: str, known: Iterable[str]) -> str | None:
+    """The name in `known` that is most similar to `name`, if any is similar enough."""
+    lower = {other.lower(): other for other in known}
+    similar = difflib.get_close_matches(name[:LONGEST_COMPARED_NAME].lower(), lower, n=1, cutoff=0.5)
+    return lower[similar[0]] if similar else None

@@ -8,7 +8,7 @@ from copy import copy
 from typing import Any
 
 from config import names
-from config.rule import Choice, Flag, Integer, NameList, Number, NumberList, Path, Rule, Text
+from config.rule import Choice, Flag, Integer, NameList, NetworkName, Number, NumberList, Path, Rule, Text
 
 DATA: dict[str, Rule] = {
     "dataset": Text("name of an entry of `datasets`, whose values replace the defaults here"),
@@ -32,11 +32,20 @@ DATA: dict[str, Rule] = {
 }
 
 NETWORKS: dict[str, Rule] = {
-    "network": Choice("the student; a name in NETWORKS of config/names.py", names.NETWORKS),
+    "network": NetworkName(
+        "the student; a name in NETWORKS of config/names.py, torchvision/NAME or timm/NAME",
+        names.NETWORKS,
+        names.LIBRARIES,
+        names.library_networks,
+    ),
     "embedding_size": Integer("dimensions of the embeddings of student and teacher", at_least=1),
     "width": Number("multiplier of the student's channels (mobilefacenet only)", above=0),
-    "SE": Flag("use squeeze-and-excitation blocks in the student (iresnet only)"),
-    "init_from": Path('backbone.pth with the student\'s initial weights (does not resume a run); "": random weights'),
+    "SE": Flag("use squeeze-and-excitation blocks in the student (mobilefacenet and iresnet only)"),
+    "activation": Choice(
+        'the student\'s activation (mobilefacenet only); the slope of "leaky_relu" is 0.25',
+        ["prelu", "relu", "leaky_relu"],
+    ),
+    "init_from": Path('file with the student\'s initial weights, such as a backbone.pth; "": random weights'),
     "teacher": Choice("the teacher; a name in TEACHERS of config/names.py", names.TEACHERS),
     "teacher_width": Number("multiplier of the teacher's channels (mobilefacenet only)", above=0),
     "pretrained_teacher_path": Path('teacher\'s weights: a file, or a folder with a CVLFace release; "": download'),

@@ -55,8 +55,8 @@ def main() -> None:
     with process_group(args.device) as device:
         batch = BatchEvaluation(
             sets, lambda path: build_backbone(EasyDict(cfg, init_from=str(path))), compute_type(cfg.dtype, device),
-            {key: cfg[key] for key in ("network", "embedding_size", "width", "SE")}, reports, args.save_json,
-            args.save_embeddings, args.cache_gb,
+            {key: cfg[key] for key in ("network", "embedding_size", "width", "SE", "activation")}, reports,
+            args.save_json, args.save_embeddings, args.cache_gb,
         )  # fmt: skip
         if args.results_json and not args.force:
             on_rank_0(lambda: refuse_to_overwrite(args.results_json, with_arrays=False))

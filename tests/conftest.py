@@ -30,7 +30,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 WARM = multiprocessing.get_context("forkserver")
 WARM.set_forkserver_preload(
     ["torch._dynamo", "torch.utils.tensorboard", "sklearn.metrics", "sklearn.model_selection", "matplotlib.figure",
-     "matplotlib.backends.backend_agg", "cv2", "tqdm"]
+     "matplotlib.backends.backend_agg", "cv2", "tqdm", "torchvision.models"]
 )  # fmt: skip
 
 

@@ -136,7 +136,8 @@ def test_a_set_is_decoded_once_for_all_checkpoints(root, checkpoints, tmp_path, 
     decode_rgb = data.bin_set.decode_rgb
     monkeypatch.setattr(data.bin_set, "decode_rgb", lambda data, name: decoded.append(name) or decode_rgb(data, name))
     cfg = EasyDict(val_rec=str(root), val_targets=["pairs"], val_batch_size=8, val_num_workers=0, val_flip=True,
-                   val_eval_every_n_epoch=1, network="mobilefacenet", embedding_size=16, width=0.125)  # fmt: skip
+                   val_eval_every_n_epoch=1, network="mobilefacenet", embedding_size=16, width=0.125,
+                   SE=False, activation="prelu")  # fmt: skip
     sets = build_evaluation_sets(cfg, ["verification"])
     assert [(pairs.protocol, pairs.target) for pairs in sets] == [("verification", "pairs")]
 

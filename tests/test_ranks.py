@@ -28,6 +28,7 @@ from utils.distributed import (
     rank,
     world_size,
 )
+from utils.errors import InputError
 
 WORLDS = (2, 3, 4)
 CLASSES, SIZE = 20, 32
@@ -251,13 +252,23 @@ def test_a_forward_pass_counts_its_batch_in_one_operation():
     assert [name for name in operations.names if "add" in name and "addmm" not in name] == ["aten::_foreach_add_"]
 
 
-def test_layers_that_do_more_or_need_their_counter_stay_as_they_are():
-    class NormAndActivation(nn.BatchNorm2d):
-        pass
+class NormAndActivation(nn.BatchNorm2d):
+    pass
 
+
+def test_layers_that_do_more_or_need_their_counter_stay_as_they_are():
     network = nn.Sequential(NormAndActivation(3), nn.BatchNorm2d(3, momentum=None), nn.ReLU())
     layers = list(network)
     assert list(batchnorm.replace_batch_norms(network, synchronised=False)) == layers
+
+
+@pytest.mark.parametrize("layer", [NormAndActivation(3), nn.BatchNorm2d(3, momentum=None)])
+def test_statistics_that_would_stay_those_of_a_rank_are_refused(layer):
+    with mock.patch("train.batchnorm.world_size", lambda: 2):
+        with pytest.raises(InputError, match=f"sync_bn = True: .*{type(layer).__name__}"):
+            batchnorm.prepare(nn.Sequential(layer), synchronised=True)
+        batchnorm.prepare(nn.Sequential(layer), synchronised=False)
+        batchnorm.prepare(nn.Sequential(nn.BatchNorm2d(3)), synchronised=True)
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -23,6 +23,12 @@ STEPS_PER_EPOCH, TOTAL_BATCH = 2, 384
 RATES = [0.075 / 4, 0.075 * 9 / 16, 0.0075]
 
 
+def build_student(student: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let tasks have this student, which takes no images of 112 x 112 pixels."""
+    monkeypatch.setattr(tasks, "build_backbone", lambda cfg, new_last_layer: student)
+    monkeypatch.setattr(tasks, "describe_cost", lambda student: "")
+
+
 class GivenTeacher(Distillation):
     """Distillation whose batches contain the teacher's embeddings."""
 
@@ -98,7 +104,7 @@ class Reference:
 def test_three_steps_equal_sgd_written_out(monkeypatch, build_task, accumulate_steps, s):
     """Weights, trained or averaged centers, momentum, learning rates and gradient norms, to float64 accuracy."""
     student = nn.Sequential(nn.Linear(PIXELS, 8), nn.Tanh(), nn.Linear(8, SIZE))
-    monkeypatch.setattr(tasks, "build_backbone", lambda cfg: student)
+    build_student(student, monkeypatch)
     cfg = load_config(
         overrides=["dataset=custom", f"num_classes={CLASSES}", f"embedding_size={SIZE}", f"s={s}", "lr_milestones=[2]",
                    f"accumulate_steps={accumulate_steps}", "dtype=float32"]
@@ -137,7 +143,7 @@ def test_a_resumed_run_continues_with_the_loss_scale_the_momentum_and_the_bad_st
     def start() -> TrainingStep:
         torch.manual_seed(0)
         student = nn.Linear(PIXELS, SIZE)
-        monkeypatch.setattr(tasks, "build_backbone", lambda cfg: student)
+        build_student(student, monkeypatch)
         return TrainingStep(cfg, Standalone(cfg, CPU), STEPS_PER_EPOCH, TOTAL_BATCH, CPU)
 
     def take(step: TrainingStep, numbers: range) -> None:
@@ -187,7 +193,7 @@ def test_the_random_numbers_of_a_step_depend_only_on_seed_step_and_rank(monkeypa
     drawn = {}
     for seed, done, rank in [(1, 3, 0), (1, 3, 0), (1, 4, 0), (1, 3, 1), (2, 3, 0)]:
         student = Drawing(PIXELS, SIZE)
-        monkeypatch.setattr(tasks, "build_backbone", lambda cfg, student=student: student)
+        build_student(student, monkeypatch)
         monkeypatch.setattr("train.step.rank", lambda rank=rank: rank)
         cfg = load_config(
             overrides=["dataset=custom", f"num_classes={CLASSES}", f"embedding_size={SIZE}", "accumulate_steps=2",

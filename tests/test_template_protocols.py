@@ -35,7 +35,9 @@ def test_real_sets_are_read_completely(face_data):
 @pytest.mark.parametrize("name", ["IJBX_gt_aligned", "tinyx_aligned_pad_0.1"])
 def test_embeddings_of_real_images_equal_those_of_the_public_code(face_data, name):
     checkpoint = str(face_data / "mobilefacenet_y1_128.pth")
-    cfg = EasyDict(network="mobilefacenet", embedding_size=128, width=1.0, SE=False, init_from=checkpoint)
+    cfg = EasyDict(
+        network="mobilefacenet", embedding_size=128, width=1.0, SE=False, activation="prelu", init_from=checkpoint
+    )
     images = TemplateSet(face_data / "template_sets" / name)
     features = embed(build_backbone(cfg), First(images, 64), torch.device("cpu"), batch_size=32).features
     expected = np.load(face_data / "template_sets" / name / "embeddings.npy")[:64]

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from train.layers import replace_layers
 from utils.distributed import sum_over_ranks, world_size
+from utils.errors import InputError
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -63,10 +65,17 @@ def replace_batch_norms(network: nn.Module, synchronised: bool) -> nn.Module:
     """Replace torch's BatchNorm layers by those of this file, in place, and return the network.
 
     A forward pass in training mode then increases all counters (num_batches_tracked) in one operation. synchronised:
-    take the statistics over all ranks.
+    take the statistics over all ranks. Raises InputError if the network has layers that cannot do that.
     """
-    kind = SyncBatchNorm if synchronised and world_size() > 1 else BatchNorm
+    synchronised = synchronised and world_size() > 1
+    kind = SyncBatchNorm if synchronised else BatchNorm
     replace_layers(network, partial(_replacement, kind))
+    local = {type(layer).__name__ for layer in network.modules() if isinstance(layer, _BatchNorm)} - {kind.__name__}
+    if synchronised and local:
+        raise InputError(
+            f"sync_bn = True: the student has layers ({', '.join(sorted(local))}) whose statistics would be those of "
+            "each rank; set sync_bn=False, or choose another network"
+        )
     if any(isinstance(layer, BatchNorm) for layer in network.modules()):
         network.register_forward_pre_hook(_count_batch)
     return network

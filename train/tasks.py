@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from backbones import build_backbone, find_teacher
+from backbones.cost import describe_cost
 from data.dataset import FaceDataset
 from data.loader import Batch
 from data.teacher_cache import EmbeddingFile
@@ -34,7 +35,8 @@ class Task:
 
     def __init__(self, cfg: EasyDict, head: Head, device: torch.device) -> None:
         torch.manual_seed(cfg.seed)  # so that the initial weights do not depend on what was built before
-        student = build_backbone(cfg)
+        student = build_backbone(cfg, new_last_layer=True)
+        self.notes += (f"student: {cfg.network}: {describe_cost(student)}",)
         if cfg.init_from:
             self.notes += (f"initial weights from {cfg.init_from}: {student.loaded}",)
         student = batchnorm.replace_batch_norms(student, cfg.sync_bn)

@@ -66,7 +66,7 @@ def test_files_that_would_execute_code_are_refused_and_not_executed(tmp_path, sm
     from backbones import build_backbone
     from heads import build_head
 
-    student = EasyDict(network="mobilefacenet", embedding_size=16, width=0.125, SE=False)
+    student = EasyDict(network="mobilefacenet", embedding_size=16, width=0.125, SE=False, activation="prelu")
     head = load_config(BASE, ["num_classes=6", "centers=fixed", f"pretrained_teacher_header_path={folder}/5header.pth"])
     readings = [
         *(lambda path=path: read_bin(path) for path in sorted(folder.glob("*.bin"))),
