@@ -8,6 +8,7 @@ from torch import nn
 
 from backbones.cvlface_landmarks import LandmarkNetwork
 from backbones.loading import load_weights
+from backbones.onnx_teacher import OnnxNetwork
 from backbones.teacher import Release, load
 from config import names
 
@@ -44,9 +45,12 @@ def build_teacher(cfg: EasyDict, release: Release | None = None) -> nn.Module:
     """The frozen teacher, in eval mode. Its inputs and outputs are as those of the student.
 
     release: what find_teacher(cfg) returned; None: call it here. `teacher.loaded` says how the weights were read. A
-    teacher never has random weights: raises WeightsError if they are missing or do not fit.
+    teacher never has random weights: raises WeightsError if they are missing or do not fit. For the network of an ONNX
+    file, `loaded` says what it takes and gives.
     """
     release = release or find_teacher(cfg)
+    if release.network == "onnx":
+        return OnnxNetwork(release, cfg.embedding_size).eval()
     plain = dict(SE=False, activation="prelu")  # keys of the student
     settings = EasyDict(cfg, network=release.network, width=cfg.teacher_width, **plain)
     network = _without_weights(lambda: NETWORKS[release.network](settings))

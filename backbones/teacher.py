@@ -43,7 +43,8 @@ class Release(NamedTuple):
 
     network: name in the table NETWORKS; weights: the file; origin: where the file came from; bgr: whether the weights
     were trained on BGR images; prefix: the end that the prefix of the keys must have, because it shows that the file is
-    AdaFace's; "" for no condition; landmarks: the weights of the network that finds its key points, if it needs them.
+    AdaFace's; "" for no condition; scale: mean and std of an ONNX network's input, (pixel - mean) / std; landmarks: the
+    weights of the network that finds its key points, if it needs them.
     """
 
     network: str
@@ -51,12 +52,15 @@ class Release(NamedTuple):
     origin: str
     bgr: bool = False
     prefix: str = ""
+    scale: tuple[float, float] | None = None
     landmarks: Optional["Release"] = None
 
     def describe(self) -> dict[str, str]:
-        """Network, checksums and colours, which distinguish this teacher from all others, and the weights' origin."""
+        """Network, checksums, colours and scale, which distinguish this teacher from all others, and its origin."""
         colours = "BGR" if self.bgr else "RGB"
         described = {"network": self.network, "sha256": sha256(self.weights), "colours": colours, "origin": self.origin}
+        if self.scale:
+            described["scale"] = "(pixel - {:g}) / {:g}".format(*self.scale)
         if self.landmarks:
             described["landmarks_sha256"] = sha256(self.landmarks.weights)
             described["landmarks_origin"] = self.landmarks.origin
@@ -70,7 +74,7 @@ def find_plain(cfg: EasyDict) -> Release:
         raise WeightsError(
             f"pretrained_teacher_path: not set (teacher = {cfg.teacher!r} needs it); set it to the weights file"
         )
-    return Release(cfg.teacher, _existing(Path(path)), path)
+    return Release(cfg.teacher, existing(Path(path)), path)
 
 
 def find_cvlface(cfg: EasyDict) -> Release:
@@ -90,14 +94,14 @@ def _find_release(cfg: EasyDict) -> Release:
         repository = cfg.teacher_repo_id or REPOSITORIES[cfg.teacher]
         return _find_on_hub(repository, cfg.teacher_revision or "main", cfg.teacher_cache or None)
     if path.is_dir():
-        network, bgr = _described_network(_existing(path / DESCRIPTION))
-        return Release(network, _existing(path / WEIGHTS), str(path), bgr)
+        network, bgr = _described_network(existing(path / DESCRIPTION))
+        return Release(network, existing(path / WEIGHTS), str(path), bgr)
     if path.suffix == ".safetensors":
         raise WeightsError(
             f"{path}: a file of a release (expected its folder, with {WEIGHTS} and {DESCRIPTION}, which names the "
             "network and its colours); set pretrained_teacher_path to the folder"
         )
-    return Release(cfg.teacher, _existing(path), str(path), bgr=True, prefix="model.")
+    return Release(cfg.teacher, existing(path), str(path), bgr=True, prefix="model.")
 
 
 def _find_on_hub(repository: str, revision: str, cache: str | None) -> Release:
@@ -144,7 +148,7 @@ def load(network: nn.Module, release: Release, width: float) -> None:
         network.bgr = True
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
     """The path. Raises MissingWeights if there is no such file."""
     if not path.is_file():
         raise MissingWeights(

@@ -34,12 +34,17 @@ DATA = [
 TEACHER = [
     Conflict(
         lambda cfg: (
-            names.TEACHERS[cfg.teacher] == names.WEIGHTS_FILE
+            names.TEACHERS[cfg.teacher] in (names.WEIGHTS_FILE, names.ONNX_FILE)
             and not cfg.pretrained_teacher_path
             and not cfg.teacher_embeddings
         ),
         "a teacher other than cvlface_* needs pretrained_teacher_path, its weights file; set it, or set "
         "teacher_embeddings to a file of its embeddings",
+    ),
+    Conflict(
+        lambda cfg: cfg.teacher == "onnx" and not cfg.teacher_embeddings,
+        "teacher = 'onnx' needs teacher_embeddings, because onnxruntime cannot be a part of the training step: every "
+        "batch would wait for a copy to host memory and back; set teacher_embeddings to the .npy file to make",
     ),
     Conflict(
         lambda cfg: cfg.teacher_embeddings and cfg.teacher_view == "same" and _augments(cfg),

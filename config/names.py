@@ -27,10 +27,10 @@ TEACHER_NETWORKS = {"cvlface_vit_base_kprpe": "backbones.cvlface_vit:build"}
 # Libraries whose networks `network` accepts as LIBRARY/NAME, each with the function that builds them from the config.
 LIBRARIES = {"torchvision": "backbones.library:build", "timm": "backbones.library:build"}
 
-# For teachers whose weights are in one file, pretrained_teacher_path, and cannot be downloaded.
-WEIGHTS_FILE = "backbones.teacher:find_plain"
+# For teachers that are one file, pretrained_teacher_path, and cannot be downloaded.
+WEIGHTS_FILE, ONNX_FILE = "backbones.teacher:find_plain", "backbones.onnx_teacher:find"
 
-# `teacher`: a name in NETWORKS or TEACHER_NETWORKS -> a function that finds the weights from the config.
+# `teacher`: a name in NETWORKS or TEACHER_NETWORKS, or "onnx" -> a function that finds the weights from the config.
 TEACHERS = {
     "mobilefacenet": WEIGHTS_FILE,
     "iresnet18": WEIGHTS_FILE,
@@ -43,6 +43,7 @@ TEACHERS = {
     "cvlface_vit_small": "backbones.teacher:find_cvlface",
     "cvlface_vit_base": "backbones.teacher:find_cvlface",
     "cvlface_vit_base_kprpe": "backbones.teacher:find_cvlface",
+    "onnx": ONNX_FILE,
 }
 
 # `loss`: subclasses of heads.margins.Margin.

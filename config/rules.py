@@ -55,6 +55,9 @@ NETWORKS: dict[str, Rule] = {
     "teacher_cache": Path('folder for downloaded teachers; "": the cache of huggingface_hub', is_output=True),
     "landmarks_path": Path('weights of the network that finds key points for KP-RPE: a file or folder; "": download'),
     "landmarks_repo_id": Text("Hugging Face repository of this network"),
+    "onnx_mean": Number('teacher "onnx" takes (pixel - onnx_mean) / onnx_std; None: as the file says', or_none=True),
+    "onnx_std": Number("see onnx_mean; None: as the file says", above=0, or_none=True),
+    "onnx_colours": Choice('colour order that teacher "onnx" takes', ["RGB", "BGR"]),
     "teacher_embeddings": Path(
         '.npy file of the teacher\'s embeddings, created if missing; "": run the teacher live', ".npy", is_output=True
     ),
@@ -169,6 +172,7 @@ MAY_CHANGE = frozenset(
         *("dataset", "rec", "data_path", "db_file_format", "sample", "num_workers"),
         *("init_from", "teacher", "pretrained_teacher_path", "pretrained_teacher_header_path", "teacher_repo_id"),
         *("teacher_revision", "teacher_cache", "landmarks_path", "landmarks_repo_id", "teacher_embeddings"),
+        *("onnx_mean", "onnx_std", "onnx_colours"),
         *("batch_size", "accumulate_steps"),  # as long as the number of images per step is the same
         *("num_epoch", "max_steps", "lr", "lr_schedule", "lr_milestones", "warmup_epoch"),
         *("dtype", "compile", "max_bad_steps", "rank_timeout"),

@@ -153,6 +153,7 @@ CONTRADICTIONS = [
     (["sample=3"], ["sample", "db_file_format"], ["db_file_format=folder", "data_path=faces"]),
     (["teacher=iresnet50"], ["teacher", "pretrained_teacher_path"], ["pretrained_teacher_path=teacher.pth"]),
     (["teacher=mobilefacenet"], ["teacher", "pretrained_teacher_path"], [CACHED]),
+    (["teacher=onnx", "pretrained_teacher_path=m.onnx"], ["teacher = 'onnx'", "teacher_embeddings"], [CACHED]),
     ([CACHED, "crop_augmentation_prob=0.1"], ["teacher_embeddings", "teacher_view"], ["teacher_view=clean"]),
     ([CACHED, "low_res_augmentation_prob=1"], ["teacher_embeddings", "teacher_view"], ["teacher_embeddings="]),
     ([CACHED, "photometric_augmentation_prob=1"], ["_augmentation_prob"], ["photometric_augmentation_prob=0"]),

@@ -91,7 +91,8 @@ def _embed_dataset(cfg: EasyDict, dataset: FaceDataset, device: torch.device, de
         raise EmbeddingError(
             f"{release.weights}: not the weights that rank 0 found; set teacher_revision to one commit"
         )
-    teacher, dtype = build_live_teacher(cfg, device, release), compute_type(cfg.dtype, device)
+    teacher = build_live_teacher(cfg, device, release)
+    dtype = torch.float32 if getattr(teacher, "always_float32", False) else compute_type(cfg.dtype, device)
     description["embeddings"]["computed_in"] = str(dtype).removeprefix("torch.")  # one type for the whole file
     description["about"]["run"] = describe_run()
     with EmbeddingWriter(cfg.teacher_embeddings, description) as writer:
