@@ -273,7 +273,8 @@ class PathList(Rule):
     def parse(self, text: str) -> Any:
         value = super().parse(text)
         if isinstance(value, str):  # a comma that follows no suffix belongs to a path
-            return [path.strip() for path in re.split(f"(?<={re.escape(self.suffix)}),", value) if path.strip()]
+            paths = re.split(rf"(?<={re.escape(self.suffix)})\s*,", value)
+            return [path.strip() for path in paths if path.strip()]
         return value
 
 

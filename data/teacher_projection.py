@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -53,9 +53,9 @@ class JoinedEmbeddings(TeacherEmbeddings):
     ) -> None:
         self.files, self.shares, self.projection = tuple(files), tuple(shares), projection
         self.dimensions = sum(file.dimensions for file in files)
-        shown = f" (share {{:.{3}g}})" if len(files) > 1 else ""
         self.identity = " + ".join(
-            file.identity + shown.format(share) for file, share in zip(files, shares, strict=True)
+            f"{share:.6g} of {file.identity}" if len(files) > 1 else file.identity
+            for file, share in zip(files, shares, strict=True)
         )
         if projection is not None:
             size = projection.matrix.shape[1]
@@ -135,29 +135,28 @@ def describe_changes(embeddings: JoinedEmbeddings, matrix: Tensor, pairs: Pairs)
 
 def write_projection(path: str | os.PathLike, projection: Projection) -> None:
     """Write the file atomically. The same projection always gives the same bytes."""
-    description = {**projection.description, "checksum": {"sha256": projection.sha256}}
-    text = json.dumps(description, indent=2, ensure_ascii=False)
+    text = json.dumps(projection.description, indent=2, ensure_ascii=False)
+    digest = checksum([projection.matrix.numpy().tobytes(), text.encode()])
     with atomic_write(path) as file:
-        file.write(save({"matrix": projection.matrix}, {"description": text}))
+        # One entry only, because the order of several would be random.
+        file.write(save({"matrix": projection.matrix}, {"description": f"{digest} {text}"}))
 
 
 def read_projection(path: str | os.PathLike) -> Projection:
     """Read a file of `write_projection`. Raises EmbeddingError if it is broken."""
     try:
         with safe_open(path, "pt") as file:
-            projection = Projection(file.get_tensor("matrix"), json.loads(file.metadata()["description"]))
-        matrix, description = projection
-        digest = description.pop("checksum")["sha256"]
-        if projection.sha256 != digest or list(matrix.shape) != description["projection"]["dimensions"]:
-            raise ValueError("the matrix differs from its description")
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            matrix, (digest, _, text) = file.get_tensor("matrix"), file.metadata()["description"].partition(" ")
+        if checksum([matrix.numpy().tobytes(), text.encode()]) != digest:
+            raise ValueError("its content differs from its checksum")
+        return Projection(matrix, json.loads(text))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise EmbeddingError(
             f"{path}: not a projection of embeddings, or broken ({describe_error(error)}); remove it to fit it again"
         ) from error
-    return projection
 
 
-def describe_projection(description: dict[str, Any]) -> str:
+def describe_projection(description: Description) -> str:
     """One line for the log: the sizes, the energy that is kept, and how cosines change."""
     (before, after), about = description["projection"]["dimensions"], description["about"]
     text = f"from {before} to {after} dimensions: {about['energy']:.2%} of the energy kept"

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,11 +9,11 @@ import pytest
 import torch
 from conftest import ROOT
 from runs import SCRIPTS, metrics, train, value
+from training_sets import write_lfw
 
 from backbones import build_backbone, build_teacher
 from config import load_config
 from data.dataset import RecordDataset, build_dataset
-from data.recordio import write_record_set
 from train.loop import Trainer
 from train.tasks import Distillation
 
@@ -72,14 +71,6 @@ def test_a_live_teacher_rounded_to_float16_gives_the_same_run_as_the_file(small_
         Trainer(cfg, task, dataset, CPU).run()
     assert len(metrics(tmp_path / "live")) == 12
     assert metrics(tmp_path / "live") == metrics(tmp_path / "cached")
-
-
-def write_lfw(folder: Path, face_data: Path, images: int) -> None:
-    """Write the first images of LFW's training set as a record set."""
-    dataset = RecordDataset(face_data / "lfw")
-    encoded, labels = zip(*(dataset.read(position) for position in range(images)), strict=True)
-    labels = np.unique(labels, return_inverse=True)[1]
-    write_record_set(folder, [bytes(image) for image in encoded], labels, labels.max() + 1)
 
 
 def test_200_steps_from_the_file_follow_200_steps_with_the_live_teacher(face_data, tmp_path):

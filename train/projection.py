@@ -39,6 +39,10 @@ from utils.distributed import on_rank_0
 from utils.errors import describe_error
 
 PAIRS, RUNS = 10_000, 2_000  # at most this many pairs, from this many runs of images, show how cosines change
+IGNORED = (
+    "several teachers: teacher, teacher_width, teacher_repo_id, teacher_revision, pretrained_teacher_path and "
+    "landmarks_* are ignored, because each file states which teacher made it"
+)
 
 
 def build_embeddings(
@@ -50,28 +54,29 @@ def build_embeddings(
     a copy of its projection; None for no run. Returns the embeddings and lines for the log. Raises EmbeddingError if a
     file is missing, is broken or does not belong to this teacher and these images, or if the sizes do not fit.
     """
-    if len(cfg.teacher_embeddings) == 1 and cfg.teacher_projection == "none":
+    paths, is_projected = cfg.teacher_embeddings, cfg.teacher_projection != "none"
+    if len(paths) == 1 and not is_projected:
         return build_cached_teacher(cfg, dataset, device)
-    if len(cfg.teacher_embeddings) == 1:
+    weights = cfg.teacher_cosine_weights or [1] * len(paths)
+    shares = [weight / sum(weights) for weight in weights]
+    if len(paths) == 1:
         file, notes = build_cached_teacher(_with_own_size(cfg), dataset, device)
         files = [file]
     else:
-        files, notes = _open_files(cfg, dataset)
-    weights = cfg.teacher_cosine_weights or [1] * len(files)
-    joined = JoinedEmbeddings(files, [weight / sum(weights) for weight in weights])
-    if cfg.embedding_size > joined.dimensions or (
-        cfg.teacher_projection == "none" and cfg.embedding_size < joined.dimensions
-    ):
+        files = _open_files(paths, dataset)
+        notes = (*_describe_files(files, shares), IGNORED)
+    joined = JoinedEmbeddings(files, shares)
+    if cfg.embedding_size > joined.dimensions or (not is_projected and cfg.embedding_size < joined.dimensions):
         sizes = " + ".join(str(file.dimensions) for file in files)
         raise EmbeddingError(
-            f"{', '.join(cfg.teacher_embeddings)}: embeddings of {sizes} dimensions, but embedding_size is "
+            f"{', '.join(paths)}: embeddings of {sizes} dimensions, but embedding_size is "
             f"{cfg.embedding_size}; set embedding_size={joined.dimensions}, or a smaller one and teacher_projection=pca"
         )
-    if cfg.teacher_projection == "none":
+    if not is_projected:
         return joined, notes
     projection, how = on_rank_0(lambda: _find_or_fit(cfg, joined, dataset, run_folder))
     note = f"projection of the teacher's embeddings {describe_projection(projection.description)}; {how}"
-    return JoinedEmbeddings(files, joined.shares, projection), (*notes, note)
+    return JoinedEmbeddings(files, shares, projection), (*notes, note)
 
 
 def projection_path(cfg: EasyDict, shares: tuple[float, ...]) -> Path:
@@ -98,23 +103,21 @@ def _with_own_size(cfg: EasyDict) -> EasyDict:
     return EasyDict(cfg, embedding_size=on_rank_0(size))
 
 
-def _open_files(cfg: EasyDict, dataset: FaceDataset) -> tuple[list[EmbeddingFile], tuple[str, ...]]:
+def _open_files(paths: list[str], dataset: FaceDataset) -> list[EmbeddingFile]:
     """The files of several teachers, each of which must be complete and belong to this training set."""
     images = {"images": len(dataset), "fingerprint": on_rank_0(lambda: dataset.fingerprint)}
-    files = []
-    for path in cfg.teacher_embeddings:
+    for path in paths:
         if not os.path.exists(path):
             raise EmbeddingError(
                 f"{path}: no such file; with several teachers, make the file of each one first: "
-                f"python train/cache_teacher.py teacher_embeddings={path}, with the keys of the data and this teacher"
+                f"python train/cache_teacher.py teacher_embeddings={path}, with the keys of the set and of the teacher"
             )
-        files.append(EmbeddingFile(path, {"data": images, "preprocessing": PREPROCESSING}))
-    notes = [f"teacher {number}: {file.summary()}" for number, file in enumerate(files, 1)]
-    return files, (
-        *notes,
-        "several teachers: teacher, teacher_width, teacher_repo_id, teacher_revision, pretrained_teacher_path and "
-        "landmarks_* are ignored, because each file states which teacher made it",
-    )
+    return [EmbeddingFile(path, {"data": images, "preprocessing": PREPROCESSING}) for path in paths]
+
+
+def _describe_files(files: list[EmbeddingFile], shares: list[float]) -> Iterator[str]:
+    for file, share in zip(files, shares, strict=True):
+        yield f"{share:.1%} of the teacher's cosine: {file.summary()}"
 
 
 def _find_or_fit(
