@@ -1,4 +1,7 @@
-"""Embed the training images and their mirror images with the teacher, and write the file `teacher_embeddings`."""
+"""Embed the training images and their mirror images with the teacher, and write the file `teacher_embeddings`.
+
+With `teacher_projection`, also fit the projection to `embedding_size`, and write its file.
+"""
 
 import sys
 from pathlib import Path
