@@ -7,7 +7,7 @@ from easydict import EasyDict
 from torch import nn
 
 from backbones.cvlface_landmarks import LandmarkNetwork
-from backbones.loading import load_weights
+from backbones.loading import embedding_size_of, load_weights
 from backbones.onnx_teacher import OnnxNetwork
 from backbones.teacher import Release, load
 from config import names
@@ -51,15 +51,27 @@ def build_teacher(cfg: EasyDict, release: Release | None = None) -> nn.Module:
     release = release or find_teacher(cfg)
     if release.network == "onnx":
         return OnnxNetwork(release, cfg.embedding_size).eval()
-    plain = dict(SE=False, activation="prelu")  # keys of the student
-    settings = EasyDict(cfg, network=release.network, width=cfg.teacher_width, **plain)
-    network = _without_weights(lambda: NETWORKS[release.network](settings))
+    network = _without_weights(lambda: _build_network(cfg, release))
     load(network, release, cfg.teacher_width)
     if release.landmarks:
         network.landmark_network = _without_weights(LandmarkNetwork)
         load(network.landmark_network, release.landmarks, cfg.teacher_width)
         network.loaded += f"; key points by {release.landmarks.origin}: {network.landmark_network.loaded}"
     return network.eval().requires_grad_(False)
+
+
+def teacher_embedding_size(cfg: EasyDict, release: Release) -> int:
+    """The size of the teacher's embeddings, from its weights file; cfg.embedding_size if they fit no size."""
+    if release.network == "onnx":
+        return OnnxNetwork(release).embedding_size
+    with torch.device("meta"):
+        network = _build_network(cfg, release)
+    return embedding_size_of(network, release.weights) or cfg.embedding_size
+
+
+def _build_network(cfg: EasyDict, release: Release) -> nn.Module:
+    plain = dict(SE=False, activation="prelu")  # keys of the student
+    return NETWORKS[release.network](EasyDict(cfg, network=release.network, width=cfg.teacher_width, **plain))
 
 
 def _without_weights(build: Callable[[], nn.Module]) -> nn.Module:

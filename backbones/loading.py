@@ -79,11 +79,8 @@ def load_weights(network: nn.Module, path: str | os.PathLike, hint: str, new_las
     new_last_layer: if embeddings in the file only have another size, leave the last layer of the network as it is.
     """
     states = read_state_dicts(path)
-    key_names = getattr(network, "key_names", KeyNames())
-    tensors = network.state_dict()
-    shapes = {key: list(value.shape) for key, value in tensors.items()}
-    shapes |= {key: shapes[like] for key, like in key_names.folded.items()}
-    expected = _Expected(type(network).__name__, shapes, key_names)
+    tensors, expected = network.state_dict(), _expected(network)
+    key_names = expected.key_names
     readings = _readings(states, expected)
     fits = [reading for reading in readings if not _differences(reading, expected)]
     if not fits and new_last_layer:
@@ -119,6 +116,25 @@ def load_weights(network: nn.Module, path: str | os.PathLike, hint: str, new_las
     network.load_state_dict({**state, **others, **counters})
     network.loaded = "; ".join([f"{len(state)} tensors", *changes])
     return fit.prefix
+
+
+def embedding_size_of(network: nn.Module, path: str | os.PathLike) -> int | None:
+    """The size of the embeddings of the weights in a file, if they fit the network but for another size; else None.
+
+    Raises WeightsError if the file cannot be read.
+    """
+    expected = _expected(network)
+    for reading in _readings(read_state_dicts(path), expected):
+        if _has_other_embedding_size(reading, expected):
+            return _embedding_sizes(_other_shapes(reading, expected))[0]
+    return None
+
+
+def _expected(network: nn.Module) -> _Expected:
+    key_names = getattr(network, "key_names", KeyNames())
+    shapes = {key: list(value.shape) for key, value in network.state_dict().items()}
+    shapes |= {key: shapes[like] for key, like in key_names.folded.items()}
+    return _Expected(type(network).__name__, shapes, key_names)
 
 
 def _readings(states: dict[str, dict[str, Tensor]], expected: _Expected) -> list[_Reading]:

@@ -71,13 +71,14 @@ def _read(path: Path) -> "ModelProto":
 class OnnxNetwork(nn.Module):
     """RGB images [B, 3, 112, 112] in [-1, 1] -> embeddings [B, embedding_size], in float32 on the same device.
 
-    On a GPU, it runs by onnxruntime's CUDA provider if the installed onnxruntime has one, and otherwise on the CPU.
-    Raises WeightsError if the file is not such a network; the message states its inputs and outputs.
+    embedding_size: what the file must have; None: any. On a GPU, it runs by onnxruntime's CUDA provider if the
+    installed onnxruntime has one, and otherwise on the CPU. Raises WeightsError if the file is not such a network; the
+    message states its inputs and outputs.
     """
 
     always_float32 = True
 
-    def __init__(self, release: Release, embedding_size: int) -> None:
+    def __init__(self, release: Release, embedding_size: int | None = None) -> None:
         super().__init__()
         self._path, self._mean, self._std = release.weights, *release.scale
         self._bgr = release.bgr
@@ -87,8 +88,10 @@ class OnnxNetwork(nn.Module):
             shape = self(torch.zeros(2, 3, SIZE, SIZE)).shape
         except Exception as error:  # onnxruntime's have no common base class
             raise self._refusal(f"it fails with two images ({describe_error(error)})") from error
-        if len(shape) != 2 or shape[1] != embedding_size:
-            raise self._refusal(f"it gives {list(shape)} for two images (expected [2, {embedding_size}])")
+        if len(shape) != 2 or embedding_size not in (None, shape[1]):
+            wanted = "dimensions" if embedding_size is None else embedding_size
+            raise self._refusal(f"it gives {list(shape)} for two images (expected [2, {wanted}])")
+        self.embedding_size = shape[1]
 
     @property
     def loaded(self) -> str:

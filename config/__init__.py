@@ -147,15 +147,15 @@ def _dataset_entry(layers: Sequence[Mapping[str, Any]], datasets: Mapping[str, d
 
 
 def _check_value(key: str, value: Any, rule: Rule) -> Any:
-    """Return the value, with tuples as lists and paths absolute. Raises ConfigError if its rule does not allow it."""
-    if isinstance(value, tuple):
-        value = list(value)
+    """Return the value, normalised and with absolute paths. Raises ConfigError if its rule does not allow it."""
+    value = rule.normalise(value)
     if not rule.allows(value):
         raise ConfigError(f"{key} = {value!r}: {rule.refusal(value)}")
     if not (rule.is_path and value):
         return value
+    absolute = output_path if rule.is_output else input_path
     try:
-        return str(output_path(value) if rule.is_output else input_path(value))
+        return [str(absolute(path)) for path in value] if isinstance(value, list) else str(absolute(value))
     except PathError as error:
         raise ConfigError(f"{key} = {error}") from None
 

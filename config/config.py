@@ -35,7 +35,7 @@ config.photometric_augmentation_prob = 0.0  # probability of changing brightness
 
 # --- networks ----------------------------------------------------------------------------------------------------
 config.network = "mobilefacenet"  # the student; a name in NETWORKS of config/names.py, torchvision/NAME or timm/NAME
-config.embedding_size = 512  # dimensions of the embeddings of student and teacher
+config.embedding_size = 512  # dimensions of the student's embeddings, and of the teacher's in training
 config.width = 1.0  # multiplier of the student's channels (mobilefacenet only)
 config.SE = False  # use squeeze-and-excitation blocks in the student (mobilefacenet and iresnet only)
 config.activation = "prelu"  # the student's activation (mobilefacenet only); the slope of "leaky_relu" is 0.25
@@ -52,7 +52,9 @@ config.landmarks_repo_id = "minchul/cvlface_DFA_mobilenet"  # Hugging Face repos
 config.onnx_mean = None  # teacher "onnx" takes (pixel - onnx_mean) / onnx_std; None: as the file says
 config.onnx_std = None  # see onnx_mean; None: as the file says
 config.onnx_colours = "RGB"  # colour order that teacher "onnx" takes
-config.teacher_embeddings = ""  # .npy file of the teacher's embeddings, created if missing; "": run the teacher live
+config.teacher_embeddings = []  # .npy file of the teacher's embeddings, created if missing; or several; []: run it live
+config.teacher_cosine_weights = []  # weights of the cosines of several teachers, one per file; []: equal
+config.teacher_projection = "none"  # "pca": project teacher_embeddings to embedding_size dimensions; "none": do not
 config.teacher_view = "same"  # images for the teacher; "same": augmented as for the student; "clean": not augmented
 config.sync_bn = False  # compute BatchNorm statistics over all ranks; False: on each rank, as published
 

@@ -31,6 +31,13 @@ DATA = [
         "sample=0, or db_file_format=folder",
     ),
 ]
+EMBEDDINGS = [
+    Conflict(
+        lambda cfg: cfg.teacher_cosine_weights and len(cfg.teacher_cosine_weights) != len(cfg.teacher_embeddings),
+        "teacher_cosine_weights needs one number for each file of teacher_embeddings; set as many, or "
+        "teacher_cosine_weights=[] for equal weights",
+    ),
+]
 TEACHER = [
     Conflict(
         lambda cfg: (
@@ -57,6 +64,16 @@ TEACHER = [
         "centers = 'fixed' needs pretrained_teacher_header_path, the header.pth with the teacher's class centers; set "
         "it, or centers=ema",
     ),
+    Conflict(
+        lambda cfg: cfg.teacher_projection != "none" and not cfg.teacher_embeddings,
+        "teacher_projection is fitted to the embeddings of the whole training set, so it needs them in a file; set "
+        "teacher_embeddings to the file to make, or teacher_projection=none",
+    ),
+    Conflict(
+        lambda cfg: cfg.centers == "fixed" and (cfg.teacher_projection != "none" or len(cfg.teacher_embeddings) > 1),
+        "centers = 'fixed' has centers in the space of one teacher, without a projection; set centers=ema, or one file "
+        "as teacher_embeddings and teacher_projection=none",
+    ),
 ]
 BATCH = [
     Conflict(
@@ -76,7 +93,7 @@ RESUMING = [
 ]
 
 # The conflicts that concern a script. Training without a teacher ignores the teacher's keys, evaluation all of them.
-DISTILLATION = [*DATA, *TEACHER, *BATCH, *RESUMING]
+DISTILLATION = [*DATA, *EMBEDDINGS, *TEACHER, *BATCH, *RESUMING]
 STANDALONE = [*DATA, *BATCH, *RESUMING]
 
 

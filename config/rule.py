@@ -6,6 +6,7 @@ table of all rules is config/rules.py.
 
 import ast
 import difflib
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -41,6 +42,10 @@ class Rule:
     def refusal(self, value: Any) -> str:
         """Why the value is not allowed; completes the sentence "the value ..."."""
         return f"must be {self.allowed}"
+
+    def normalise(self, value: Any) -> Any:
+        """The form in which a config keeps the value, which may be of any kind: tuples become lists."""
+        return list(value) if isinstance(value, tuple) else value
 
     def parse(self, text: str) -> Any:
         """The value of a string on the command line. It is not checked here: see `allows`.
@@ -189,12 +194,20 @@ class NameList(Rule):
 
 @dataclass(frozen=True)
 class NumberList(Rule):
-    """A list of finite numbers."""
+    """A list of finite numbers; of positive ones with `positive`."""
 
-    allowed: ClassVar[str] = "a list of numbers, for example [8,14]"
+    positive: bool = False
+
+    @property
+    def allowed(self) -> str:
+        return f"a list of {'positive ' if self.positive else ''}numbers, for example [8,14]"
 
     def allows(self, value: Any) -> bool:
-        return isinstance(value, list) and all(map(_is_finite_number, value))
+        return (
+            isinstance(value, list)
+            and all(map(_is_finite_number, value))
+            and (not self.positive or all(number > 0 for number in value))
+        )
 
 
 @dataclass(frozen=True)
@@ -236,6 +249,33 @@ class Path(Rule):
 
     def parse(self, text: str) -> str:
         return text
+
+
+@dataclass(frozen=True)
+class PathList(Rule):
+    """A list of paths of files to write that end in `suffix`; as a string, also in a preset, one path or a,b,c."""
+
+    suffix: str = ""
+    is_path: ClassVar[bool] = True
+    is_output: ClassVar[bool] = True
+    placeholder: ClassVar[str] = "PATH"
+
+    @property
+    def allowed(self) -> str:
+        return f"a path that ends in {self.suffix}, several paths separated by commas, or empty"
+
+    def allows(self, value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(path, str) and path.endswith(self.suffix) for path in value)
+
+    def normalise(self, value: Any) -> Any:
+        return self.parse(value) if isinstance(value, str) else super().normalise(value)
+
+    def parse(self, text: str) -> Any:
+        value = super().parse(text)
+        if isinstance(value, str):  # a comma that follows no suffix belongs to a path
+            paths = re.split(rf"(?<={re.escape(self.suffix)})\s*,", value)
+            return [path.strip() for path in paths if path.strip()]
+        return value
 
 
 def _is_number(value: Any) -> bool:

@@ -8,7 +8,7 @@ from copy import copy
 from typing import Any
 
 from config import names
-from config.rule import Choice, Flag, Integer, NameList, NetworkName, Number, NumberList, Path, Rule, Text
+from config.rule import Choice, Flag, Integer, NameList, NetworkName, Number, NumberList, Path, PathList, Rule, Text
 
 DATA: dict[str, Rule] = {
     "dataset": Text("name of an entry of `datasets`, whose values replace the defaults here"),
@@ -38,7 +38,7 @@ NETWORKS: dict[str, Rule] = {
         names.LIBRARIES,
         names.library_networks,
     ),
-    "embedding_size": Integer("dimensions of the embeddings of student and teacher", at_least=1),
+    "embedding_size": Integer("dimensions of the student's embeddings, and of the teacher's in training", at_least=1),
     "width": Number("multiplier of the student's channels (mobilefacenet only)", above=0),
     "SE": Flag("use squeeze-and-excitation blocks in the student (mobilefacenet and iresnet only)"),
     "activation": Choice(
@@ -58,8 +58,14 @@ NETWORKS: dict[str, Rule] = {
     "onnx_mean": Number('teacher "onnx" takes (pixel - onnx_mean) / onnx_std; None: as the file says', or_none=True),
     "onnx_std": Number("see onnx_mean; None: as the file says", above=0, or_none=True),
     "onnx_colours": Choice('colour order that teacher "onnx" takes', ["RGB", "BGR"]),
-    "teacher_embeddings": Path(
-        '.npy file of the teacher\'s embeddings, created if missing; "": run the teacher live', ".npy", is_output=True
+    "teacher_embeddings": PathList(
+        ".npy file of the teacher's embeddings, created if missing; or several; []: run it live", ".npy"
+    ),
+    "teacher_cosine_weights": NumberList(
+        "weights of the cosines of several teachers, one per file; []: equal", positive=True
+    ),
+    "teacher_projection": Choice(
+        '"pca": project teacher_embeddings to embedding_size dimensions; "none": do not', ["none", "pca"]
     ),
     "teacher_view": Choice(
         'images for the teacher; "same": augmented as for the student; "clean": not augmented', ["same", "clean"]
@@ -173,6 +179,7 @@ MAY_CHANGE = frozenset(
         *("init_from", "teacher", "pretrained_teacher_path", "pretrained_teacher_header_path", "teacher_repo_id"),
         *("teacher_revision", "teacher_cache", "landmarks_path", "landmarks_repo_id", "teacher_embeddings"),
         *("onnx_mean", "onnx_std", "onnx_colours"),
+        *("teacher_cosine_weights", "teacher_projection"),
         *("batch_size", "accumulate_steps"),  # as long as the number of images per step is the same
         *("num_epoch", "max_steps", "lr", "lr_schedule", "lr_milestones", "warmup_epoch"),
         *("dtype", "compile", "max_bad_steps", "rank_timeout"),

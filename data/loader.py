@@ -18,7 +18,7 @@ from data.augment import Augmentation
 from data.batch_memory import SharedSlots, copy_ahead
 from data.dataset import FaceDataset
 from data.images import to_input
-from data.teacher_cache import EmbeddingFile
+from data.teacher_cache import TeacherEmbeddings
 from data.workers import raise_errors, worker_loader
 from utils.distributed import rank, world_size
 from utils.errors import InputError
@@ -91,8 +91,8 @@ class GlobalOrder(Sampler[BatchPlan]):
 class TrainingLoader:
     """An iterable over the batches of one epoch of `order`, read and decoded by `num_workers` processes.
 
-    On a GPU, the next batch is copied while the current one is used. embeddings: the file of the teacher's embeddings
-    of `dataset`, if batches should contain them. augment: changes the student's images on the device.
+    On a GPU, the next batch is copied while the current one is used. embeddings: the teacher's embeddings of
+    `dataset`, if batches should contain them. augment: changes the student's images on the device.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class TrainingLoader:
         order: GlobalOrder,
         num_workers: int,
         device: torch.device,
-        embeddings: EmbeddingFile | None = None,
+        embeddings: TeacherEmbeddings | None = None,
         augment: Augmentation | None = None,
     ) -> None:
         self._device, self._augment = device, augment
@@ -152,7 +152,7 @@ class _BatchReader(Dataset):
     All other values are returned as arrays. `images` is a slot number, or an array if no slot was free.
     """
 
-    def __init__(self, dataset: FaceDataset, embeddings: EmbeddingFile | None, memory: Tensor) -> None:
+    def __init__(self, dataset: FaceDataset, embeddings: TeacherEmbeddings | None, memory: Tensor) -> None:
         self.dataset, self.embeddings, self.memory = dataset, embeddings, memory
 
     def __getitem__(self, item: tuple[int | None, BatchPlan]) -> tuple | Exception:

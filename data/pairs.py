@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+# Labels are read to find pairs. Most sets are sorted by identity, so runs of consecutive images are read: on a slow
+# disk, a run takes as long as one image. For sets that are not sorted, single images from the set are read as well.
+RUN_LENGTH, SINGLE = 16, 128
 MIN_STANDARD_ERRORS = 3  # a larger difference of means counts as significant
 
 
@@ -30,6 +33,20 @@ class Cosines(NamedTuple):
     def __str__(self) -> str:
         same, different = (f"{cosines.mean():.3f}" if len(cosines) else "none" for cosines in self)
         return f"cosine {same} same identity, {different} different"
+
+
+def sample_positions(count: int, runs: int, rng: np.random.Generator) -> np.ndarray:
+    """Positions of a set of `count` images, ascending, in which to look for pairs.
+
+    All positions if there are at most runs * RUN_LENGTH; else those of `runs` runs of RUN_LENGTH images, and SINGLE
+    others.
+    """
+    if count <= runs * RUN_LENGTH:
+        return np.arange(count)
+    starts = rng.integers(0, count - RUN_LENGTH + 1, runs)
+    return np.unique(
+        np.concatenate([np.add.outer(starts, np.arange(RUN_LENGTH)).ravel(), rng.integers(0, count, SINGLE)])
+    )
 
 
 def sample_pairs(positions: np.ndarray, labels: np.ndarray, count: int, rng: np.random.Generator) -> Pairs:

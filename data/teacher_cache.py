@@ -24,7 +24,23 @@ class EmbeddingError(InputError):
     """A file of embeddings that is broken, or was made with other settings. The message names file and difference."""
 
 
-class EmbeddingFile:
+class TeacherEmbeddings:
+    """The teacher's embeddings of a training set, in the order of its images.
+
+    identity: the network, colours and checksum of what made them, which a resumed run must find again.
+    """
+
+    identity: str
+
+    def rows(self, positions: np.ndarray, flips: np.ndarray) -> Tensor:
+        """Embeddings, float16 [B, D], of the images at `positions` [B]; of the mirror image if flips [B] is True."""
+        raise NotImplementedError
+
+    def write_copies(self, folder: Path) -> None:
+        """Write into the folder of a run what it must find there when it is resumed."""
+
+
+class EmbeddingFile(TeacherEmbeddings):
     """A complete file of embeddings. Raises EmbeddingError if its description differs from `wanted`."""
 
     def __init__(self, path: str | os.PathLike, wanted: Description) -> None:
@@ -38,6 +54,8 @@ class EmbeddingFile:
                 f"{list(shape)}; remove both files to make them again"
             )
         self._stored: np.ndarray | None = None
+        self.dimensions = shape[2]
+        self.identity = teacher_identity(self.description["teacher"])
 
     def summary(self) -> str:
         """One line: the teacher, the images and the size of the file."""
@@ -49,7 +67,6 @@ class EmbeddingFile:
         )
 
     def rows(self, positions: np.ndarray, flips: np.ndarray) -> Tensor:
-        """Embeddings, float16 [B, D], of the images at `positions` [B]; of the mirror image if flips [B] is True."""
         if self._stored is None:  # the first call in this process
             self._stored = self._open()
         return torch.from_numpy(self._stored[positions, flips.astype(np.intp)])
@@ -68,18 +85,32 @@ class EmbeddingFile:
         return {**self.__dict__, "_stored": None}
 
 
-def require_same(path: Path, actual: Description, wanted: Description) -> None:
-    """Raise EmbeddingError if a value in `wanted` is another one in `actual`. The section "about" is not compared."""
-    differences = [
+def teacher_identity(teacher: dict[str, str]) -> str:
+    """What distinguishes a teacher from all others, in words. teacher: the section "teacher" of a description."""
+    identity = f"{teacher.get('network')}, {teacher.get('colours')}, sha256 {str(teacher.get('sha256'))[:16]}"
+    if "scale" in teacher:
+        identity += f", {teacher['scale']}"
+    if "landmarks_sha256" in teacher:
+        identity += f", key points sha256 {teacher['landmarks_sha256'][:16]}"
+    return identity
+
+
+def differences(actual: Description, wanted: Description) -> list[str]:
+    """The values in `wanted` that are other ones in `actual`, in words. The section "about" is not compared."""
+    return [
         f"{section}.{name} is {actual.get(section, {}).get(name)!r}, not {value!r}"
         for section, values in wanted.items()
         if section != "about"
         for name, value in values.items()
         if actual.get(section, {}).get(name) != value
     ]
-    if differences:
+
+
+def require_same(path: Path, actual: Description, wanted: Description) -> None:
+    """Raise EmbeddingError if there are differences."""
+    if different := differences(actual, wanted):
         raise EmbeddingError(
-            f"{path}: made with other settings: {'; '.join(differences)}. Set teacher_embeddings to another file, or "
+            f"{path}: made with other settings: {'; '.join(different)}. Set teacher_embeddings to another file, or "
             "remove this file to make it again"
         )
 

@@ -43,8 +43,9 @@ def page() -> str:
         "(`train_standalone.py` does not compare the keys of the teacher, the centers, the geometry term and the "
         "feature loss, which it does not use.) The number of images per step, the teacher and the training set must "
         "also be the same, even if the keys that name them change. They are compared by content: the teacher by the "
-        "checksum of its weights, the training set by its index and up to 1,024 of its images. So both may be moved. "
-        "The log names each change, except those of `output`, `resume` and `global_step`.",
+        "checksums of its weights and of the projection of its embeddings, the training set by its index and up to "
+        "1,024 of its images. So both may be moved. The log names each change, except those of `output`, `resume` and "
+        "`global_step`.",
         ", ".join(f"`{key}`" for key in RULES if key in MAY_CHANGE) + ".",
         "## Presets",
         "To use a preset, name it: `--config config/lfw.py`. A preset with a base is applied on top of that preset.",

@@ -5,12 +5,8 @@ import re
 import signal
 from pathlib import Path
 
-import numpy as np
 import torch
 from conftest import run_script
-
-from data.dataset import RecordDataset
-from data.recordio import write_record_set
 
 SCRIPTS = ["train/train_AdaDistill.py", "train/train_standalone.py"]
 TIME_FIELDS = {"time", "images_per_second"}
@@ -71,11 +67,3 @@ def refused(script: str, *arguments: str, words: str) -> None:
     """Run a script that must end with exit code 2 and one clear error; `words`: a regular expression for it."""
     done = run_script(script, *arguments)
     assert done.returncode == 2 and re.search(words, done.stderr) and "Traceback" not in done.stderr, done.stderr
-
-
-def write_lfw(folder: Path, face_data: Path, images: int) -> None:
-    """Write the first images of LFW's training set as a record set."""
-    dataset = RecordDataset(face_data / "lfw")
-    encoded, labels = zip(*(dataset.read(position) for position in range(images)), strict=True)
-    labels = np.unique(labels, return_inverse=True)[1]
-    write_record_set(folder, [bytes(image) for image in encoded], labels, labels.max() + 1)

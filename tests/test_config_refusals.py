@@ -158,6 +158,10 @@ CONTRADICTIONS = [
     ([CACHED, "low_res_augmentation_prob=1"], ["teacher_embeddings", "teacher_view"], ["teacher_embeddings="]),
     ([CACHED, "photometric_augmentation_prob=1"], ["_augmentation_prob"], ["photometric_augmentation_prob=0"]),
     (["centers=fixed"], ["centers", "pretrained_teacher_header_path"], ["pretrained_teacher_header_path=header.pth"]),
+    (["teacher_projection=pca"], ["teacher_projection", "teacher_embeddings"], [CACHED]),
+    ([CACHED, "teacher_cosine_weights=[1,2]"], ["teacher_cosine_weights", "teacher_embeddings"], [f"{CACHED},b.npy"]),
+    ([CACHED, "teacher_projection=pca", "centers=fixed", "pretrained_teacher_header_path=header.pth"],
+     ["centers", "teacher_embeddings", "teacher_projection"], ["centers=ema"]),
     (["batch_size=1"], ["batch_size", "sync_bn"], ["sync_bn=True"]),
     (["global_step=4", "resume=auto"], ["global_step", "resume"], ["resume=none"]),
 ]  # fmt: skip

@@ -8,8 +8,9 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from runs import SCRIPTS, metrics, refused, train, write_lfw
+from runs import SCRIPTS, metrics, refused, train
 from teacher_files import plain_settings
+from training_sets import write_lfw
 
 from backbones import build_backbone, build_teacher, onnx_teacher
 from backbones.teacher import MissingWeights

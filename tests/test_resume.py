@@ -86,7 +86,7 @@ def test_another_teacher_and_other_images_are_refused_wherever_they_are(run, tmp
 
 def test_the_file_of_a_teacher_is_the_same_teacher(run, cached):
     step, (note,) = state_of([*run, f"teacher_embeddings={cached}"]).resume()
-    assert step == 3 and note.startswith("changed: teacher_embeddings '' (now ")
+    assert step == 3 and note.startswith("changed: teacher_embeddings [] (now ")
 
 
 def test_keys_without_effect_may_change(run, small_run, tmp_path):

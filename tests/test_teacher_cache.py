@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from runs import SCRIPTS, metrics, train, value, write_lfw
+from runs import SCRIPTS, metrics, train, value
+from training_sets import write_lfw
 
 from backbones import build_backbone, build_teacher
 from config import load_config

@@ -1,9 +1,12 @@
 """Small training sets in every layout, for tests."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 
-from data.recordio import RecordWriter
+from data.dataset import RecordDataset
+from data.recordio import RecordWriter, write_record_set
 
 
 def image_of(number):
@@ -47,3 +50,11 @@ def write_folder_set(folder, counts):
             (folder / identity / f"{index:03d}.png").write_bytes(png(image_of(number)))
             number += 1
     return folder
+
+
+def write_lfw(folder: Path, face_data: Path, images: int) -> None:
+    """Write the first images of LFW's training set as a record set."""
+    dataset = RecordDataset(face_data / "lfw")
+    encoded, labels = zip(*(dataset.read(position) for position in range(images)), strict=True)
+    labels = np.unique(labels, return_inverse=True)[1]
+    write_record_set(folder, [bytes(image) for image in encoded], labels, labels.max() + 1)

@@ -163,6 +163,8 @@ class Trainer:
         if rank() == 0:
             # With global_step=0; otherwise the file could not start a new run in another output.
             write_text(self.files.folder / "config.py", dump_config(EasyDict(self.cfg, global_step=0), about))
+            if self.task.embeddings is not None:
+                self.task.embeddings.write_copies(self.files.folder)
         self.log.line(about)
         self.log.line(
             f"{len(self.dataset)} images of {self.dataset.num_classes} identities from {self.dataset.source}; "

@@ -5,13 +5,10 @@ from collections.abc import Callable
 import numpy as np
 
 from data.dataset import FaceDataset
-from data.pairs import pair_cosines, sample_pairs, significantly_higher
+from data.pairs import pair_cosines, sample_pairs, sample_positions, significantly_higher
 from eval.metrics import unit_length
 
-PAIRS = 32
-# Labels are read to find pairs. Most sets are sorted by identity, so runs of consecutive images are read: on a slow
-# disk, a run takes as long as one image. For sets that are not sorted, single images from the set are read as well.
-RUNS, RUN_LENGTH, SINGLE = 32, 16, 128
+PAIRS, RUNS = 32, 32  # at most this many pairs, from this many runs of images
 
 
 def teacher_notes(dataset: FaceDataset, embed: Callable[[np.ndarray], np.ndarray], seed: int) -> tuple[str, ...]:
@@ -23,7 +20,7 @@ def teacher_notes(dataset: FaceDataset, embed: Callable[[np.ndarray], np.ndarray
     labels.
     """
     rng = np.random.default_rng(seed)
-    positions = np.unique(_candidates(len(dataset), rng))
+    positions = sample_positions(len(dataset), RUNS, rng)
     pairs = sample_pairs(positions, dataset.read_labels(positions), PAIRS, rng)
     if not (len(pairs.same) and len(pairs.different)):
         return (
@@ -40,11 +37,3 @@ def teacher_notes(dataset: FaceDataset, embed: Callable[[np.ndarray], np.ndarray
         "that do not belong to the images, another colour order or preprocessing than the teacher's, a teacher with "
         "random weights. Check the set with tools/check_data.py --teacher"
     )
-
-
-def _candidates(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Choose positions of a set of `count` images: all if the set is small, otherwise a sample with repetitions."""
-    if count <= RUNS * RUN_LENGTH:
-        return np.arange(count)
-    starts = rng.integers(0, count - RUN_LENGTH + 1, RUNS)
-    return np.concatenate([np.add.outer(starts, np.arange(RUN_LENGTH)).ravel(), rng.integers(0, count, SINGLE)])

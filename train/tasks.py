@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,13 +14,14 @@ from backbones import build_backbone, find_teacher
 from backbones.cost import describe_cost
 from data.dataset import FaceDataset
 from data.loader import Batch
-from data.teacher_cache import EmbeddingFile
+from data.teacher_cache import TeacherEmbeddings, teacher_identity
 from eval.embeddings import embed_views
 from heads import HeadOutput, build_head, build_standalone_head
 from heads.head import Head
 from train import batchnorm, prelu
+from train.projection import build_embeddings
 from train.sanity import teacher_notes
-from train.teachers import build_cached_teacher, build_live_teacher
+from train.teachers import build_live_teacher
 from train.wrapping import maybe_compile, missing_for_compiling, share_gradients, should_compile, without_sharing
 from utils.distributed import on_rank_0, rank
 from utils.precision import compute_type
@@ -31,7 +33,7 @@ class Task:
     notes: tuple[str, ...] = ()  # lines for the log, about loaded weights and about settings without effect
     teacher: str = ""  # the teacher's network, colours and checksum
     ignored: tuple[str, ...] = ()  # beginnings of the names of config keys without effect
-    embeddings: EmbeddingFile | None = None  # the teacher's embeddings; the loader adds them to each batch
+    embeddings: TeacherEmbeddings | None = None  # the teacher's embeddings; the loader adds them to each batch
 
     def __init__(self, cfg: EasyDict, head: Head, device: torch.device) -> None:
         torch.manual_seed(cfg.seed)  # so that the initial weights do not depend on what was built before
@@ -66,17 +68,14 @@ class Distillation(Task):
     def __init__(self, cfg: EasyDict, dataset: FaceDataset, device: torch.device) -> None:
         self._view = cfg.teacher_view
         if cfg.teacher_embeddings:
-            self.embeddings, self.notes = build_cached_teacher(cfg, dataset, device)
-            teacher = self.embeddings.description["teacher"]
+            self.embeddings, self.notes = build_embeddings(cfg, dataset, device, Path(cfg.output))
+            self.teacher = self.embeddings.identity
         else:
             release = find_teacher(cfg)
-            teacher = on_rank_0(release.describe)
+            self.teacher = teacher_identity(on_rank_0(release.describe))
             self._live_teacher = build_live_teacher(cfg, device, release)
             self._teacher = maybe_compile(self._live_teacher, cfg.compile, device)
             self.notes += (f"teacher: {release.network} from {release.origin}: {self._live_teacher.loaded}",)
-        self.teacher = f"{teacher.get('network')}, {teacher.get('colours')}, sha256 {str(teacher.get('sha256'))[:16]}"
-        if "landmarks_sha256" in teacher:
-            self.teacher += f", key points sha256 {teacher['landmarks_sha256'][:16]}"
         if rank() == 0:  # only rank 0 writes the log
             self.notes += teacher_notes(
                 dataset, partial(self._embed, dataset, device, compute_type(cfg.dtype, device)), cfg.seed

@@ -37,16 +37,17 @@ def build_live_teacher(cfg: EasyDict, device: torch.device, release: Release) ->
 def build_cached_teacher(
     cfg: EasyDict, dataset: FaceDataset, device: torch.device
 ) -> tuple[EmbeddingFile, tuple[str, ...]]:
-    """Open the file `teacher_embeddings`; make it first if it is missing. Every rank must call it.
+    """Open the file `teacher_embeddings`, one of one teacher; make it first if it is missing. Every rank must call it.
 
     Returns the file and lines for the log. Raises EmbeddingError if the file belongs to another teacher, other images
     or another preprocessing. If the teacher's weights are not available, the file must have been made from the same
     path, or from the same repository and commit, that the config names.
     """
-    exists = on_rank_0(lambda: os.path.exists(cfg.teacher_embeddings))
+    (path,) = cfg.teacher_embeddings
+    exists = on_rank_0(lambda: os.path.exists(path))
     wanted = on_rank_0(lambda: describe_embeddings(cfg, dataset, weights_may_be_missing=exists))
-    loaded = () if exists else (_embed_dataset(cfg, dataset, device, wanted),)
-    embeddings = EmbeddingFile(cfg.teacher_embeddings, wanted)
+    loaded = () if exists else (_embed_dataset(cfg, dataset, device, path, wanted),)
+    embeddings = EmbeddingFile(path, wanted)
     notes = (f"teacher: {embeddings.summary()}", *loaded)
     if "sha256" not in wanted["teacher"]:
         _require_named_origins(cfg, embeddings)
@@ -79,7 +80,9 @@ def describe_embeddings(cfg: EasyDict, dataset: FaceDataset, weights_may_be_miss
     }
 
 
-def _embed_dataset(cfg: EasyDict, dataset: FaceDataset, device: torch.device, description: Description) -> str:
+def _embed_dataset(
+    cfg: EasyDict, dataset: FaceDataset, device: torch.device, path: str, description: Description
+) -> str:
     """Embed the images that the file still lacks. Each rank takes its share of the batches.
 
     Returns a line for the log about the teacher's weights.
@@ -95,7 +98,7 @@ def _embed_dataset(cfg: EasyDict, dataset: FaceDataset, device: torch.device, de
     dtype = torch.float32 if getattr(teacher, "always_float32", False) else compute_type(cfg.dtype, device)
     description["embeddings"]["computed_in"] = str(dtype).removeprefix("torch.")  # one type for the whole file
     description["about"]["run"] = describe_run()
-    with EmbeddingWriter(cfg.teacher_embeddings, description) as writer:
+    with EmbeddingWriter(path, description) as writer:
         done = len(dataset) - len(writer.remaining)
         bar = tqdm(total=len(dataset), initial=done, desc="teacher embeddings", unit="image", disable=rank() != 0)
         batches = [writer.remaining[rows] for rows in batches_of_rank(len(writer.remaining), cfg.val_batch_size)]
