@@ -43,8 +43,8 @@ def random_numbers(batch: int, seed: int, **values: float | np.ndarray) -> torch
 
 
 @functools.cache
-def augmentation(crop: float = 0.0, low_res: float = 0.0, photometric: float = 0.0) -> Augmentation:
-    return Augmentation(crop, low_res, photometric, CPU)
+def augmentation(**probabilities: float) -> Augmentation:
+    return Augmentation(probabilities, CPU)
 
 
 def as_input(images: np.ndarray) -> torch.Tensor:

@@ -43,7 +43,12 @@ def test_each_augmentation_acts_with_its_probability_independently():
     kinds = [MEANING.index(kind) for kind in KINDS]
     draws = numbers(count, area=0.1, left=0.0, side=0.3, down=0.3, brightness=0.1)
     draws[:, kinds] = random_numbers(count, seed=4)[:, kinds]
-    result = torch.cat([augmentation(*chances)(x.expand(20, -1, -1, -1), part) for part in draws.split(20)])
+    result = torch.cat(
+        [
+            augmentation(**dict(zip(KINDS, chances, strict=True)))(x.expand(20, -1, -1, -1), part)
+            for part in draws.split(20)
+        ]
+    )
     dark = result[:, 0, 56, 5] < 0.4
     cropped = result[:, 0, 56, 111] < -0.99
     smeared = result[:, 0, 40, 20] - result[:, 0, 56, 5] < 0.1
@@ -148,7 +153,7 @@ def test_augmentations_of_real_faces_equal_opencv_and_pillow(face_data):
     """Crops, then rescalings, then photometric changes of LFW faces, compared with OpenCV and Pillow."""
     faces = RecordDataset(face_data / "lfw")[np.arange(0, 64, 4)].numpy()
     draws = random_numbers(len(faces), 10)
-    result = as_bytes(augmentation(1.0, 1.0, 1.0)(as_input(faces), draws))
+    result = as_bytes(augmentation(crop=1.0, low_res=1.0, photometric=1.0)(as_input(faces), draws))
     for image, out, rectangle, draw in zip(faces, result, rectangles(draws), draws.double().numpy(), strict=True):
         values = dict(zip(MEANING, draw, strict=False))
         top, left, height, width = rectangle
