@@ -47,7 +47,7 @@ def page() -> str:
         "The log names each change, except those of `output`, `resume` and `global_step`.",
         ", ".join(f"`{key}`" for key in RULES if key in MAY_CHANGE) + ".",
         "## Presets",
-        "To use a preset, name it: `--config config/lfw.py`. A preset with bases is applied on top of them; the last one wins.",
+        "To use a preset, name it: `--config config/lfw.py`. A preset with bases is applied on top of them.",
         _table(["preset", "base", "what it is"], [_preset_row(path) for path in preset_files()]),
         "## Data sets",
         "The entries of `datasets` in `config/config.py`, one of which `dataset` names.",
