@@ -48,7 +48,7 @@ def defocus(x: Tensor, radius: Tensor) -> Tensor:
     """Blur with a disk of a radius of 1 to 3 pixels."""
     radius = MIN_RADIUS + (MAX_RADIUS - MIN_RADIUS) * radius
     along_x, along_y = _offsets(math.ceil(MAX_RADIUS + 0.5) - 1, x.device)
-    return _blur(x, radius[:, None, None] + 0.5 - torch.hypot(along_x, along_y))
+    return _blur(x, (radius[:, None, None] + 0.5 - torch.hypot(along_x, along_y)).clamp(0, 1))
 
 
 def motion_blur(x: Tensor, length: Tensor, angle: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def motion_blur(x: Tensor, length: Tensor, angle: Tensor) -> Tensor:
     along_x, along_y = _offsets(math.ceil(MAX_LENGTH / 2 + 0.5), x.device)
     along = along_x * angle.cos() + along_y * angle.sin()
     across = along_y * angle.cos() - along_x * angle.sin()
-    return _blur(x, (length / 2 + 0.5 - along.abs()).clamp(0, 1) * (1 - across.abs()))
+    return _blur(x, (length / 2 + 0.5 - along.abs()).clamp(0, 1) * (1 - across.abs()).clamp_min(0))
 
 
 def sensor_noise(x: Tensor, strength: Tensor, seed: Tensor) -> Tensor:
@@ -106,7 +106,8 @@ class Jpeg:
         side = x.shape[3]
         dct, steps = self._dct[:side, :side], tables.repeat(1, side // 8, side // 8)[:, None]
         coefficients = dct @ x @ dct.t() / steps
-        coefficients = (coefficients + coefficients.sign() / 2).trunc() * steps  # halves are rounded away from 0
+        # Halves are rounded away from 0, also if they are a little smaller, as the integers of libjpeg make them.
+        coefficients = (coefficients + 0.501 * coefficients.sign()).trunc() * steps
         return (dct.t() @ coefficients @ dct).round().clamp(-128, 127)
 
 
@@ -154,11 +155,7 @@ def _offsets(reach: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _blur(x: Tensor, kernels: Tensor) -> Tensor:
-    """Filter each image with its kernel. kernels: [B, K, K]; negative weights count as 0, and the sum is made 1.
-
-    Pixels at the border continue outside the image.
-    """
-    kernels = kernels.clamp_min(0)
+    """Filter each image with its kernel, [B, K, K], whose sum is made 1. Pixels at the border continue outside."""
     kernels = kernels / kernels.sum((1, 2), keepdim=True)
     reach = kernels.shape[2] // 2
     padded = F.pad(x, (reach, reach, reach, reach), mode="replicate").transpose(0, 1)  # images as channels
