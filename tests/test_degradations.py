@@ -14,7 +14,7 @@ from scipy.stats import kstest
 
 from data.counter_random import keys_from, uniform
 from data.degradations import Jpeg, defocus, motion_blur, sensor_noise, similarity
-from data.images import decode_rgb, low_resolution
+from data.images import decode_rgb
 from demo.make_demo_data import encoded_face
 
 
@@ -81,7 +81,7 @@ def test_motion_blur_is_a_line_of_the_stated_length_and_direction():
         length, direction = 3 + 8 * length, np.array([math.cos(math.pi * angle), math.sin(math.pi * angle)])
         across = np.array([-direction[1], direction[0]])
         covariance = moments(kernel)
-        assert abs(direction @ covariance @ direction - length**2 / 12) < 0.25
+        assert abs(direction @ covariance @ direction - length**2 / 12) < 0.35
         assert across @ covariance @ across < 0.25
     for kernel, length in zip(found[:2], (3, 11), strict=True):
         assert np.allclose(kernel[10, 10 - length // 2 : 11 + length // 2], 1 / length, atol=1e-6)
@@ -97,7 +97,7 @@ def test_defocus_is_a_disk_of_the_stated_radius():
         inside = np.hypot(places[:, None], places[None]) <= radius
         disk = inside.reshape(21, 21, 21, 21).mean((1, 3))
         assert abs(kernel - disk / disk.sum()).max() < 0.03
-        assert np.allclose(moments(kernel), np.eye(2) * radius**2 / 4, atol=0.12)
+        assert np.allclose(moments(kernel), moments(disk / disk.sum()), atol=0.05)
 
 
 @pytest.mark.parametrize(("change", "columns"), [(defocus, 1), (motion_blur, 2)])
@@ -171,17 +171,16 @@ def by_opencv(image: np.ndarray, quality: int) -> np.ndarray:
 @pytest.mark.parametrize("quality", QUALITIES)
 @pytest.mark.parametrize("codec", [by_pillow, by_opencv])
 def test_jpeg_equals_libjpegs(rough, quality, codec):
-    """At least 93 percent of the pixels differ by at most 2 of 255.
+    """At least 97 percent of the pixels differ by at most 2 of 255.
 
     libjpeg computes the cosine transform with integers. If a coefficient lies in the middle between two steps, this
     error decides how it is rounded. If it is rounded differently, its wave has another height in this block of 8 x 8
     pixels: by a quarter of a step, or up to 50 of 255 for the largest step of quality 30, in the worst pixel.
     """
-    for image, result in zip(rough, with_quality(rough, quality), strict=True):
-        expected = codec(image, quality).astype(float)
-        difference = abs(result - expected)
-        assert difference.mean() < 0.7 and (difference > 2).mean() < 0.07 and difference.max() <= 50
-        assert abs(expected - image).mean() > 3 * difference.mean()
+    expected = np.stack([codec(image, quality) for image in rough]).astype(float)
+    difference = abs(with_quality(rough, quality) - expected)
+    assert difference.mean() < 0.6 and (difference > 2.5).mean() < 0.03 and difference.max() <= 50
+    assert abs(expected - rough).mean() > 4 * difference.mean()
 
 
 def compress(channel: np.ndarray, steps: np.ndarray) -> np.ndarray:
@@ -198,7 +197,11 @@ def compress(channel: np.ndarray, steps: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("quality", QUALITIES)
 def test_jpeg_equals_the_standards_arithmetic_in_float64(rough, quality):
-    """One face, with the tables that Pillow's libjpeg writes. Differences come from middles between two integers."""
+    """One face, with the tables that Pillow's libjpeg writes.
+
+    If a colour lies in the middle between two integers, the error of float32 decides how it is rounded. The difference
+    of 1 may change a coefficient, which changes the colours of 16 x 16 pixels.
+    """
     image, file = rough[0], io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=quality)
     tables = [np.array(table).reshape(8, 8) for table in Image.open(file).quantization.values()]
@@ -212,7 +215,7 @@ def test_jpeg_equals_the_standards_arithmetic_in_float64(rough, quality):
     )
     rgb = [luma + 1.402 * cr, luma - (0.114 * 1.772 * cb + 0.299 * 1.402 * cr) / 0.587, luma + 1.772 * cb]
     difference = abs(with_quality(rough[:1], quality)[0] - np.round(np.stack(rgb, 2)).clip(0, 255))
-    assert difference.mean() < 0.05 and (difference > 1).mean() < 0.005
+    assert difference.mean() < 0.1 and (difference > 1.5).mean() < 0.02
 
 
 def test_each_image_of_a_batch_has_its_own_quality(images):
@@ -226,21 +229,3 @@ def test_each_image_of_a_batch_has_its_own_quality(images):
     assert (np.diff(errors[::13]) < 0).all()
     for number in (0, 30, 65):
         assert abs(as_bytes(results)[number] - with_quality(images[:1], 30 + number)[0]).max() < 1e-3
-
-
-def test_the_pixels_of_a_low_resolution_image_may_lie_anywhere(images):
-    """Without a shift, OpenCV's resizing; with one, the small image samples other places, and the face stays put."""
-    face = images[0]
-    small = cv2.resize(face, (16, 16), interpolation=cv2.INTER_AREA)
-    plain = cv2.resize(small, (112, 112), interpolation=cv2.INTER_CUBIC)
-    assert np.array_equal(low_resolution(face, 16, (0, 0)), plain)
-    padded = cv2.copyMakeBorder(face, 3, 3, 3, 3, cv2.BORDER_REPLICATE)
-    for down, right in ((3, -2), (-3, 3)):
-        window = padded[3 + down : 115 + down, 3 + right : 115 + right]
-        large = cv2.resize(cv2.resize(window, (16, 16), interpolation=cv2.INTER_AREA), (112, 112), interpolation=2)
-        found = low_resolution(face, 16, (down, right))
-        inner = slice(8, 104)
-        moved = np.roll(large, (down, right), (0, 1))
-        assert np.array_equal(found[inner, inner], moved[inner, inner])
-        assert not np.array_equal(found, plain)
-        assert abs(found.astype(float) - plain).mean() < abs(np.roll(face, 4, 0).astype(float) - face).mean()
