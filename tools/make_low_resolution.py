@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="folder for the copies")
     parser.add_argument("--sizes", type=int, nargs="+", default=[16, 24, 32], help="values of N (default: 16 24 32)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the places of the grids (default: 0)")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if not all(1 <= size < 112 for size in args.sizes):
         parser.error("--sizes must be from 1 to 111")
     if args.seed < 0:
