@@ -32,9 +32,10 @@ def load_config(
 
     Args:
         path: a Python file, which is executed; a relative path is found by `input_path`. It is a preset or a complete
-            config. A preset has a dict `preset` of the keys that differ from config/config.py. If it builds on another
-            preset, it also has a string `base`: the path of that preset, relative to its own folder. A complete config
-            is a file like config/config.py: it has an EasyDict `config` of all keys and a dict `datasets`.
+            config. A preset has a dict `preset` of the keys that differ from config/config.py. If it builds on other
+            presets, it also has `base`: the path of a preset relative to its own folder, or a list of paths, which are
+            applied in this order. A complete config is a file like config/config.py: it has an EasyDict `config` of all
+            keys and a dict `datasets`.
         overrides: strings of the form "key=value", as on the command line. The rule of the key in config/rules.py
             converts the value: "lr=0.1" becomes a float, "val_targets=lfw,cfp_fp" a list.
         conflicts: the contradictions between keys that are refused, from config/conflicts.py. By default all of them;
@@ -49,8 +50,8 @@ def load_config(
             not allowed, or two keys contradict each other (config/conflicts.py).
     """
     rules = known_rules()
-    base, layers = _read_layers(_find_config(path))
-    layers.append(_parse_overrides(overrides, rules))
+    complete, presets = _read_layers(_find_config(path))
+    base, layers = complete or _read_file(BASE), [*presets.values(), _parse_overrides(overrides, rules)]
     datasets, defaults = base["datasets"], benchmark_defaults() | base["config"]
     cfg: dict[str, Any] = {}
     for layer in [defaults, _dataset_entry([defaults, *layers], datasets), *layers]:
@@ -81,31 +82,41 @@ def _find_config(path: str | os.PathLike) -> Path:
         raise ConfigError(str(error)) from None
 
 
-def _read_layers(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Read the config file `path` and the files that it builds on.
+def _read_layers(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any] | None, dict[Path, dict[str, Any]]]:
+    """Read the config file `path` and the files that it builds on. above: the presets that build on it.
 
-    Returns the variables of the complete config at the bottom, and the dicts of the presets, from the lowest base up.
+    Returns the variables of the complete config at the bottom, None if no preset names one, and the dict of each preset
+    by its path, in the order in which they are applied. A preset that several others build on is applied once.
     """
-    layers, seen = [], []
-    while True:
-        if not path.is_file():
-            raise ConfigError(f"{path}: no such config file")
-        if b"\0" in path.read_bytes():
-            raise ConfigError(f"{path}: has zero bytes, as UTF-16 has; save it as UTF-8")
-        try:
-            variables = runpy.run_path(str(path))
-        except SyntaxError as error:
-            raise ConfigError(f"{path}: line {error.lineno} is not valid Python: {error.msg}") from error
-        _refuse_removed(path, variables)
-        if "config" in variables and "datasets" in variables:
-            return variables, layers
-        if not isinstance(variables.get("preset"), dict):
-            raise ConfigError(f"{path}: neither a preset (a dict `preset`) nor a config (`config` and `datasets`)")
-        layers.insert(0, variables["preset"])
-        seen.append(path.resolve())
-        path = path.parent / variables["base"] if "base" in variables else BASE
-        if path.resolve() in seen:
-            raise ConfigError(f"{seen[-1]}: `base` leads back to {path}; a preset cannot be its own base")
+    if path.resolve() in above:
+        raise ConfigError(f"{above[-1]}: `base` leads back to {path}; a preset cannot be its own base")
+    variables = _read_file(path)
+    if "config" in variables and "datasets" in variables:
+        return variables, {}
+    if not isinstance(variables.get("preset"), dict):
+        raise ConfigError(f"{path}: neither a preset (a dict `preset`) nor a config (`config` and `datasets`)")
+    bases = variables.get("base", [])
+    complete, layers = None, {}
+    for base in [bases] if isinstance(bases, str | os.PathLike) else bases:
+        found, more = _read_layers(path.parent / base, (*above, path.resolve()))
+        if found and complete:
+            raise ConfigError(f"{path}: two files of `base` lead to complete configs; only one may")
+        complete, layers = found or complete, layers | more
+    return complete, layers | {path.resolve(): variables["preset"]}
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """The variables of a config file, which is executed. Raises ConfigError."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such config file")
+    if b"\0" in path.read_bytes():
+        raise ConfigError(f"{path}: has zero bytes, as UTF-16 has; save it as UTF-8")
+    try:
+        variables = runpy.run_path(str(path))
+    except SyntaxError as error:
+        raise ConfigError(f"{path}: line {error.lineno} is not valid Python: {error.msg}") from error
+    _refuse_removed(path, variables)
+    return variables
 
 
 def _refuse_removed(path: Path, variables: Mapping[str, Any]) -> None:

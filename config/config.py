@@ -6,7 +6,7 @@ To change a setting, edit this file, write a preset, or use the command line. La
 2. the entry of the table `datasets`, at the end of this file, that `dataset` names: values that suit this data set.
    A preset or the command line may also set `dataset`. Even then the entry is layer 2, so they can override its values;
 3. the preset: a Python file with a dict `preset` of the keys that differ (`--config config/lfw.py`). A preset may name
-   another preset as its `base`, which is applied before it;
+   another preset as its `base`, or a list of presets, which are applied before it in this order;
 4. the command line: `batch_size=64 loss=ArcFace`.
 
 A relative path of a file or folder to read is looked for in the current folder, then in the repository root. If it
@@ -32,6 +32,11 @@ config.train_flip = True  # mirror each training image with probability 0.5
 config.crop_augmentation_prob = 0.0  # probability of blacking out all but a rectangle of the student's image
 config.low_res_augmentation_prob = 0.0  # probability of scaling the student's image down and up again
 config.photometric_augmentation_prob = 0.0  # probability of changing brightness, contrast and saturation
+config.similarity_augmentation_prob = 0.0  # probability of rotating, scaling and shifting, as errors of alignment do
+config.defocus_augmentation_prob = 0.0  # probability of blurring with a disk
+config.motion_blur_augmentation_prob = 0.0  # probability of blurring along a line
+config.noise_augmentation_prob = 0.0  # probability of adding the noise of a camera's sensor
+config.jpeg_augmentation_prob = 0.0  # probability of compressing as JPEG
 
 # --- networks ----------------------------------------------------------------------------------------------------
 config.network = "mobilefacenet"  # the student; a name in NETWORKS of config/names.py, torchvision/NAME or timm/NAME

@@ -56,7 +56,7 @@ TEACHER = [
     Conflict(
         lambda cfg: cfg.teacher_embeddings and cfg.teacher_view == "same" and _augments(cfg),
         "teacher_embeddings has embeddings of images without augmentation, but teacher_view = 'same' and an "
-        "augmentation probability (crop_, low_res_ or photometric_augmentation_prob) above 0 ask for embeddings of "
+        "augmentation probability (such as photometric_augmentation_prob) above 0 ask for embeddings of "
         "augmented images; set teacher_view=clean, or the probabilities to 0, or run the teacher: teacher_embeddings=",
     ),
     Conflict(

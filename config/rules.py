@@ -29,6 +29,13 @@ DATA: dict[str, Rule] = {
     "photometric_augmentation_prob": Number(
         "probability of changing brightness, contrast and saturation", at_least=0, at_most=1
     ),
+    "similarity_augmentation_prob": Number(
+        "probability of rotating, scaling and shifting, as errors of alignment do", at_least=0, at_most=1
+    ),
+    "defocus_augmentation_prob": Number("probability of blurring with a disk", at_least=0, at_most=1),
+    "motion_blur_augmentation_prob": Number("probability of blurring along a line", at_least=0, at_most=1),
+    "noise_augmentation_prob": Number("probability of adding the noise of a camera's sensor", at_least=0, at_most=1),
+    "jpeg_augmentation_prob": Number("probability of compressing as JPEG", at_least=0, at_most=1),
 }
 
 NETWORKS: dict[str, Rule] = {

@@ -1,8 +1,10 @@
-"""AdaFace's training augmentations (Kim, Jain, Liu, CVPR 2022), for whole batches on their device.
+"""Training augmentations, for whole batches on their device.
 
-There are three: crop and pad, then rescaling down and up, then photometric changes. Each acts on an image with its own
-probability. The random numbers are inputs, so that an image of an epoch is changed in the same way for any number of
-ranks and workers, and in a resumed run.
+Crop, rescaling and photometric changes are those of AdaFace (Kim, Jain, Liu, CVPR 2022). The others are in
+data/degradations.py. They act in the order in which an image is made: the face is aligned, something hides a part of
+it, the lens and the exposure blur it, the sensor has few pixels and noise, and the camera changes colours and writes a
+JPEG. Each acts on an image with its own probability. The random numbers are inputs, so that an image of an epoch is
+changed in the same way for any number of ranks and workers, and in a resumed run.
 """
 
 import math
@@ -12,10 +14,24 @@ import torch.nn.functional as F
 from easydict import EasyDict
 from torch import Tensor
 
+from data.counter_random import keys_from, uniform
+from data.degradations import Jpeg, defocus, motion_blur, sensor_noise, similarity
 from data.images import SIZE
 
-DRAWS = 16  # random numbers per image
-_CROP, _LOW_RES, _PHOTOMETRIC = slice(0, 5), slice(5, 9), slice(9, 13)
+DRAWS = 16  # random numbers per image from the loader; from the last three, the device makes all further numbers
+# Which random numbers an augmentation takes. The first of them decides whether it acts on an image, the others how.
+# The augmentations act in this order.
+NUMBERS = {
+    "similarity": slice(13, 18),
+    "crop": slice(0, 5),
+    "defocus": slice(18, 20),
+    "motion_blur": slice(20, 23),
+    "low_res": slice(5, 9),
+    "noise": slice(23, 26),
+    "photometric": slice(9, 13),
+    "jpeg": slice(26, 28),
+}
+_FROM_LOADER, _MADE = 13, 15  # how many numbers come from the loader, and how many are made from its last ones
 _GRAY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow and torchvision have it
 _DOWN, _UP = ("nearest", "area", "bilinear", "bicubic"), ("nearest", "bilinear", "bicubic")
 _SMALLEST = round(0.2 * SIZE)
@@ -23,29 +39,33 @@ _SMALLEST = round(0.2 * SIZE)
 
 def build_augmentation(cfg: EasyDict, device: torch.device) -> "Augmentation | None":
     """The augmentation that the config asks for; None if all its probabilities are 0."""
-    probabilities = cfg.crop_augmentation_prob, cfg.low_res_augmentation_prob, cfg.photometric_augmentation_prob
-    return Augmentation(*probabilities, device) if any(probabilities) else None
+    probabilities = {name: cfg[f"{name}_augmentation_prob"] for name in NUMBERS}
+    return Augmentation(probabilities, device) if any(probabilities.values()) else None
 
 
 class Augmentation:
     """augment(x, draws): x [B, 3, 112, 112] in [-1, 1], draws [B, DRAWS] in [0, 1) -> x of the same shape and range.
 
-    crop, low_res, photometric: the probability of each augmentation, in [0, 1].
+    probabilities: of each augmentation, by its name in NUMBERS, in [0, 1]. Those that are not named are 0.
     """
 
-    def __init__(self, crop: float, low_res: float, photometric: float, device: torch.device) -> None:
-        self.probabilities = crop, low_res, photometric
-        if low_res:
+    def __init__(self, probabilities: dict[str, float], device: torch.device) -> None:
+        self.probabilities = probabilities
+        changes = {
+            "similarity": similarity, "crop": crop_and_pad, "defocus": defocus, "motion_blur": motion_blur,
+            "low_res": self._rescale, "noise": sensor_noise, "photometric": photometric, "jpeg": Jpeg(device),
+        }  # fmt: skip
+        self._changes = {name: changes[name] for name in NUMBERS if probabilities.get(name)}
+        if "low_res" in self._changes:
             self._down = torch.stack([resampling(mode, SIZE, size) for mode in _DOWN for size in _sizes()]).to(device)
             self._up = torch.stack([resampling(mode, size, SIZE) for mode in _UP for size in _sizes()]).to(device)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, draws: Tensor) -> Tensor:
-        changes = (crop_and_pad, self._rescale, photometric)
-        for change, probability, part in zip(changes, self.probabilities, (_CROP, _LOW_RES, _PHOTOMETRIC), strict=True):
-            if probability:
-                chosen, *numbers = draws[:, part].unbind(1)
-                x = torch.where((chosen < probability)[:, None, None, None], change(x, *numbers), x)
+        numbers = torch.cat([draws[:, :_FROM_LOADER], uniform(keys_from(draws[:, _FROM_LOADER:]), _MADE)], 1)
+        for name, change in self._changes.items():
+            chosen, *values = numbers[:, NUMBERS[name]].unbind(1)
+            x = torch.where((chosen < self.probabilities[name])[:, None, None, None], change(x, *values), x)
         return x
 
     def _rescale(self, x: Tensor, side: Tensor, down: Tensor, up: Tensor) -> Tensor:

@@ -84,6 +84,23 @@ def fit(image: np.ndarray) -> np.ndarray:
     return image[top : top + SIZE, left : left + SIZE]
 
 
+def low_resolution(image: np.ndarray, size: int, shift: tuple[int, int]) -> np.ndarray:
+    """An aligned face as a camera with `size` x `size` pixels for it shows it: uint8 [112, 112, 3] -> the same.
+
+    It is scaled down by averaging areas, and up again (bicubic). shift: by how many pixels of the large image, down and
+    right, the small pixels are shifted. The face itself stays in place; pixels at the border continue outside.
+    """
+    down, right = shift
+    small = cv2.resize(_shifted(image, down, right), (size, size), interpolation=cv2.INTER_AREA)
+    return _shifted(cv2.resize(small, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC), -down, -right)
+
+
+def _shifted(image: np.ndarray, down: int, right: int) -> np.ndarray:
+    """The part of the image that starts `down` and `right` pixels from its corner, continued at the border."""
+    rows, columns = (np.arange(SIZE) + offset for offset in (down, right))
+    return image[rows.clip(0, SIZE - 1)[:, None], columns.clip(0, SIZE - 1)]
+
+
 def to_input(images: Tensor, flips: Tensor | None, device: torch.device) -> Tensor:
     """Network input on `device`: uint8 [B, H, W, 3] RGB -> float32 [B, 3, H, W] in [-1, 1], channels-last.
 

@@ -48,7 +48,7 @@ def page() -> str:
         "`global_step`.",
         ", ".join(f"`{key}`" for key in RULES if key in MAY_CHANGE) + ".",
         "## Presets",
-        "To use a preset, name it: `--config config/lfw.py`. A preset with a base is applied on top of that preset.",
+        "To use a preset, name it: `--config config/lfw.py`. A preset with bases is applied on top of them.",
         _table(["preset", "base", "what it is"], [_preset_row(path) for path in preset_files()]),
         "## Data sets",
         "The entries of `datasets` in `config/config.py`, one of which `dataset` names.",
@@ -82,9 +82,10 @@ def _more_benchmarks() -> str:
 
 
 def _preset_row(path: Path) -> list[str]:
-    base = _assigned(path).get("base")
+    base = ast.literal_eval(_assigned(path).get("base", ast.List([])))
+    bases = ", ".join(f"`{name}`" for name in ([base] if isinstance(base, str) else base))
     summary = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).splitlines()[0]
-    return [f"`{path.name}`", f"`{ast.literal_eval(base)}`" if base else "", summary]
+    return [f"`{path.name}`", bases, summary]
 
 
 def _dataset_row(name: str, values: dict[str, Any]) -> list[str]:

@@ -12,7 +12,9 @@ from data.images import to_input
 
 CPU = torch.device("cpu")
 KINDS = ("crop", "low_res", "photometric")
-# The meaning of each random number. The first of a group decides whether an image is changed, the others how.
+FIRST_MADE = dict(similarity=13, defocus=18, motion_blur=20, noise=23, jpeg=26)  # places of the numbers that choose
+# The meaning of each random number from the loader. The first of a group decides whether an image is changed, the
+# others how.
 MEANING = (
     "crop", "area", "ratio", "top", "left", "low_res", "side", "down", "up", "photometric", "brightness", "contrast",
     "saturation",
@@ -43,8 +45,38 @@ def random_numbers(batch: int, seed: int, **values: float | np.ndarray) -> torch
 
 
 @functools.cache
-def augmentation(crop: float = 0.0, low_res: float = 0.0, photometric: float = 0.0) -> Augmentation:
-    return Augmentation(crop, low_res, photometric, CPU)
+def augmentation(**probabilities: float) -> Augmentation:
+    return Augmentation(probabilities, CPU)
+
+
+def mixed(x: np.ndarray) -> np.ndarray:
+    """The hash lowbias32, uint32."""
+    x = x ^ (x >> np.uint32(16))
+    x = x * np.uint32(0x7FEB352D)
+    x = x ^ (x >> np.uint32(15))
+    x = x * np.uint32(0x846CA68B)
+    return x ^ (x >> np.uint32(16))
+
+
+def uniform_numbers(draws: np.ndarray, count: int) -> np.ndarray:
+    """The numbers that data/counter_random.py makes of float32 [B, N]: float64 [B, count]."""
+    key = np.zeros(len(draws), dtype=np.uint32)
+    for column in draws.T:
+        key = mixed(key ^ np.ascontiguousarray(column, dtype=np.float32).view(np.uint32))
+    bits = mixed(key[:, None] ^ mixed(np.arange(count, dtype=np.uint32)))
+    return ((bits >> np.uint32(9)).astype(np.float64) + 0.5) / 2**23
+
+
+def all_numbers(draws: torch.Tensor) -> np.ndarray:
+    """All random numbers of an image: 13 from the loader, and 15 that are made from its other three. [B, 28]"""
+    draws = draws.numpy()
+    return np.concatenate([draws[:, :13], uniform_numbers(draws[:, 13:], 15)], 1)
+
+
+def is_chosen(draws: torch.Tensor, kind: str, probability: float) -> np.ndarray:
+    """Which images an augmentation changes: bool [B]."""
+    place = FIRST_MADE[kind] if kind in FIRST_MADE else MEANING.index(kind)
+    return all_numbers(draws)[:, place] < probability
 
 
 def as_input(images: np.ndarray) -> torch.Tensor:

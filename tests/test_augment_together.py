@@ -10,6 +10,7 @@ import torch
 from augmenting import (
     DOWN,
     ENHANCERS,
+    FIRST_MADE,
     INTERPOLATIONS,
     KINDS,
     LARGEST,
@@ -20,6 +21,7 @@ from augmenting import (
     as_input,
     augmentation,
     by_pillow,
+    is_chosen,
     numbers,
     random_numbers,
     rectangles,
@@ -43,7 +45,12 @@ def test_each_augmentation_acts_with_its_probability_independently():
     kinds = [MEANING.index(kind) for kind in KINDS]
     draws = numbers(count, area=0.1, left=0.0, side=0.3, down=0.3, brightness=0.1)
     draws[:, kinds] = random_numbers(count, seed=4)[:, kinds]
-    result = torch.cat([augmentation(*chances)(x.expand(20, -1, -1, -1), part) for part in draws.split(20)])
+    result = torch.cat(
+        [
+            augmentation(**dict(zip(KINDS, chances, strict=True)))(x.expand(20, -1, -1, -1), part)
+            for part in draws.split(20)
+        ]
+    )
     dark = result[:, 0, 56, 5] < 0.4
     cropped = result[:, 0, 56, 111] < -0.99
     smeared = result[:, 0, 40, 20] - result[:, 0, 56, 5] < 0.1
@@ -144,11 +151,40 @@ def test_the_result_is_float32_in_range_for_any_memory_layout(chosen):
         assert (augmentation(**chosen)(layout, strided[:, ::2]) - result).abs().max() <= 1e-6
 
 
+@pytest.mark.parametrize("kind", [*FIRST_MADE, *KINDS])
+def test_each_augmentation_changes_the_images_that_it_chooses_and_no_bit_of_the_others(images, kind):
+    """The chosen ones follow from NumPy's numbers. Other augmentations that act, or do not, change nothing in this."""
+    x, draws = as_input(images[np.arange(64) % 7]), random_numbers(64, 11, area=0.4)
+    chosen = is_chosen(draws, kind, 0.4)
+    assert 16 <= chosen.sum() <= 36
+    result = augmentation(**{kind: 0.4})(x, draws)
+    assert np.array_equal((result != x).flatten(1).any(1).numpy(), chosen)
+    assert result.shape == x.shape and result.dtype == torch.float32 and result.abs().max() <= 1
+    others = {name: 1e-9 for name in (*FIRST_MADE, *KINDS) if name != kind}
+    assert torch.equal(augmentation(**{kind: 0.4}, **others)(x, draws), result)
+    again = augmentation(**{kind: 0.4})(x[8:40], draws[8:40]) - result[8:40]
+    assert again.abs().max() <= 1e-6 or (kind == "jpeg" and (again.abs() > 1e-6).float().mean() < 1e-3)
+
+
+def test_a_new_augmentation_does_not_change_what_the_others_do(images):
+    """All probabilities 1: each augmentation gets the result of the one before it, with its own numbers."""
+    x, draws = as_input(images), random_numbers(8, 12)
+    order = ("similarity", "crop", "defocus", "motion_blur", "low_res", "noise", "photometric", "jpeg")
+    result = x
+    for kind in order:
+        result = augmentation(**{kind: 1.0})(result, draws)
+    together = augmentation(**dict.fromkeys(reversed(order), 1.0))(x, draws)
+    assert torch.equal(together, result)
+    for one, other in itertools.pairwise(order):
+        swapped = augmentation(**{one: 1.0})(augmentation(**{other: 1.0})(x, draws), draws)
+        assert not torch.equal(swapped, augmentation(**{one: 1.0, other: 1.0})(x, draws))
+
+
 def test_augmentations_of_real_faces_equal_opencv_and_pillow(face_data):
     """Crops, then rescalings, then photometric changes of LFW faces, compared with OpenCV and Pillow."""
     faces = RecordDataset(face_data / "lfw")[np.arange(0, 64, 4)].numpy()
     draws = random_numbers(len(faces), 10)
-    result = as_bytes(augmentation(1.0, 1.0, 1.0)(as_input(faces), draws))
+    result = as_bytes(augmentation(crop=1.0, low_res=1.0, photometric=1.0)(as_input(faces), draws))
     for image, out, rectangle, draw in zip(faces, result, rectangles(draws), draws.double().numpy(), strict=True):
         values = dict(zip(MEANING, draw, strict=False))
         top, left, height, width = rectangle

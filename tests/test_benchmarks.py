@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
-from benchmarks import epoch, head, step
+from benchmarks import augmentation, epoch, head, step
 from benchmarks import input as reading
+from data.augment import NUMBERS
 
 SMALL = ["teacher=cvlface_ir18", "width=0.125", "dtype=float32"]
 
@@ -49,6 +50,12 @@ def test_the_step_benchmark_prints_its_table(table):
     names = ["student alone", "this repository", "plain"]
     assert [row[2:4] for row in rows] == [[teacher, name] for teacher in ("cached", "live") for name in names]
     assert all(float(row[6]) > 0 for row in rows)
+
+
+def test_the_augmentation_benchmark_prints_its_table(table):
+    rows = table(augmentation, "--batch=4", "--rounds=1", "width=0.125")
+    assert [row[0] for row in rows] == ["student", "copy", *NUMBERS, "all together"]
+    assert float(rows[0][3]) == float(rows[1][2]) == 1 and all(float(row[1]) > 0 for row in rows[2:])
 
 
 def test_the_epoch_benchmark_prints_its_table(table):

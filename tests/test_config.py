@@ -35,6 +35,37 @@ def test_a_preset_is_applied_on_top_of_its_base(tmp_path):
     assert cfg.batch_size == 8 and cfg.num_epoch == 2
 
 
+def test_a_preset_with_several_bases_applies_them_in_turn_and_each_file_once(tmp_path):
+    write_file(tmp_path / "lowest.py", "preset = dict(batch_size=8, num_epoch=9, lr=0.5)\n")
+    write_file(tmp_path / "first.py", "base = 'lowest.py'\npreset = dict(batch_size=16, s=32.0)\n")
+    write_file(tmp_path / "second.py", "base = 'lowest.py'\npreset = dict(num_epoch=3, s=48.0)\n")
+    upper = write_file(tmp_path / "upper.py", "base = ['first.py', 'second.py']\npreset = dict(lr=0.25)\n")
+    cfg = load_config(upper, ["m=0.1"])
+    assert (cfg.batch_size, cfg.num_epoch, cfg.s, cfg.lr, cfg.m) == (16, 3, 48.0, 0.25, 0.1)
+    assert load_config(write_file(upper, "base = ['second.py', 'first.py']\npreset = {}\n")).s == 32.0
+
+
+def test_a_list_of_bases_may_contain_one_complete_config(tmp_path):
+    text = BASE.read_text().replace("config.num_epoch = 26", "config.num_epoch = 5")
+    write_file(tmp_path / "complete.py", text)
+    write_file(tmp_path / "small.py", "preset = dict(batch_size=8)\n")
+    upper = write_file(tmp_path / "upper.py", "base = ['small.py', 'complete.py']\npreset = {}\n")
+    assert load_config(upper).num_epoch == 5 and load_config(upper).batch_size == 8
+
+
+def test_the_preset_for_low_resolution_can_be_combined_with_lfw(monkeypatch):
+    monkeypatch.setenv("FACE_DATA", "/faces")
+    plain, alone, both = (
+        load_config(BASE.parent / f"{name}.py") for name in ("lfw", "low_resolution", "lfw_low_resolution")
+    )
+    changed = [key for key in alone if key.endswith("_augmentation_prob") and alone[key] > 0]
+    assert len(changed) == 7 and alone.teacher_view == both.teacher_view == "clean"
+    assert [both[key] for key in changed] == [alone[key] for key in changed]
+    paths = {"teacher_embeddings", "output"}
+    assert {key for key in both if both[key] != plain[key]} == {*changed, *paths, "teacher_view"}
+    assert all(len({cfg[key] for cfg in (plain, alone, both)}) == 3 for key in paths)
+
+
 def test_a_complete_config_replaces_config_py(tmp_path):
     text = BASE.read_text().replace("config.num_epoch = 26", "config.num_epoch = 5")
     complete = write_file(tmp_path / "complete.py", text.replace('"custom": {}', '"mine": dict(rec="mine", lr=0.3)'))

@@ -47,11 +47,14 @@ def test_the_page_of_the_config_is_up_to_date():
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.name)
-def test_a_preset_is_short_and_states_only_what_differs(path, monkeypatch):
+def test_a_preset_is_short_and_states_only_what_differs(path, monkeypatch, tmp_path):
     monkeypatch.setenv("FACE_DATA", "/faces")
     assert len(path.read_text().splitlines()) <= 8
     variables = runpy.run_path(str(path))
-    base = load_config(path.parent / variables["base"]) if "base" in variables else load_config()
+    bases = variables.get("base", [])
+    bases = [str(path.parent / name) for name in ([bases] if isinstance(bases, str) else bases)]
+    (tmp_path / "bases.py").write_text(f"base = {bases}; preset = {{}}")
+    base = load_config(tmp_path / "bases.py")
     cfg = load_config(path)
     assert set(cfg) == set(RULES)
     assert not [key for key in variables["preset"] if cfg[key] == base[key]]

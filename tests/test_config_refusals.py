@@ -102,6 +102,16 @@ def test_presets_that_are_based_on_each_other_are_refused(tmp_path):
         load_config(second)
     with pytest.raises(ConfigError, match="`base` leads back"):
         load_config(write_file(tmp_path / "circle.py", "base = 'circle.py'; preset = {}"))
+    write_file(tmp_path / "harmless.py", "preset = {}")
+    with pytest.raises(ConfigError, match="`base` leads back"):
+        load_config(write_file(tmp_path / "list.py", "base = ['harmless.py', 'first.py']; preset = {}"))
+
+
+def test_two_complete_configs_among_the_bases_are_refused(tmp_path):
+    for name in ("one.py", "two.py"):
+        write_file(tmp_path / name, BASE.read_text())
+    with pytest.raises(ConfigError, match=r"both\.py: two files of `base` lead to complete configs; only one may"):
+        load_config(write_file(tmp_path / "both.py", "base = ['one.py', 'two.py']; preset = {}"))
 
 
 @pytest.mark.parametrize("key", ["momentum", "dataset"])

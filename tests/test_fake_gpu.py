@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from backbones import build_backbone
 from config import load_config
-from data.augment import DRAWS, build_augmentation
+from data.augment import DRAWS, NUMBERS, build_augmentation
 from data.images import SIZE
 from data.loader import Batch, to_batch
 from heads import HeadOutput
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 BATCH, CLASSES = 4, 40_000
-AUGMENTED = ["crop_augmentation_prob=0.2", "low_res_augmentation_prob=0.2", "photometric_augmentation_prob=0.2"]
+AUGMENTED = [f"{name}_augmentation_prob=0.2" for name in NUMBERS]
 
 
 def live_teacher(cfg: EasyDict, device: torch.device, release: object) -> nn.Module:
