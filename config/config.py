@@ -40,7 +40,7 @@ config.jpeg_augmentation_prob = 0.0  # probability of compressing as JPEG
 
 # --- networks ----------------------------------------------------------------------------------------------------
 config.network = "mobilefacenet"  # the student; a name in NETWORKS of config/names.py, torchvision/NAME or timm/NAME
-config.embedding_size = 512  # dimensions of the student's embeddings, and of the teacher's in training
+config.embedding_size = 512  # dimensions of the student's embeddings, and of the teacher's, after a projection
 config.width = 1.0  # multiplier of the student's channels (mobilefacenet only)
 config.SE = False  # use squeeze-and-excitation blocks in the student (mobilefacenet and iresnet only)
 config.activation = "prelu"  # the student's activation (mobilefacenet only); the slope of "leaky_relu" is 0.25
@@ -54,8 +54,8 @@ config.teacher_revision = ""  # branch, tag or commit of the repository; "": mai
 config.teacher_cache = ""  # folder for downloaded teachers; "": the cache of huggingface_hub
 config.landmarks_path = ""  # weights of the network that finds key points for KP-RPE: a file or folder; "": download
 config.landmarks_repo_id = "minchul/cvlface_DFA_mobilenet"  # Hugging Face repository of this network
-config.onnx_mean = None  # teacher "onnx" takes (pixel - onnx_mean) / onnx_std; None: as the file says
-config.onnx_std = None  # see onnx_mean; None: as the file says
+config.onnx_mean = None  # teacher "onnx" takes (pixel - onnx_mean) / onnx_std; None: by InsightFace's rule
+config.onnx_std = None  # see onnx_mean; None: by InsightFace's rule
 config.onnx_colours = "RGB"  # colour order that teacher "onnx" takes
 config.teacher_embeddings = []  # .npy file of the teacher's embeddings, created if missing; or several; []: run it live
 config.teacher_cosine_weights = []  # weights of the cosines of several teachers, one per file; []: equal

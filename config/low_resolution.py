@@ -1,4 +1,4 @@
-"""For faces with few pixels: the student sees degraded and misaligned images, the teacher the original ones."""
+"""For faces with few pixels: the student sees degraded and misaligned images, the teacher, IR-50, the original ones."""
 
 preset = dict(
     low_res_augmentation_prob=0.5, similarity_augmentation_prob=0.2, defocus_augmentation_prob=0.1,

@@ -45,7 +45,9 @@ NETWORKS: dict[str, Rule] = {
         names.LIBRARIES,
         names.library_networks,
     ),
-    "embedding_size": Integer("dimensions of the student's embeddings, and of the teacher's in training", at_least=1),
+    "embedding_size": Integer(
+        "dimensions of the student's embeddings, and of the teacher's, after a projection", at_least=1
+    ),
     "width": Number("multiplier of the student's channels (mobilefacenet only)", above=0),
     "SE": Flag("use squeeze-and-excitation blocks in the student (mobilefacenet and iresnet only)"),
     "activation": Choice(
@@ -62,8 +64,10 @@ NETWORKS: dict[str, Rule] = {
     "teacher_cache": Path('folder for downloaded teachers; "": the cache of huggingface_hub', is_output=True),
     "landmarks_path": Path('weights of the network that finds key points for KP-RPE: a file or folder; "": download'),
     "landmarks_repo_id": Text("Hugging Face repository of this network"),
-    "onnx_mean": Number('teacher "onnx" takes (pixel - onnx_mean) / onnx_std; None: as the file says', or_none=True),
-    "onnx_std": Number("see onnx_mean; None: as the file says", above=0, or_none=True),
+    "onnx_mean": Number(
+        'teacher "onnx" takes (pixel - onnx_mean) / onnx_std; None: by InsightFace\'s rule', or_none=True
+    ),
+    "onnx_std": Number("see onnx_mean; None: by InsightFace's rule", above=0, or_none=True),
     "onnx_colours": Choice('colour order that teacher "onnx" takes', ["RGB", "BGR"]),
     "teacher_embeddings": PathList(
         ".npy file of the teacher's embeddings, created if missing; or several; []: run it live", ".npy"

@@ -1,14 +1,14 @@
 """Make low-resolution copies of a .bin verification set.
 
-Each image is scaled down to N x N pixels (averages of areas) and up again to 112 x 112 (bicubic), as if the face were
-N pixels wide in the picture of a camera. Where the grid of the N x N pixels lies is random for each image: a face is
-rarely in line with the pixels. The copy for N = 16 of set.bin is set_16.bin, with the same pairs, stored without
-further loss (PNG).
+Each image is scaled down to N x N pixels (averages of areas) and up again to 112 x 112 (bicubic), as if the aligned
+image had had N x N pixels in the camera. The grid of these pixels is shifted at random for each image, by at most half
+of one: a face is rarely in line with the pixels. The copy for N = 16 of set.bin is set_16.bin, with the same pairs,
+stored without further loss (PNG).
 
 To score a network on the copies, name their folder and the sets:
 
-  python eval/run_full_eval.py --checkpoint FILE val_rec=FOLDER val_targets=lfw_16,lfw_24,lfw_32 \\
-      ijb_targets=[] tinyface_targets=[]
+  python eval/run_full_eval.py --config RUN/config.py --checkpoint FILE \\
+      val_rec=FOLDER val_targets=lfw_16,lfw_24,lfw_32 ijb_targets=[] tinyface_targets=[]
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("set", type=Path, help="the .bin file to copy")
     parser.add_argument("output", type=Path, help="folder for the copies")
     parser.add_argument("--sizes", type=int, nargs="+", default=[16, 24, 32], help="values of N (default: 16 24 32)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the places of the grids (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random shifts (default: 0)")
     args = parser.parse_intermixed_args()
     if not all(1 <= size < 112 for size in args.sizes):
         parser.error("--sizes must be from 1 to 111")
