@@ -55,7 +55,7 @@ class EmbeddingFile(TeacherEmbeddings):
             )
         self._stored: np.ndarray | None = None
         self.dimensions = shape[2]
-        self.identity = teacher_identity(self.description["teacher"])
+        self.identity = teacher_identity(self.description.get("teacher", {}))
 
     def summary(self) -> str:
         """One line: the teacher, the images and the size of the file."""
@@ -91,7 +91,7 @@ def teacher_identity(teacher: dict[str, str]) -> str:
     if "scale" in teacher:
         identity += f", {teacher['scale']}"
     if "landmarks_sha256" in teacher:
-        identity += f", key points sha256 {teacher['landmarks_sha256'][:16]}"
+        identity += f", key points sha256 {str(teacher['landmarks_sha256'])[:16]}"
     return identity
 
 
