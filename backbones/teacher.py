@@ -60,7 +60,7 @@ class Release(NamedTuple):
         colours = "BGR" if self.bgr else "RGB"
         described = {"network": self.network, "sha256": sha256(self.weights), "colours": colours, "origin": self.origin}
         if self.scale:
-            described["scale"] = "(pixel - {:g}) / {:g}".format(*self.scale)
+            described["scale"] = "(pixel - {}) / {}".format(*self.scale)
         if self.landmarks:
             described["landmarks_sha256"] = sha256(self.landmarks.weights)
             described["landmarks_origin"] = self.landmarks.origin

@@ -109,9 +109,11 @@ def differences(actual: Description, wanted: Description) -> list[str]:
 def require_same(path: Path, actual: Description, wanted: Description) -> None:
     """Raise EmbeddingError if there are differences."""
     if different := differences(actual, wanted):
+        size = any(text.startswith("embeddings.shape") for text in different)
         raise EmbeddingError(
-            f"{path}: made with other settings: {'; '.join(different)}. Set teacher_embeddings to another file, or "
-            "remove this file to make it again"
+            f"{path}: made with other settings: {'; '.join(different)}. "
+            + ("For another number of dimensions, set teacher_projection=pca or embedding_size. " if size else "")
+            + "Set teacher_embeddings to another file, or remove this file to make it again"
         )
 
 
