@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from backbones.mobilefacenet import GDC, initialise
 from utils.errors import InputError
 
-_HEADS = ("avgpool", "classifier", "fc", "aux1")  # where a network of torchvision ends to be a function of the map
+_HEADS = ("avgpool", "classifier", "fc")  # where a network of torchvision ends to be a function of the map
 
 
 class LibraryNetwork(nn.Module):
@@ -43,10 +43,14 @@ class _LastOf(nn.Module):
 
 
 def _torchvision_features(name: str) -> nn.Module:
-    from torchvision.models import get_model  # here, because it takes a second
+    from torchvision.models import DenseNet, get_model  # here, because it takes a second
 
-    children = get_model(name, weights=None).named_children()
-    return nn.Sequential(OrderedDict(takewhile(lambda child: child[0] not in _HEADS, children)))
+    network = get_model(name, weights=None)
+    children = [child for child in network.named_children() if not child[0].lower().startswith("aux")]
+    layers = OrderedDict(takewhile(lambda child: child[0] not in _HEADS, children))
+    if isinstance(network, DenseNet):
+        layers["relu"] = nn.ReLU()  # the only network whose forward pass has a layer of its own before the head
+    return nn.Sequential(layers)
 
 
 def _timm_features(name: str) -> nn.Module:

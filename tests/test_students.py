@@ -13,6 +13,7 @@ import torch
 from golden_networks import embed, settings
 from runs import assert_same_checkpoint, metrics, train
 from torch import nn
+from torchvision.models import get_model
 
 from backbones import build_backbone
 from backbones.cost import describe_cost
@@ -58,8 +59,6 @@ def test_a_network_of_a_library_leaves_a_7x7_map_and_trains_every_weight(network
 
 def test_apart_from_the_stride_the_layers_are_those_of_the_library():
     """With images of 112 pixels and half the stride, each layer sees maps as large as the library's with 224."""
-    from torchvision.models import get_model
-
     student = build_backbone(settings(network=TORCHVISION, embedding_size=16)).eval()
     original = get_model(TORCHVISION.partition("/")[2], weights=None).eval()
     original.load_state_dict(student.features.state_dict(), strict=False)
@@ -70,6 +69,27 @@ def test_apart_from_the_stride_the_layers_are_those_of_the_library():
     with torch.no_grad():
         original(images)
         torch.testing.assert_close(student.features(images), seen[0], rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:The default weight init", "ignore:NOTE. The nodes")
+@pytest.mark.parametrize("name", ["densenet121", "inception_v3", "mobilenet_v3_small"])
+def test_the_last_map_is_the_one_that_torchvision_finds(name):
+    """densenet121 has a ReLU that is no layer of it, inception_v3 an auxiliary head between its layers."""
+    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+    torch.manual_seed(0)
+    student = build_backbone(settings(network=f"torchvision/{name}", embedding_size=16)).eval()
+    torch.manual_seed(0)
+    original = get_model(name, weights=None).eval()
+    ours, first = (next(m for m in network.modules() if isinstance(m, nn.Conv2d)) for network in (student, original))
+    first.stride, first.padding = ours.stride, ours.padding
+    in_training, in_eval = get_graph_node_names(original)
+    outputs = create_feature_extractor(original, train_return_nodes=in_training, eval_return_nodes=in_eval).eval()
+    images = torch.randn(1, 3, 112, 112)
+    with torch.no_grad():
+        found = [value for value in outputs(images).values() if isinstance(value, torch.Tensor) and value.dim() == 4]
+        expected = [value for value in found if value.shape[2] > 1][-1]
+        torch.testing.assert_close(student.features(images), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
