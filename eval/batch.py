@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from eval.protocols import PROTOCOLS, Results, embeddings_file, evaluate, flatten, open_images, warnings_of
+from eval.protocols import (
+    PROTOCOLS,
+    Results,
+    add_summaries,
+    embeddings_file,
+    evaluate,
+    flatten,
+    open_images,
+    warnings_of,
+)
 from eval.report import (
     ScoredCheckpoint,
     Table,
@@ -156,7 +165,9 @@ class BatchEvaluation:
             return False
         absent = [evaluation_set.describe_absent() for evaluation_set in self.sets if evaluation_set not in existing]
         metrics, arrays = (_select(values, keys) for values in (results.metrics, results.arrays))
-        self._add(path, Results(metrics, arrays, absent, [], results.warnings))
+        results = Results(metrics, arrays, absent, [], results.warnings)
+        add_summaries(results)
+        self._add(path, results)
         return True
 
     def _has_report(self, path: Path, source: dict[str, Any]) -> bool:

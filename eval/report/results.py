@@ -55,8 +55,8 @@ def _content(results: Results) -> dict[str, Any]:
         f"{protocol}.{target}.{name}"
         for protocol, targets in results.metrics.items()
         for target, metrics in targets.items()
-        for name, value in metrics.items()
-        if value is not None and PROTOCOLS[protocol].display(name).mark(metrics)
+        for name in metrics
+        if PROTOCOLS[protocol].display(name).mark(metrics)
     ]
     return {
         **results.metrics, "not_measurable": not_measurable, "absent": results.absent, "failed": results.failed,

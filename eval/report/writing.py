@@ -55,11 +55,13 @@ def write_report(
         notes.append("no plots and errors of single sets: no checkpoint's arrays were kept (--save-json keeps them)")
     else:
         about = {**about, "plots and errors of": detailed.name}
-        for name, targets in detailed.results.arrays.items():
+        for name, targets in detailed.results.metrics.items():
             find_errors = PROTOCOLS[name].errors
-            for target, arrays in targets.items():
-                metrics = detailed.results.metrics[name][target]
+            for target, metrics in targets.items():
                 tables.append(metrics_table(f"{detailed.name}: {target}", name, metrics))
+                arrays = detailed.results.arrays.get(name, {}).get(target)
+                if arrays is None:  # a summary of several sets
+                    continue
                 plots |= set_plots(name, target, metrics, arrays)
                 if find_errors is not None:
                     errors[target] = find_errors(open_images(name, target), arrays)
