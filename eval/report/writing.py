@@ -16,10 +16,16 @@ from utils.weights import step_in_name
 
 
 class ScoredCheckpoint(NamedTuple):
-    """A checkpoint's file name without .pth, and its results."""
+    """A checkpoint's file name without .pth, its results, and whether it is marked as the best."""
 
     name: str
     results: Results
+    is_best: bool = False
+
+    @property
+    def label(self) -> str:
+        """The name in tables of checkpoints."""
+        return f"{self.name} (best)" if self.is_best else self.name
 
     @property
     def step(self) -> int | None:
@@ -42,8 +48,8 @@ def write_report(
 
     open_images: (protocol, set) -> the opened set, for the images of the errors; about and notes: see `write_page`.
     """
-    metrics_by_name = {checkpoint.name: checkpoint.results.metrics for checkpoint in checkpoints}
-    tables = [methods_table("Summary [%]", metrics_by_name, "checkpoint")]
+    metrics_by_label = {checkpoint.label: checkpoint.results.metrics for checkpoint in checkpoints}
+    tables = [methods_table("Summary [%]", metrics_by_label, "checkpoint")]
     metrics_by_step = [
         (checkpoint.step, checkpoint.results.metrics) for checkpoint in checkpoints if checkpoint.step is not None
     ]
