@@ -1,12 +1,15 @@
 """tools/make_rec.py and tools/make_bin.py as users run them."""
 
+import json
 import os
+import pickle
 import re
 
 import numpy as np
 import pytest
 import torch
 from conftest import run_script
+from evaluation_sets import FULL, flags, score
 from training_sets import image_of, png, write_folder_set
 
 from data.bin_set import read_bin, write_bin
@@ -66,6 +69,56 @@ def make_bin(folder, text, *more):
     """Run make_bin.py on a list with these bytes."""
     (folder / "pairs.txt").write_bytes(text)
     return run_script("tools/make_bin.py", "pairs.txt", "set.bin", "--root", "faces", *more, cwd=folder)
+
+
+def lfw_list(folder, change=lambda lines: lines, folds=5):
+    """Five folds of a genuine and an impostor pair of three persons, as in xqlfw_pairs.txt, and their images."""
+    write_folder_set(folder / "faces", {"Ann_Lee": 3, "Bo": 2, "Cy_Old": 2})
+    for path in sorted((folder / "faces").glob("*/*.png")):
+        number = int(path.stem) + 1
+        kind = ".jpg" if number == 2 else ".png"  # the content decides the format, not the ending
+        path.rename(path.with_name(f"{path.parent.name}_{number:04d}{kind}"))
+    lines = [f"{folds}\t1"]
+    for fold in range(5):
+        lines += [("Ann_Lee\t1\t3", "Bo\t2\t1")[fold % 2], f"Cy_Old\t{1 + fold % 2}\tAnn_Lee\t2"]
+    (folder / "xqlfw_pairs.txt").write_text("\n".join(change(lines)) + "\n")
+    return run_script("tools/make_bin.py", "xqlfw_pairs.txt", "xqlfw.bin", "--root", "faces", cwd=folder)
+
+
+def test_the_list_of_xqlfw_becomes_a_set_with_identities_that_is_scored(tmp_path, checkpoints):
+    done = lfw_list(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "xqlfw.bin: 10 pairs, 5 of them same, 3 identities"
+    made = read_bin(tmp_path / "xqlfw.bin")
+    assert made.is_same.tolist() == [True, False] * 5
+    assert made.identities.tolist() == ([0, 0, 1, 0] + [2, 2, 1, 0]) * 2 + [0, 0, 1, 0]
+    first_fold, second_fold = [0, 2, 5, 1], [4, 3, 6, 1]  # positions in the folder
+    expected = (first_fold + second_fold) * 2 + first_fold
+    assert np.array_equal(made[range(20)].numpy(), np.stack([image_of(number) for number in expected]))
+    with open(tmp_path / "xqlfw.bin", "rb") as file:  # as other readers do
+        encoded, is_same = pickle.load(file)  # noqa: S301 (written here)
+    assert encoded == made.encoded and is_same == [True, False] * 5
+
+    sets = [*flags(tmp_path, "xqlfw"), "--ijb-targets", "", "--tinyface-targets", ""]
+    score(FULL, "--checkpoint", checkpoints / "5backbone.pth", *sets, "--results-json", tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text())["verification"]["xqlfw"]["identities"] == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: lines[:-1], "xqlfw_pairs.txt: has 9 pairs, but its first line announces 10"),
+        (
+            lambda lines: [*lines[:2], "Cy_Old 1 Ann_Lee", *lines[3:]],
+            "line 3 is 'Cy_Old 1 Ann_Lee' (expected a",
+        ),
+        (lambda lines: [lines[0], "Bo\t1\tx", *lines[2:]], "(expected a person and two numbers)"),
+        (lambda lines: [lines[0], "Bo\t1\t9", *lines[2:]], "line 2: faces/Bo/Bo_0009.jpg: no such file"),
+    ],
+)
+def test_a_wrong_list_in_lfws_form_is_refused(tmp_path, change, message):
+    done = lfw_list(tmp_path, change)
+    assert done.returncode == 2 and message in done.stderr and not (tmp_path / "xqlfw.bin").exists(), done.stderr
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be with a mark"])
