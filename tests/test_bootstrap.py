@@ -92,7 +92,7 @@ def test_what_the_pairs_cannot_support_is_null():
         points = operating_points(one_kind, np.arange(5000.0), FARS)
         assert {number for point in points for estimate in point for number in estimate} == {None}
     # All impostor pairs have the highest score, so no threshold rejects 99 % of them.
-    point = operating_points(np.repeat([True, False], 500), np.repeat([0.1, 0.9], 500), [0.01])[0]
+    point = operating_points(np.repeat([True, False], 1000), np.repeat([0.1, 0.9], 1000), [0.01])[0]
     assert point == ((None, None, None), (0, 0, 0))
 
 
