@@ -35,8 +35,9 @@ def slow_point(is_same, scores, weights, far):
 def test_values_and_intervals_equal_those_of_a_loop_over_the_same_resamples(monkeypatch, decimals, kind):
     monkeypatch.setattr(bootstrap, "RESAMPLES", 40)
     monkeypatch.setattr(bootstrap, "RESAMPLES_AT_ONCE", 10)
-    is_same, scores = drawn_pairs(900, 1, decimals)
     rng = np.random.default_rng(2)
+    is_same = rng.permutation(np.repeat([True, False], [400, 500]))  # so that 50 and 10 of them are exactly the FARs
+    scores = (0.15 * rng.standard_normal(900) + 0.3 * is_same).round(decimals)
     first = rng.integers(50, 90, 900)
     second = np.where(is_same, first, 50 + (first - 50 + rng.integers(1, 40, 900)) % 40)
     identities = np.stack([first, second], axis=1) if kind == "identities" else None

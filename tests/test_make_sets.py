@@ -71,16 +71,16 @@ def make_bin(folder, text, *more):
     return run_script("tools/make_bin.py", "pairs.txt", "set.bin", "--root", "faces", *more, cwd=folder)
 
 
-def lfw_list(folder, change=lambda lines: lines, folds=5):
-    """Five folds of a genuine and an impostor pair of three persons, as in xqlfw_pairs.txt, and their images."""
+def lfw_list(folder, change=lambda lines: lines):
+    """Two folds of three genuine and three impostor pairs of three persons, as in xqlfw_pairs.txt, and their images."""
     write_folder_set(folder / "faces", {"Ann_Lee": 3, "Bo": 2, "Cy_Old": 2})
     for path in sorted((folder / "faces").glob("*/*.png")):
         number = int(path.stem) + 1
         kind = ".jpg" if number == 2 else ".png"  # the content decides the format, not the ending
         path.rename(path.with_name(f"{path.parent.name}_{number:04d}{kind}"))
-    lines = [f"{folds}\t1"]
-    for fold in range(5):
-        lines += [("Ann_Lee\t1\t3", "Bo\t2\t1")[fold % 2], f"Cy_Old\t{1 + fold % 2}\tAnn_Lee\t2"]
+    genuine = ["Ann_Lee\t1\t3", "Bo\t2\t1", "Cy_Old\t1\t2"]
+    impostor = ["Cy_Old\t1\tAnn_Lee\t2", "Bo\t1\tCy_Old\t2", "Ann_Lee\t3\tBo\t2"]
+    lines = ["2\t3", *genuine, *impostor, *genuine, *impostor]
     (folder / "xqlfw_pairs.txt").write_text("\n".join(change(lines)) + "\n")
     return run_script("tools/make_bin.py", "xqlfw_pairs.txt", "xqlfw.bin", "--root", "faces", cwd=folder)
 
@@ -88,30 +88,30 @@ def lfw_list(folder, change=lambda lines: lines, folds=5):
 def test_the_list_of_xqlfw_becomes_a_set_with_identities_that_is_scored(tmp_path):
     done = lfw_list(tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "xqlfw.bin: 10 pairs, 5 of them same, 3 identities"
+    assert done.stdout.splitlines()[-1] == "xqlfw.bin: 12 pairs, 6 of them same, 3 identities"
     made = read_bin(tmp_path / "xqlfw.bin")
-    assert made.is_same.tolist() == [True, False] * 5
-    assert made.identities.tolist() == ([0, 0, 1, 0] + [2, 2, 1, 0]) * 2 + [0, 0, 1, 0]
-    first_fold, second_fold = [0, 2, 5, 1], [4, 3, 6, 1]  # positions in the folder
-    expected = (first_fold + second_fold) * 2 + first_fold
-    assert np.array_equal(made[range(20)].numpy(), np.stack([image_of(number) for number in expected]))
+    flags = ([True] * 3 + [False] * 3) * 2
+    assert made.is_same.tolist() == flags
+    assert made.identities.tolist() == [0, 0, 1, 1, 2, 2, 2, 0, 1, 2, 0, 1] * 2
+    expected = [0, 2, 4, 3, 5, 6, 5, 1, 3, 6, 2, 4] * 2  # positions in the folder
+    assert np.array_equal(made[range(24)].numpy(), np.stack([image_of(number) for number in expected]))
     with open(tmp_path / "xqlfw.bin", "rb") as file:  # as other readers do
         encoded, is_same = pickle.load(file)  # noqa: S301 (written here)
-    assert encoded == made.encoded and is_same == [True, False] * 5
+    assert encoded == made.encoded and is_same == flags
 
     opened = PROTOCOL.open(tmp_path / "xqlfw.bin")
-    embeddings = np.random.default_rng(0).standard_normal((20, 8)).astype(np.float32)
-    metrics, _ = PROTOCOL.score(opened, Embeddings(embeddings, np.ones(20, dtype=np.float32)))
+    embeddings = np.random.default_rng(0).standard_normal((24, 8)).astype(np.float32)
+    metrics, _ = PROTOCOL.score(opened, Embeddings(embeddings, np.ones(24, dtype=np.float32)))
     assert metrics["identities"] == 3
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda lines: lines[:-1], "xqlfw_pairs.txt: has 9 pairs, but its first line announces 10"),
+        (lambda lines: lines[:-1], "xqlfw_pairs.txt: has 11 pairs, but its first line announces 12"),
         (
-            lambda lines: [*lines[:2], "Cy_Old 1 Ann_Lee", *lines[3:]],
-            "line 3 is 'Cy_Old 1 Ann_Lee' (expected a",
+            lambda lines: [*lines[:4], "Cy_Old 1 Ann_Lee", *lines[5:]],
+            "line 5 is 'Cy_Old 1 Ann_Lee' (expected a person and a number, twice)",
         ),
         (lambda lines: [lines[0], "Bo\t1\tx", *lines[2:]], "(expected a person and two numbers)"),
         (lambda lines: [lines[0], "Bo\t1\t9", *lines[2:]], "line 2: faces/Bo/Bo_0009.jpg: no such file"),

@@ -7,6 +7,7 @@ import statistics
 import pytest
 from evaluation_sets import BATCH, COMPARE, FULL, flags, read_rows, score
 
+from eval.protocols import Results, add_summaries
 from eval.report import read_json
 from eval.rfw import summarise
 
@@ -39,6 +40,13 @@ def test_groups_are_recognised_by_the_usual_names_and_missing_ones_are_named(for
 
 def test_fewer_than_two_groups_have_no_summary():
     assert summarise(accuracies(Asian_test=0.9, lfw=0.9, East_Asian=0.8, Indians=0.7)) is None
+
+
+def test_a_set_that_is_named_like_the_summary_keeps_its_metrics():
+    metrics = accuracies(rfw=0.5, African_test=0.75, Asian_test=0.5)
+    results = Results({"verification": metrics}, {}, [], [], [])
+    add_summaries(results)
+    assert results.metrics["verification"]["rfw"] == {"Accuracy-Flip": 0.5, "EER": 0.5}
 
 
 def test_the_summary_is_in_every_output_and_the_sets_keep_their_metrics(root, checkpoints, tmp_path):

@@ -60,7 +60,7 @@ class BestCheckpoint:
         if self._criterion.best([self._value, value]) != 1:
             return
         self._saver.finish()
-        if step in complete_steps(self._folder) and self._saver.unsaved is None:  # else the one before stays the best
+        if step in complete_steps(self._folder):  # else the one before stays the best
             self._choose(step, value)
             self._log.try_writing(lambda: prune(self._folder, self._keep, self._saver.protected))
 
