@@ -85,7 +85,7 @@ class BatchEvaluation:
         save_json: bool,
         embeddings: str | None,
         cache_gb: float,
-        criterion: Criterion | None,
+        criterion: Criterion | None = None,
     ) -> None:
         self.sets, self.load_network, self.dtype, self.reports = sets, load_network, dtype, reports
         self.settings = {**settings, "dtype": str(dtype), "metrics": METRICS_VERSION}
