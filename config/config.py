@@ -106,6 +106,7 @@ config.resume = "none"  # "auto": resume from the newest complete checkpoint, if
 config.log_every = 50  # steps between log lines
 config.checkpoint_every = 5000  # steps between checkpoints within an epoch; 0: only after each epoch
 config.keep_checkpoints = 0  # how many of the newest checkpoints to keep; 0: all
+config.keep_best = ""  # metric (a result name, or "mean") whose best checkpoint is also kept; "": none
 config.profile = 0  # number of steps to profile, shortly after the start; 0: none
 
 # --- evaluation --------------------------------------------------------------------------------------------------

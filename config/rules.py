@@ -146,6 +146,7 @@ OUTPUT: dict[str, Rule] = {
     "log_every": Integer("steps between log lines", at_least=1),
     "checkpoint_every": Integer("steps between checkpoints within an epoch; 0: only after each epoch"),
     "keep_checkpoints": Integer("how many of the newest checkpoints to keep; 0: all"),
+    "keep_best": Text('metric (a result name, or "mean") whose best checkpoint is also kept; "": none'),
     "profile": Integer("number of steps to profile, shortly after the start; 0: none"),
 }
 
