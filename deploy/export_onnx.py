@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from easydict import EasyDict
 
 from config import BASE, load_config
-from config.paths import existing_input
+from config.paths import existing_weights
+from eval.arguments import network_overrides
 from utils.errors import InputError, exit_on_input_error
 from utils.packages import require_packages
 
@@ -26,7 +27,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--config", default=str(BASE), help="config of the run, <output>/config.py (default: config/config.py)")
-    add("--checkpoint", required=True, help="the student's weights, <step>backbone.pth")
+    add("--checkpoint", required=True, help="the student's weights: <step>backbone.pth, or a folder or hf://owner/name "
+        "that deploy/to_hub.py made")  # fmt: skip
     add("--output", required=True, metavar="FILE.onnx", help="file to write")
     add("--normalize", action="store_true", help="give embeddings of unit length")
     add("--fp16", action="store_true", help="compute in float16, which halves the file; input and output stay float32")
@@ -35,8 +37,9 @@ def main() -> None:
         "of val_targets that exists, else drawn patterns)")  # fmt: skip
     add("overrides", nargs="*", metavar="key=value", help="keys of the config, such as network=iresnet50")
     args = parser.parse_intermixed_args()
-    cfg = load_config(args.config, [*args.overrides, f"init_from={args.checkpoint}"], conflicts=())
-    existing_input(args.checkpoint)
+    overrides = [*network_overrides(args.checkpoint), *args.overrides, f"init_from={args.checkpoint}"]
+    cfg = load_config(args.config, overrides, conflicts=())
+    existing_weights(args.checkpoint)
     output = Path(args.output)
     if output.suffix != ".onnx":
         raise InputError(f"--output {output}: must end in .onnx")
@@ -74,13 +77,14 @@ def read_metrics(path: str) -> dict[str, Any]:
 
 def facts(cfg: EasyDict, source: str, differences: dict[int, float], results: dict | None) -> dict[str, Any]:
     """What the metadata of the file say."""
+    from backbones.model_folder import weights_file
     from utils.about import run_facts
     from utils.files import sha256
 
     keys = ("network", "embedding_size", "width", "SE", "activation")
     known = {
         "checkpoint": Path(cfg.init_from).name,
-        "checkpoint_sha256": sha256(cfg.init_from),
+        "checkpoint_sha256": sha256(weights_file(cfg.init_from)),
         "config": {key: cfg[key] for key in keys},
         "input": "float32 [N, 3, 112, 112], RGB, 0 to 255",
         "difference_from_torch": {"images": source, "largest": differences},

@@ -51,6 +51,7 @@ def to_onnx(network: nn.Module, unit_length: bool = False, half: bool = False) -
         )  # fmt: skip
     model = program.model_proto
     _name_normalisation(model)
+    _remove_traces(model)
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -59,6 +60,12 @@ def _name_normalisation(model: onnx.ModelProto) -> None:
     for kind in ("Sub", "Mul"):
         node = next(node for node in model.graph.node if node.op_type == kind)
         node.name = f"{kind}_pixels"
+
+
+def _remove_traces(model: onnx.ModelProto) -> None:
+    """Remove where each node comes from in the source code, which torch adds, with the paths of this machine."""
+    for described in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output, model.graph):
+        del described.metadata_props[:]
 
 
 def describe(model: onnx.ModelProto, facts: Mapping[str, Any]) -> None:
