@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 import torch
 from easydict import EasyDict
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from backbones import build_backbone
@@ -74,7 +74,7 @@ def _is_ours(description: Path) -> bool:
 def write_weights(folder: Path, network: nn.Module) -> None:
     """Write the state dict as model.safetensors."""
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    save_file(state, folder / WEIGHTS, {"format": "pt"})
+    (folder / WEIGHTS).write_bytes(save(state, {"format": "pt"}))  # save_file would let only its owner read the file
 
 
 def write_description(folder: Path, cfg: EasyDict) -> None:

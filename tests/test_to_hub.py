@@ -108,6 +108,7 @@ def refused(*arguments: str | Path) -> str:
 
 def test_the_folder_has_the_weights_of_the_checkpoint_and_what_rebuilds_the_network(folder, checkpoints):
     assert {file.name for file in folder.iterdir()} == FILES
+    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1
     state = torch.load(checkpoints / "5backbone.pth", weights_only=True)
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert set(file.keys()) == state.keys()
@@ -274,9 +275,11 @@ def test_after_a_cut_connection_the_repository_is_unchanged_and_the_next_try_suc
     with pytest.raises(InputError, match=f"^{SOMEONE}: not uploaded: the connection failed.*same command.*complete"):
         upload(folder, SOMEONE, private=False)
     assert hub.commits == {SOMEONE: {}}
-    hub.cut_uploads[request_kind] = 0
+    hub.cut_uploads[request_kind], hub.asked = 0, []
     upload(folder, SOMEONE, private=False)
     assert newest(hub) == contents(folder)
+    sent_again = sum(asked.startswith("PUT") for asked in hub.asked)
+    assert sent_again == (2 if request_kind == "PUT" else 0)
 
 
 @pytest.mark.parametrize(
