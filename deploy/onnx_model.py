@@ -39,8 +39,8 @@ class OfPixels(nn.Module):
 def to_onnx(network: nn.Module, unit_length: bool = False, half: bool = False) -> onnx.ModelProto:
     """The model: float32 [N, 3, 112, 112] -> float32 [N, D], for any N.
 
-    network: on the CPU, in eval mode; `half` converts it to float16. The names of the first two nodes tell InsightFace's
-    ArcFaceONNX that the model normalises pixels itself.
+    network: on the CPU, in eval mode; `half` converts it to float16. The names of the first two nodes tell
+    InsightFace's ArcFaceONNX that the model normalises pixels itself.
     """
     images = torch.zeros(2, 3, SIZE, SIZE)  # two, because torch.export takes a size of 1 for a constant
     wrapped = OfPixels(network, unit_length, torch.float16 if half else torch.float32).eval()
