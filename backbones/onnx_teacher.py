@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from easydict import EasyDict
 from torch import Tensor, nn
 
-from backbones.teacher import MissingWeights, Release, find_file
+from backbones.teacher import Release, find_file
 from data.images import SIZE
 from utils.errors import describe_error
 from utils.file_kinds import describe_other_kind
@@ -32,12 +32,12 @@ def find(cfg: EasyDict) -> Release:
 
     Scale: an input is (pixel - mean) / std. Where `onnx_mean` and `onnx_std` are None, it follows from the names of the
     first nodes, by the rule of InsightFace's Python package: if one begins with Sub or _minus and one with Mul or _mul,
-    the network normalises raw pixels itself (mean 0, std 1); otherwise both are 127.5. Raises MissingWeights if the
-    file or a package that reads it is missing.
+    the network normalises raw pixels itself (mean 0, std 1); otherwise both are 127.5. Raises MissingWeights if there
+    is no such file.
     """
     release = find_file(cfg)
     if missing := [package for package in ("onnx", "onnxruntime") if find_spec(package) is None]:
-        raise MissingWeights(
+        raise WeightsError(
             f"{release.weights}: reading it needs {' and '.join(missing)}; run `pip install -r requirements/deploy.txt`"
         )
     model = _read(release.weights)
@@ -45,7 +45,7 @@ def find(cfg: EasyDict) -> Release:
     normalises = all(any(name.startswith(kind) for name in names) for kind in (("Sub", "_minus"), ("Mul", "_mul")))
     mean, std = (0.0, 1.0) if normalises else (127.5, 127.5)
     scale = (mean if cfg.onnx_mean is None else cfg.onnx_mean, std if cfg.onnx_std is None else cfg.onnx_std)
-    return release._replace(bgr=cfg.onnx_colours == "BGR", scale=scale)
+    return release._replace(bgr=cfg.onnx_colours == "BGR", scale=tuple(map(float, scale)))
 
 
 def _read(path: Path) -> "ModelProto":
@@ -71,9 +71,8 @@ def _read(path: Path) -> "ModelProto":
 class OnnxNetwork(nn.Module):
     """RGB images [B, 3, 112, 112] in [-1, 1] -> embeddings [B, embedding_size], in float32 on the same device.
 
-    embedding_size: what the file must have; None: any. On a GPU, it runs by onnxruntime's CUDA provider if the
-    installed onnxruntime has one, and otherwise on the CPU. Raises WeightsError if the file is not such a network; the
-    message states its inputs and outputs.
+    embedding_size: what the file must have; None: any. On a GPU, it runs by onnxruntime's CUDA provider. Raises
+    WeightsError if the file is not such a network; the message states its inputs and outputs.
     """
 
     always_float32 = True
@@ -121,8 +120,13 @@ class OnnxNetwork(nn.Module):
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors; its warnings are about how graphs were exported
         providers = ["CPUExecutionProvider"]
-        if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+        if device.type == "cuda":
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0, "use_tf32": 0}))
+            if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+                raise WeightsError(
+                    f"{self._path}: this onnxruntime runs on CPUs only, which would take very long; run `pip uninstall "
+                    "onnxruntime && pip install onnxruntime-gpu`, or hide the GPU: CUDA_VISIBLE_DEVICES="
+                )
         try:
             return onnxruntime.InferenceSession(self._path, options, providers)
         except Exception as error:  # onnxruntime's have no common base class

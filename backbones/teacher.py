@@ -72,7 +72,7 @@ class Release(NamedTuple):
         described = {"network": self.network, "sha256": sha256(self.weights), "colours": colours, "origin": self.origin}
         described |= self.settings
         if self.scale:
-            described["scale"] = "(pixel - {:g}) / {:g}".format(*self.scale)
+            described["scale"] = "(pixel - {}) / {}".format(*self.scale)
         if self.landmarks:
             described["landmarks_sha256"] = sha256(self.landmarks.weights)
             described["landmarks_origin"] = self.landmarks.origin

@@ -7,8 +7,8 @@
 student: forward and backward pass in channels-last and in contiguous format; then its depthwise convolutions, in GB/s
 of the bytes that must be moved, compared with a copy of the input. teacher: forward pass, and how well the compiled
 network agrees with the eager one; for a teacher with KP-RPE, also the network that finds its key points. embedding:
-what an evaluation does, from records to the embeddings of images and mirror images. Times are medians over rounds in
-which all alternatives take turns. Weights are random.
+what an evaluation does, from records to the embeddings of images and mirror images. Times are medians over
+rounds, of one alternative after the other. Weights are random.
 """
 
 import argparse

@@ -55,7 +55,7 @@ class EmbeddingFile(TeacherEmbeddings):
             )
         self._stored: np.ndarray | None = None
         self.dimensions = shape[2]
-        self.identity = teacher_identity(self.description["teacher"])
+        self.identity = teacher_identity(self.description.get("teacher", {}))
 
     def summary(self) -> str:
         """One line: the teacher, the images and the size of the file."""
@@ -91,7 +91,7 @@ def teacher_identity(teacher: dict[str, str]) -> str:
     if "scale" in teacher:
         identity += f", {teacher['scale']}"
     if "landmarks_sha256" in teacher:
-        identity += f", key points sha256 {teacher['landmarks_sha256'][:16]}"
+        identity += f", key points sha256 {str(teacher['landmarks_sha256'])[:16]}"
     return identity
 
 
@@ -109,9 +109,11 @@ def differences(actual: Description, wanted: Description) -> list[str]:
 def require_same(path: Path, actual: Description, wanted: Description) -> None:
     """Raise EmbeddingError if there are differences."""
     if different := differences(actual, wanted):
+        size = any(text.startswith("embeddings.shape") for text in different)
         raise EmbeddingError(
-            f"{path}: made with other settings: {'; '.join(different)}. Set teacher_embeddings to another file, or "
-            "remove this file to make it again"
+            f"{path}: made with other settings: {'; '.join(different)}. "
+            + ("For another number of dimensions, set teacher_projection=pca or embedding_size. " if size else "")
+            + "Set teacher_embeddings to another file, or remove this file to make it again"
         )
 
 

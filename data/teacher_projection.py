@@ -149,8 +149,15 @@ def read_projection(path: str | os.PathLike) -> Projection:
             matrix, (digest, _, text) = file.get_tensor("matrix"), file.metadata()["description"].partition(" ")
         if checksum([matrix.numpy().tobytes(), text.encode()]) != digest:
             raise ValueError("its content differs from its checksum")
-        return Projection(matrix, json.loads(text))
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        description = json.loads(text)
+        sizes = description["projection"]["dimensions"]
+        if matrix.dtype != torch.float64 or list(matrix.shape) != sizes or not matrix.isfinite().all():
+            raise ValueError(f"its matrix is not a finite float64 {sizes}")
+        if not all(isinstance(section, dict) for section in description.values()):
+            raise TypeError("a section of its description is not a dict")
+        describe_projection(description)  # raises an error if a value is missing or of another kind
+        return Projection(matrix, description)
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise EmbeddingError(
             f"{path}: not a projection of embeddings, or broken ({describe_error(error)}); remove it to fit it again"
         ) from error

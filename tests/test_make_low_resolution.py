@@ -76,7 +76,7 @@ def test_the_copies_are_evaluation_sets(copies):
     [
         (["absent.bin", "low"], "absent.bin"),
         (["broken.bin", "low"], "broken or cut short"),
-        (["broken.bin", "low", "--sizes", "112"], "--sizes must be from 1 to 111"),
+        (["broken.bin", "low", "--sizes", "112"], "--sizes must be from 1 to 56"),
         (["broken.bin", "low", "--seed", "-1"], "--seed must be at least 0"),
     ],
 )

@@ -13,7 +13,6 @@ from teacher_files import plain_settings
 from training_sets import write_lfw
 
 from backbones import build_backbone, build_teacher, onnx_teacher
-from backbones.teacher import MissingWeights
 from utils.weights import WeightsError
 
 MEANS = ("GlobalAveragePool", "Flatten")  # the embedding of an image: the mean of each channel of the input
@@ -111,8 +110,14 @@ def test_weights_in_other_files_are_refused_because_the_checksum_would_miss_them
 
 def test_without_onnxruntime_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_teacher, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
-    with pytest.raises(MissingWeights, match=r"needs onnxruntime; run `pip install -r requirements/deploy\.txt`"):
+    with pytest.raises(WeightsError, match=r"needs onnxruntime; run `pip install -r requirements/deploy\.txt`"):
         build_teacher(settings(write_model(tmp_path / "m.onnx")))
+
+
+def test_a_gpu_needs_the_package_for_gpus(tmp_path):
+    teacher = build_teacher(settings(write_model(tmp_path / "m.onnx")))
+    with pytest.raises(WeightsError, match=r"CPUs only.*pip install onnxruntime-gpu"):
+        teacher._open(torch.device("cuda"))
 
 
 def export(weights: str, path: Path, **changes) -> None:

@@ -266,9 +266,9 @@ def test_layers_that_do_more_or_need_their_counter_stay_as_they_are():
 def test_statistics_that_would_stay_those_of_a_rank_are_refused(layer):
     with mock.patch("train.batchnorm.world_size", lambda: 2):
         with pytest.raises(InputError, match=f"sync_bn = True: .*{type(layer).__name__}"):
-            batchnorm.prepare(nn.Sequential(layer), synchronised=True)
-        batchnorm.prepare(nn.Sequential(layer), synchronised=False)
-        batchnorm.prepare(nn.Sequential(nn.BatchNorm2d(3)), synchronised=True)
+            batchnorm.replace_batch_norms(nn.Sequential(layer), synchronised=True)
+        batchnorm.replace_batch_norms(nn.Sequential(layer), synchronised=False)
+        batchnorm.replace_batch_norms(nn.Sequential(nn.BatchNorm2d(3)), synchronised=True)
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -137,7 +137,9 @@ def test_embeddings_that_are_not_finite_are_refused(tmp_path):
 
 def test_a_stored_projection_is_read_back_bit_for_bit_and_damage_is_noticed(tmp_path):
     matrix = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    projection = Projection(matrix, {"projection": {"method": "pca"}, "about": {"energy": 0.9}})
+    projection = Projection(
+        matrix, {"projection": {"dimensions": [6, 3]}, "about": {"energy": 0.9, "cosines": {}, "run": "naïve"}}
+    )
     path = tmp_path / "a.pca3.safetensors"
     write_projection(path, projection)
     complete, read = path.read_bytes(), read_projection(path)
@@ -154,6 +156,14 @@ def test_a_stored_projection_is_read_back_bit_for_bit_and_damage_is_noticed(tmp_
     for content in (b"", b"text", complete[:-1], complete[:40]):
         path.write_bytes(content)
         with pytest.raises(EmbeddingError, match=r"a\.pca3\.safetensors: not a projection of embeddings, or broken"):
+            read_projection(path)
+    sizes = {"dimensions": [6, 3]}
+    for description in (
+        [], {**read.description, "projection": {"dimensions": [3, 6]}}, {"projection": sizes},
+        {**read.description, "embeddings 1": []}, {**read.description, "about": {"energy": "x", "cosines": {}}},
+    ):  # fmt: skip
+        write_projection(path, Projection(matrix, description))
+        with pytest.raises(EmbeddingError, match=r"a\.pca3\.safetensors: not a projection"):
             read_projection(path)
     for metadata in (None, {"description": "0 {}"}, {"other": ""}):
         save_file({"matrix": matrix}, path, metadata)

@@ -29,8 +29,8 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[16, 24, 32], help="values of N (default: 16 24 32)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random shifts (default: 0)")
     args = parser.parse_intermixed_args()
-    if not all(1 <= size < 112 for size in args.sizes):
-        parser.error("--sizes must be from 1 to 111")
+    if not all(1 <= size <= 56 for size in args.sizes):
+        parser.error("--sizes must be from 1 to 56")
     if args.seed < 0:
         parser.error("--seed must be at least 0")
 

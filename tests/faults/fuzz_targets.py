@@ -23,6 +23,7 @@ from data.images import decode_into, decode_rgb
 from data.nist_set import NistSet
 from data.recordio import MAGIC, IndexedRecordReader, RecordError, RecordWriter
 from data.teacher_cache import EmbeddingFile
+from data.teacher_projection import Projection, read_projection, write_projection
 from eval.report.results import read_json
 from utils.weights import read_state_dicts
 
@@ -222,6 +223,13 @@ def embeddings(folder: Path) -> Target:
     return Target(read, "data/teacher_cache.py", seeds)
 
 
+def projections(folder: Path) -> Target:
+    about = {"projection": {"dimensions": [3, 2]}, "about": {"energy": 0.5, "cosines": {}}}
+    write_projection(folder / "p.safetensors", Projection(torch.ones(3, 2, dtype=torch.float64), about))
+    seeds = [Seed("p.safetensors", (folder / "p.safetensors").read_bytes(), words)]
+    return Target(lambda folder: read_projection(folder / "p.safetensors"), "data/teacher_projection.py", seeds)
+
+
 def results(folder: Path) -> Target:
     figures = {"verification": {"lfw": {"Accuracy-Flip": 0.5, "XNorm": None}}}
     text = json.dumps({**figures, "absent": [], "failed": ["a: b"], "about": {"run": "x"}}).encode()
@@ -254,6 +262,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "overrides of the config": overrides,
     "lists of NIST": nist_lists,
     "embeddings and their descriptions": embeddings,
+    "projections of embeddings": projections,
     "results": results,
     "images (JPEG, PNG, WebP, BMP)": images,
 }
