@@ -8,8 +8,9 @@ from torch import nn
 
 from backbones.cvlface_landmarks import LandmarkNetwork
 from backbones.loading import embedding_size_of, load_weights
+from backbones.model_folder import SETTINGS, find_model, is_model
 from backbones.onnx_teacher import OnnxNetwork
-from backbones.teacher import Release, load
+from backbones.teacher import PLAIN, Release, load
 from config import names
 
 NETWORKS: dict[str, Callable[[EasyDict], nn.Module]] = names.resolve(names.NETWORKS | names.TEACHER_NETWORKS)
@@ -21,7 +22,7 @@ def build_backbone(cfg: EasyDict, new_last_layer: bool = False) -> nn.Module:
     """The student: float RGB images [B, 3, 112, 112] in [-1, 1] -> raw embeddings [B, cfg.embedding_size].
 
     It is in training mode: call .eval() before you embed images. If `cfg.init_from` is set, it has the weights in that
-    file, and `network.loaded` says how they were read. Raises WeightsError if they do not fit.
+    file, folder or repository, and `network.loaded` says how they were read. Raises WeightsError if they do not fit.
 
     new_last_layer: for a network that is then trained: if the embeddings of the file only have another size, its last
     layer is left out. Networks of a library need it installed, and images that leave a square map: else InputError.
@@ -32,7 +33,13 @@ def build_backbone(cfg: EasyDict, new_last_layer: bool = False) -> nn.Module:
             f"Use weights of network = {cfg.network!r} with embedding_size = {cfg.embedding_size} and "
             f"width = {cfg.width}"
         )
-        load_weights(network, cfg.init_from, hint, new_last_layer)
+        model = find_model(cfg.init_from) if is_model(cfg.init_from) else None
+        if model:
+            kept = [key for key in SETTINGS if not (new_last_layer and key == "embedding_size")]
+            model.require({key: (key, cfg[key]) for key in kept})
+        load_weights(network, model.weights if model else cfg.init_from, hint, new_last_layer)
+        if model and model.origin != cfg.init_from:
+            network.loaded = f"{model.origin}: {network.loaded}"
     return network
 
 
@@ -70,8 +77,8 @@ def teacher_embedding_size(cfg: EasyDict, release: Release) -> int:
 
 
 def _build_network(cfg: EasyDict, release: Release) -> nn.Module:
-    plain = dict(SE=False, activation="prelu")  # keys of the student
-    return NETWORKS[release.network](EasyDict(cfg, network=release.network, width=cfg.teacher_width, **plain))
+    settings = EasyDict(cfg, network=release.network, width=cfg.teacher_width, **{**PLAIN, **release.settings})
+    return NETWORKS[release.network](settings)
 
 
 def _without_weights(build: Callable[[], nn.Module]) -> nn.Module:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from easydict import EasyDict
 from torch import Tensor, nn
 
-from backbones.teacher import Release, find_plain
+from backbones.teacher import Release, find_file
 from data.images import SIZE
 from utils.errors import describe_error
 from utils.file_kinds import describe_other_kind
@@ -35,7 +35,7 @@ def find(cfg: EasyDict) -> Release:
     the network normalises raw pixels itself (mean 0, std 1); otherwise both are 127.5. Raises MissingWeights if there
     is no such file.
     """
-    release = find_plain(cfg)
+    release = find_file(cfg)
     if missing := [package for package in ("onnx", "onnxruntime") if find_spec(package) is None]:
         raise WeightsError(
             f"{release.weights}: reading it needs {' and '.join(missing)}; run `pip install -r requirements/deploy.txt`"

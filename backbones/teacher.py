@@ -1,19 +1,23 @@
 """Find the weights of a teacher on disk or on the Hugging Face hub, and load them. No code is downloaded."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Optional
+from types import MappingProxyType
+from typing import Any, NamedTuple, Optional
 
 import yaml
 from easydict import EasyDict
 from torch import nn
 
-from backbones.hub import Keys, MissingWeights, download
+from backbones.hub import Keys, MissingWeights, commit_of, download
 from backbones.loading import load_weights
+from backbones.model_folder import KIND, find_model, is_model
+from config.paths import HUB
 from utils.file_kinds import describe_other_kind
 from utils.files import sha256
 from utils.weights import WeightsError
 
-__all__ = ["REPOSITORIES", "MissingWeights", "Release", "find_cvlface", "find_plain", "load"]
+__all__ = ["REPOSITORIES", "MissingWeights", "Release", "find_cvlface", "find_file", "find_plain", "load"]
 
 REPOSITORIES = {
     "cvlface_ir18": "minchul/cvlface_adaface_ir18_webface4m",
@@ -23,6 +27,7 @@ REPOSITORIES = {
     "cvlface_vit_base": "minchul/cvlface_adaface_vit_base_webface4m",
     "cvlface_vit_base_kprpe": "minchul/cvlface_adaface_vit_base_kprpe_webface4m",
 }
+PLAIN = {"SE": False, "activation": "prelu"}  # of teachers, unless a folder of deploy/to_hub.py says otherwise
 WEIGHTS, DESCRIPTION = "model.safetensors", "pretrained_model/model.yaml"
 LANDMARK_NETWORK = "cvlface_dfa_mobilenet"
 # The name in model.yaml, and whether it has the entry rpe_config -> the network. CVLFace calls its vision transformers
@@ -34,8 +39,12 @@ _SUPPORTED = (
     f"(expected {', '.join(dict.fromkeys(name for name, _ in _NETWORKS))}; with rpe_config: base); take another "
     f"release, such as {REPOSITORIES['cvlface_ir50']}"
 )
-_TEACHER_KEYS = Keys("pretrained_teacher_path", "teacher_repo_id")
-_LANDMARK_KEYS = Keys("landmarks_path", "landmarks_repo_id")
+_CVLFACE_KEYS = Keys("pretrained_teacher_path=FOLDER", "teacher_repo_id", "teacher_revision", "CVLFace release")
+_LANDMARK_KEYS = Keys("landmarks_path=FOLDER", "landmarks_repo_id", "main", "landmark network of CVLFace")
+_TEACHER_KEYS = Keys(
+    "pretrained_teacher_path=FOLDER", "teacher_repo_id (or pretrained_teacher_path)",
+    "teacher_revision (or what follows @)", KIND,
+)  # fmt: skip
 
 
 class Release(NamedTuple):
@@ -43,8 +52,9 @@ class Release(NamedTuple):
 
     network: name in the table NETWORKS; weights: the file; origin: where the file came from; bgr: whether the weights
     were trained on BGR images; prefix: the end that the prefix of the keys must have, because it shows that the file is
-    AdaFace's; "" for no condition; scale: mean and std of an ONNX network's input, (pixel - mean) / std; landmarks: the
-    weights of the network that finds its key points, if it needs them.
+    AdaFace's; "" for no condition; settings: SE and activation of the network where they differ from PLAIN; scale: mean
+    and std of an ONNX network's input, (pixel - mean) / std; landmarks: the weights of the network that finds its key
+    points, if it needs them.
     """
 
     network: str
@@ -52,13 +62,15 @@ class Release(NamedTuple):
     origin: str
     bgr: bool = False
     prefix: str = ""
+    settings: Mapping[str, Any] = MappingProxyType({})
     scale: tuple[float, float] | None = None
     landmarks: Optional["Release"] = None
 
-    def describe(self) -> dict[str, str]:
-        """Network, checksums, colours and scale, which distinguish this teacher from all others, and its origin."""
+    def describe(self) -> dict[str, Any]:
+        """What distinguishes this teacher from all others (network, checksums, colours, ...), and its origin."""
         colours = "BGR" if self.bgr else "RGB"
         described = {"network": self.network, "sha256": sha256(self.weights), "colours": colours, "origin": self.origin}
+        described |= self.settings
         if self.scale:
             described["scale"] = "(pixel - {}) / {}".format(*self.scale)
         if self.landmarks:
@@ -67,7 +79,7 @@ class Release(NamedTuple):
         return described
 
 
-def find_plain(cfg: EasyDict) -> Release:
+def find_file(cfg: EasyDict) -> Release:
     """The weights file `pretrained_teacher_path`, for the network cfg.teacher. Raises WeightsError."""
     path = cfg.pretrained_teacher_path
     if not path:
@@ -77,13 +89,33 @@ def find_plain(cfg: EasyDict) -> Release:
     return Release(cfg.teacher, existing(Path(path)), path)
 
 
+def find_plain(cfg: EasyDict) -> Release:
+    """The weights of the network cfg.teacher: a file, or a folder or repository of deploy/to_hub.py.
+
+    Without `pretrained_teacher_path`, the repository is `teacher_repo_id`. Raises WeightsError; for a folder or
+    repository also if its network is not the one that cfg.teacher and cfg.teacher_width name.
+    """
+    source = cfg.pretrained_teacher_path
+    if not source and cfg.teacher_repo_id:
+        source = f"{HUB}{cfg.teacher_repo_id}" + (f"@{cfg.teacher_revision}" if cfg.teacher_revision else "")
+    if not is_model(source):
+        return find_file(cfg)
+    model = find_model(source, _TEACHER_KEYS, cfg.teacher_cache or None)
+    model.require({"network": ("teacher", cfg.teacher), "width": ("teacher_width", cfg.teacher_width)})
+    settings = {key: model.settings[key] for key, usual in PLAIN.items() if model.settings[key] != usual}
+    return Release(cfg.teacher, model.weights, model.origin, settings=settings)
+
+
 def find_cvlface(cfg: EasyDict) -> Release:
     """A CVLFace release in a folder or on the Hugging Face hub, or a checkpoint of AdaFace. Raises WeightsError.
 
     The model.yaml of a release names the network and its colours; cfg.teacher is then ignored. For a checkpoint of
     AdaFace, cfg.teacher names the network, and the colours are BGR. A network with KP-RPE comes with its landmark
-    network.
+    network. A folder or repository of deploy/to_hub.py is read as by `find_plain`.
     """
+    path = cfg.pretrained_teacher_path
+    if is_model(path) and not Path(path, DESCRIPTION).is_file():
+        return find_plain(cfg)
     release = _find_release(cfg)
     return release._replace(landmarks=_find_landmarks(cfg)) if release.network.endswith("kprpe") else release
 
@@ -107,11 +139,11 @@ def _find_release(cfg: EasyDict) -> Release:
 def _find_on_hub(repository: str, revision: str, cache: str | None) -> Release:
     """Download the description first, because it shows whether the network is supported; then the weights."""
     files = WEIGHTS, DESCRIPTION
-    description = download(repository, DESCRIPTION, revision, cache, files, _TEACHER_KEYS)
+    description = download(repository, DESCRIPTION, revision, cache, files, _CVLFACE_KEYS)
     network, bgr = _described_network(description)
-    commit = description.parents[1].name  # the cache keeps files under snapshots/<commit>
+    commit = commit_of(description, DESCRIPTION)
     # Of the same commit, even if the branch has moved.
-    weights = download(repository, WEIGHTS, commit, cache, files, _TEACHER_KEYS)
+    weights = download(repository, WEIGHTS, commit, cache, files, _CVLFACE_KEYS)
     return Release(network, weights, f"{repository}@{commit}", bgr)
 
 
@@ -120,7 +152,7 @@ def _find_landmarks(cfg: EasyDict) -> Release:
     if not cfg.landmarks_path:
         repository = cfg.landmarks_repo_id
         weights = download(repository, WEIGHTS, "main", cfg.teacher_cache or None, (WEIGHTS,), _LANDMARK_KEYS)
-        return Release(LANDMARK_NETWORK, weights, f"{repository}@{weights.parent.name}")
+        return Release(LANDMARK_NETWORK, weights, f"{repository}@{commit_of(weights, WEIGHTS)}")
     path = Path(cfg.landmarks_path)
     weights = path / WEIGHTS if path.is_dir() else path
     if not weights.is_file():

@@ -10,7 +10,15 @@ from typing import Any
 from easydict import EasyDict
 
 from config.conflicts import DISTILLATION, Conflict, find_conflict
-from config.paths import ROOT, PathError, existing_input, input_path, output_path
+from config.paths import (
+    ROOT,
+    PathError,
+    existing_input,
+    input_path,
+    is_repository,
+    output_path,
+    split_repository,
+)
 from config.rule import Rule, most_similar
 from config.rules import REMOVED, RULES, benchmark_defaults, known_rules
 from utils.errors import InputError
@@ -166,6 +174,9 @@ def _check_value(key: str, value: Any, rule: Rule) -> Any:
         return value
     absolute = output_path if rule.is_output else input_path
     try:
+        if rule.or_repository and is_repository(value):
+            split_repository(value)
+            return value
         return [str(absolute(path)) for path in value] if isinstance(value, list) else str(absolute(value))
     except PathError as error:
         raise ConfigError(f"{key} = {error}") from None

@@ -44,12 +44,12 @@ config.embedding_size = 512  # dimensions of the student's embeddings, and of th
 config.width = 1.0  # multiplier of the student's channels (mobilefacenet only)
 config.SE = False  # use squeeze-and-excitation blocks in the student (mobilefacenet and iresnet only)
 config.activation = "prelu"  # the student's activation (mobilefacenet only); the slope of "leaky_relu" is 0.25
-config.init_from = ""  # file with the student's initial weights, such as a backbone.pth; "": random weights
+config.init_from = ""  # file, folder or hf://owner/name with the student's initial weights; "": random weights
 config.teacher = "cvlface_ir50"  # the teacher; a name in TEACHERS of config/names.py
 config.teacher_width = 1.0  # multiplier of the teacher's channels (mobilefacenet only)
-config.pretrained_teacher_path = ""  # teacher's weights: a file, or a folder with a CVLFace release; "": download
+config.pretrained_teacher_path = ""  # teacher's weights: a file, a folder or hf://owner/name; "": download
 config.pretrained_teacher_header_path = ""  # header.pth with the teacher's class centers, for centers "fixed"
-config.teacher_repo_id = ""  # Hugging Face repository of a cvlface teacher; "": the published one
+config.teacher_repo_id = ""  # Hugging Face repository of the teacher; "": the published one (cvlface only)
 config.teacher_revision = ""  # branch, tag or commit of the repository; "": main. A commit pins the weights
 config.teacher_cache = ""  # folder for downloaded teachers; "": the cache of huggingface_hub
 config.landmarks_path = ""  # weights of the network that finds key points for KP-RPE: a file or folder; "": download
@@ -106,6 +106,7 @@ config.resume = "none"  # "auto": resume from the newest complete checkpoint, if
 config.log_every = 50  # steps between log lines
 config.checkpoint_every = 5000  # steps between checkpoints within an epoch; 0: only after each epoch
 config.keep_checkpoints = 0  # how many of the newest checkpoints to keep; 0: all
+config.keep_best = ""  # metric (a result name, or "mean") whose best checkpoint is also kept; "": none
 config.profile = 0  # number of steps to profile, shortly after the start; 0: none
 
 # --- evaluation --------------------------------------------------------------------------------------------------

@@ -43,10 +43,11 @@ TEACHER = [
         lambda cfg: (
             names.TEACHERS[cfg.teacher] in (names.WEIGHTS_FILE, names.ONNX_FILE)
             and not cfg.pretrained_teacher_path
+            and not (cfg.teacher_repo_id and cfg.teacher != "onnx")
             and not cfg.teacher_embeddings
         ),
         "a teacher other than cvlface_* needs pretrained_teacher_path, its weights file; set it, or set "
-        "teacher_embeddings to a file of its embeddings",
+        "teacher_embeddings to a file of its embeddings, or teacher_repo_id to a repository of deploy/to_hub.py",
     ),
     Conflict(
         lambda cfg: cfg.teacher == "onnx" and not cfg.teacher_embeddings,

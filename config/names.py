@@ -27,7 +27,7 @@ TEACHER_NETWORKS = {"cvlface_vit_base_kprpe": "backbones.cvlface_vit:build"}
 # Libraries whose networks `network` accepts as LIBRARY/NAME, each with the function that builds them from the config.
 LIBRARIES = {"torchvision": "backbones.library:build", "timm": "backbones.library:build"}
 
-# For teachers that are one file, pretrained_teacher_path, and cannot be downloaded.
+# For teachers that are a file, pretrained_teacher_path; only WEIGHTS_FILE takes a folder or repository as well.
 WEIGHTS_FILE, ONNX_FILE = "backbones.teacher:find_plain", "backbones.onnx_teacher:find"
 
 # `teacher`: a name in NETWORKS or TEACHER_NETWORKS, or "onnx" -> a function that finds the weights from the config.

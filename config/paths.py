@@ -1,6 +1,7 @@
 """Where paths start, and how their text becomes a path on this machine."""
 
 import os
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -8,10 +9,27 @@ from pathlib import Path
 from utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
+HUB = "hf://"  # what the name of a repository on the Hugging Face hub begins with
 
 
 class PathError(InputError):
     """A text that cannot be a path on this machine. The message names it and says what to do."""
+
+
+def is_repository(text: str | os.PathLike) -> bool:
+    """Whether a text names a repository on the Hugging Face hub instead of a path."""
+    return os.fspath(text).startswith(HUB)
+
+
+def split_repository(text: str) -> tuple[str, str]:
+    """(owner/name, revision) of hf://owner/name or hf://owner/name@revision; the revision is main if none is named.
+
+    Raises PathError for any other text.
+    """
+    found = re.fullmatch(rf"{HUB}([\w.-]+/[\w.-]+)(?:@([^@\s]+))?", text)
+    if found is None:
+        raise PathError(f"{text}: not the name of a repository; write {HUB}owner/name, or {HUB}owner/name@revision")
+    return found[1], found[2] or "main"
 
 
 def input_path(text: str | os.PathLike) -> Path:
@@ -43,6 +61,14 @@ def existing_input(text: str | os.PathLike, hint: str = "") -> Path:
         places = [str(path)] if path.is_absolute() else dict.fromkeys([str(Path.cwd() / path), str(found)])
         raise PathError(f"{text}: no such file or folder; looked for {' and '.join(places)}{hint and f'; {hint}'}")
     return found
+
+
+def existing_weights(text: str) -> None:
+    """Raise PathError unless the text names a repository, or a file or folder that exists."""
+    if is_repository(text):
+        split_repository(text)
+    else:
+        existing_input(text, f"a repository of the Hugging Face hub is {HUB}owner/name")
 
 
 def output_path(text: str | os.PathLike) -> Path:

@@ -22,11 +22,13 @@ class Rule:
 
     meaning: what the key controls, its unit and its special values; the comment of the key in config/config.py.
     is_path: whether the value is the path of a file or folder; load_config makes it absolute (config/paths.py).
+    or_repository: whether such a value may also be hf://owner/name, a repository on the Hugging Face hub.
     is_flag: whether the value is True or False. placeholder: the word for the value in the help of the scripts.
     """
 
     meaning: str
     is_path: ClassVar[bool] = False
+    or_repository: ClassVar[bool] = False
     is_flag: ClassVar[bool] = False
     placeholder: ClassVar[str] = "VALUE"
 
@@ -276,6 +278,14 @@ class PathList(Rule):
             paths = re.split(rf"(?<={re.escape(self.suffix)})\s*,", value)
             return [path.strip() for path in paths if path.strip()]
         return value
+
+
+@dataclass(frozen=True)
+class Weights(Path):
+    """The path of a file or folder with weights, or a repository on the hub; may be empty."""
+
+    allowed: ClassVar[str] = "a path, hf://owner/name, hf://owner/name@revision, or empty"
+    or_repository: ClassVar[bool] = True
 
 
 def _is_number(value: Any) -> bool:

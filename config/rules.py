@@ -8,7 +8,20 @@ from copy import copy
 from typing import Any
 
 from config import names
-from config.rule import Choice, Flag, Integer, NameList, NetworkName, Number, NumberList, Path, PathList, Rule, Text
+from config.rule import (
+    Choice,
+    Flag,
+    Integer,
+    NameList,
+    NetworkName,
+    Number,
+    NumberList,
+    Path,
+    PathList,
+    Rule,
+    Text,
+    Weights,
+)
 
 DATA: dict[str, Rule] = {
     "dataset": Text("name of an entry of `datasets`, whose values replace the defaults here"),
@@ -54,12 +67,12 @@ NETWORKS: dict[str, Rule] = {
         'the student\'s activation (mobilefacenet only); the slope of "leaky_relu" is 0.25',
         ["prelu", "relu", "leaky_relu"],
     ),
-    "init_from": Path('file with the student\'s initial weights, such as a backbone.pth; "": random weights'),
+    "init_from": Weights('file, folder or hf://owner/name with the student\'s initial weights; "": random weights'),
     "teacher": Choice("the teacher; a name in TEACHERS of config/names.py", names.TEACHERS),
     "teacher_width": Number("multiplier of the teacher's channels (mobilefacenet only)", above=0),
-    "pretrained_teacher_path": Path('teacher\'s weights: a file, or a folder with a CVLFace release; "": download'),
+    "pretrained_teacher_path": Weights('teacher\'s weights: a file, a folder or hf://owner/name; "": download'),
     "pretrained_teacher_header_path": Path('header.pth with the teacher\'s class centers, for centers "fixed"'),
-    "teacher_repo_id": Text('Hugging Face repository of a cvlface teacher; "": the published one'),
+    "teacher_repo_id": Text('Hugging Face repository of the teacher; "": the published one (cvlface only)'),
     "teacher_revision": Text('branch, tag or commit of the repository; "": main. A commit pins the weights'),
     "teacher_cache": Path('folder for downloaded teachers; "": the cache of huggingface_hub', is_output=True),
     "landmarks_path": Path('weights of the network that finds key points for KP-RPE: a file or folder; "": download'),
@@ -146,6 +159,7 @@ OUTPUT: dict[str, Rule] = {
     "log_every": Integer("steps between log lines", at_least=1),
     "checkpoint_every": Integer("steps between checkpoints within an epoch; 0: only after each epoch"),
     "keep_checkpoints": Integer("how many of the newest checkpoints to keep; 0: all"),
+    "keep_best": Text('metric (a result name, or "mean") whose best checkpoint is also kept; "": none'),
     "profile": Integer("number of steps to profile, shortly after the start; 0: none"),
 }
 

@@ -112,6 +112,8 @@ class ArrowVerificationSet(_ArrowImages):
     Raises ArrowSetError.
     """
 
+    identities = None  # the layout has no place for them
+
     def __init__(self, path: str | os.PathLike) -> None:
         super().__init__(path, "is_same")
         self.is_same = _flags_of_pairs(self.path, self._column("is_same")[self._order])

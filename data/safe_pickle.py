@@ -97,12 +97,13 @@ def numpy_stand_ins(dtype: type[SafeDtype]) -> dict[str, Any]:
     return stand_ins
 
 
-def load_lists_of_arrays(data: bytes) -> Any:
+def load_lists_of_arrays(file: io.BytesIO) -> Any:
     """Unpickle lists and tuples of bytes, numbers and NumPy arrays of integers or bool. Arrays are SafeArray.
 
-    Raises ForbiddenError if the pickle asks for anything else. A broken pickle may raise almost any exception.
+    The position of the file is then behind the pickle. Raises ForbiddenError if the pickle asks for anything else. A
+    broken pickle may raise almost any exception.
     """
-    return _Unpickler(io.BytesIO(data), encoding="bytes").load()
+    return _Unpickler(file, encoding="bytes").load()
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:

@@ -5,6 +5,7 @@ import argparse
 from easydict import EasyDict
 
 from config import BASE, load_config, names
+from config.paths import input_path, is_repository
 from config.rules import known_rules
 from data import WHERE_TO_GET
 
@@ -49,9 +50,26 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def network_overrides(checkpoint: str) -> list[str]:
+    """The network in a folder or repository of deploy/to_hub.py, as overrides of the config; [] for a weights file.
+
+    Raises InputError if its config.json is missing on the hub or cannot be used.
+    """
+    if not is_repository(checkpoint) and not (checkpoint and input_path(checkpoint).is_dir()):
+        return []
+    from backbones.model_folder import find_settings, is_model
+
+    source = checkpoint if is_repository(checkpoint) else str(input_path(checkpoint))
+    return [f"{key}={value}" for key, value in find_settings(source).items()] if is_model(source) else []
+
+
 def read_config(args: argparse.Namespace, **extra: str) -> EasyDict:
-    """The config, changed by the overrides of the command line, then by its flags, then by `extra`."""
-    overrides = list(args.overrides)
+    """The config, changed by the overrides of the command line, then by its flags, then by `extra`.
+
+    If extra["init_from"] is a folder or repository of deploy/to_hub.py, the config names its network, unless an
+    override names another one.
+    """
+    overrides = [*network_overrides(extra.get("init_from", "")), *args.overrides]
     for key in keys_with_flag():
         value = getattr(args, key)
         if value is not None:

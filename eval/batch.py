@@ -10,7 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from eval.protocols import PROTOCOLS, Results, embeddings_file, evaluate, flatten, open_images, warnings_of
+from eval.best import Criterion
+from eval.protocols import (
+    PROTOCOLS,
+    Results,
+    add_summaries,
+    embeddings_file,
+    evaluate,
+    flatten,
+    open_images,
+    warnings_of,
+)
 from eval.report import (
     ScoredCheckpoint,
     Table,
@@ -33,6 +43,7 @@ from utils.files import sha256, write_text
 from utils.weights import step_in_name
 
 SOURCE = "_source.json"  # suffix of the file that records the weights, settings and sets of a report
+METRICS_VERSION = 2  # raised when the protocols compute other metrics, so that older reports are made again
 
 
 def find_checkpoints(folder: str | os.PathLike, suffix: str) -> list[Path]:
@@ -56,11 +67,12 @@ class BatchEvaluation:
 
     load_network: path of a checkpoint -> network, built by build_backbone; dtype: the type in which networks compute;
     settings: other values that the results depend on (JSON types); save_json: also write metrics and arrays, as JSON
-    and .npz; embeddings: the folder for embeddings, or None; cache_gb: see `SetCache`.
+    and .npz; embeddings: the folder for embeddings, or None; cache_gb: see `SetCache`; criterion: decides which
+    checkpoint is marked as the best, or None.
 
     All ranks call `score`; only rank 0 calls `finish`. scored: the checkpoints with results, in the order of the calls;
     failed: "checkpoint: reason" of the checkpoints that could not be loaded; vanished: those that were removed after
-    they were listed.
+    they were listed; best and best_note: the best checkpoint, for JSON files and in words, known after `finish`.
     """
 
     def __init__(
@@ -73,14 +85,17 @@ class BatchEvaluation:
         save_json: bool,
         embeddings: str | None,
         cache_gb: float,
+        criterion: Criterion | None = None,
     ) -> None:
         self.sets, self.load_network, self.dtype, self.reports = sets, load_network, dtype, reports
-        self.settings = {**settings, "dtype": str(dtype)}
-        self.save_json, self.embeddings = save_json, embeddings
+        self.settings = {**settings, "dtype": str(dtype), "metrics": METRICS_VERSION}
+        self.save_json, self.embeddings, self._criterion = save_json, embeddings, criterion
         self.cache = SetCache(cache_gb)
         self.scored: list[ScoredCheckpoint] = []
         self.failed: list[str] = []
         self.vanished: list[str] = []
+        self.best: dict[str, Any] | None = None
+        self.best_note = ""
         self._versions: dict[EvaluationSet, dict[str, Any]] = {}
         self._known_warnings: dict[EvaluationSet, list[str]] = {}
 
@@ -108,16 +123,33 @@ class BatchEvaluation:
         return f"{network.loaded}\n{format_results(results)}"
 
     def finish(self, plots: Path, about: dict[str, str]) -> Table:
-        """Write summary.csv, summary.md, report.html and the plots; return the table of the summary."""
-        metrics = {checkpoint.name: checkpoint.results.metrics for checkpoint in self.scored}
+        """Mark the best checkpoint; write summary.csv, summary.md, report.html and the plots; return the table of the
+        summary."""
+        self._mark_best()
+        metrics = {checkpoint.label: checkpoint.results.metrics for checkpoint in self.scored}
         table = methods_table("Summary [%]", metrics, "checkpoint")
-        failed = [*self.vanished, *(f"failed: {reason}" for reason in self.failed)]
+        notes = [*self.vanished, *(f"failed: {reason}" for reason in self.failed)]
+        notes += [self.best_note] if self.best else []
         write_rows(self.reports / "summary.csv", self._summary_rows())
-        notes = "".join(f"- {note}\n" for note in [*failed, *notes_on(self.scored)])
-        write_text(self.reports / "summary.md", f"{markdown(table)}\n\n{notes}")
+        lines = "".join(f"- {note}\n" for note in [*notes, *notes_on(self.scored)])
+        write_text(self.reports / "summary.md", f"{markdown(table)}\n\n{lines}")
         images_of = partial(open_images, self.sets, self.cache)
-        write_report(self.reports / "report.html", plots, self.scored, about, images_of, failed)
+        write_report(self.reports / "report.html", plots, self.scored, about, images_of, notes)
         return table
+
+    def _mark_best(self) -> None:
+        """Set `best`, and mark this checkpoint."""
+        if self._criterion is None:
+            return
+        values = [self._criterion.value(flatten(checkpoint.results.metrics)) for checkpoint in self.scored]
+        position = self._criterion.best(values)
+        if position is None:
+            return
+        chosen = self.scored[position] = self.scored[position]._replace(is_best=True)
+        value, metric = values[position], self._criterion.name
+        self.best = {"checkpoint": chosen.name, "step": chosen.step, "metric": metric, "value": value}
+        shown = self._criterion.display.text(value)
+        self.best_note = f"best checkpoint: {chosen.name}, by {self._criterion.meaning}: {shown}"
 
     def failures(self) -> list[str]:
         """ "checkpoint: reason" for checkpoints that could not be loaded, then for sets that could not be scored."""
@@ -156,7 +188,9 @@ class BatchEvaluation:
             return False
         absent = [evaluation_set.describe_absent() for evaluation_set in self.sets if evaluation_set not in existing]
         metrics, arrays = (_select(values, keys) for values in (results.metrics, results.arrays))
-        self._add(path, Results(metrics, arrays, absent, [], results.warnings))
+        results = Results(metrics, arrays, absent, [], results.warnings)
+        add_summaries(results)
+        self._add(path, results)
         return True
 
     def _has_report(self, path: Path, source: dict[str, Any]) -> bool:
@@ -226,11 +260,11 @@ class BatchEvaluation:
             for metric in values
         }
         rows = [
-            [checkpoint.name, checkpoint.step, *map(values.get, displays)]
+            [checkpoint.name, checkpoint.step, int(checkpoint.is_best) or None, *map(values.get, displays)]
             for checkpoint, values in zip(self.scored, metrics, strict=True)
         ]
         best = [display.best([values.get(column) for values in metrics]) for column, display in displays.items()]
-        return [["checkpoint", "step", *displays], *rows, ["best", None, *best]]
+        return [["checkpoint", "step", "is_best", *displays], *rows, ["best", None, None, *best]]
 
 
 def _select(values: dict[str, dict], keys: Sequence[tuple[str, str]]) -> dict[str, dict]:

@@ -47,6 +47,7 @@ def differences(results: "dict[str, Results]", first: str) -> "Table":
 
 def significance(results: "dict[str, Results]", first: str) -> "Table":
     """McNemar's test of every other method against the first one, on every set of pairs that both have."""
+    from eval.protocols import PROTOCOLS
     from eval.report import Table
 
     counts = [f"pairs that only {first} decides correctly", "pairs that only this method decides correctly"]
@@ -56,8 +57,8 @@ def significance(results: "dict[str, Results]", first: str) -> "Table":
         for name in results
         if name != first
         for protocol in pair_protocols()
-        for target in results[name].metrics.get(protocol, {})
-        if target in results[first].metrics.get(protocol, {})
+        for target, metrics in results[name].metrics.get(protocol, {}).items()
+        if target in results[first].metrics.get(protocol, {}) and not PROTOCOLS[protocol].is_summary(target, metrics)
     ]
     return Table("", [*header, f"difference at {SIGNIFICANCE_LEVEL}"], rows, set())
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eval.discard import LARGEST_DISCARD, DiscardCurve, area_up_to
 from eval.metrics import is_measurable, roc_corners, wilson_interval
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 MARKERS = "osD^vP*"
 STYLES = ("-", "--", ":")
 NORM_BINS = 10
+LARGEST_DISCARD_DRAWN = 95  # percent; the last few pairs decide the rest
 
 
 def new_axes(x: str, y: str) -> "Axes":
@@ -115,6 +117,22 @@ def plot_rates_by_norm(x: str, y: str, norm: np.ndarray, hit: np.ndarray) -> "Fi
     axes.set_xticks(np.arange(len(ends)) - 0.5, [f"{end:#.3g}".rstrip(".") for end in ends])
     axes.set_ylim(0, 115 * high.max())
     return add_legend(axes)
+
+
+def plot_discard_curves(curves: Mapping[float, DiscardCurve]) -> "Figure":
+    """A plot of error-versus-discard curves, by the FAR of their thresholds, with their areas in the legend."""
+    axes = new_axes("discarded genuine pairs [%]", "FNMR of the others [%]")
+    axes.axvspan(0, 100 * LARGEST_DISCARD, color="0.92", linewidth=0)
+    for number, (far, curve) in enumerate(curves.items()):
+        at_random = LARGEST_DISCARD * curve.error[0]
+        name = f"FAR {power_of_ten(far)}: area {100 * area_up_to(curve):.4f} % (at random {100 * at_random:.4f} %)"
+        style = dict(color=COLORS[number], linestyle=STYLES[number], linewidth=1.8, label=name)
+        axes.step(100 * curve.discarded, 100 * curve.error, where="post", **style)
+    if not curves:
+        axes.plot([], [], color="white", label="not measurable: too few impostor pairs")
+    axes.set_xlim(0, LARGEST_DISCARD_DRAWN)
+    axes.set_ylim(bottom=0)
+    return add_legend(axes, columns=1)
 
 
 def plot_over_steps(y: str, lines: Mapping[str, Sequence[tuple[int, float]]]) -> "Figure":

@@ -73,15 +73,17 @@ def tpr_nearest_fpr(curve: RocCurve, fpr: float) -> tuple[float, float]:
     return float(curve.tpr[point]), float(curve.thresholds[point])
 
 
-def tar_at_far(curve: RocCurve, far: float) -> float:
-    """The largest TAR at a FAR of at most `far`. The curve must have all points (`drop_intermediate=False`)."""
-    return float(curve.tpr[curve.fpr <= far][-1])
+def tar_at_far(curve: RocCurve, far: float) -> tuple[float, float]:
+    """(TAR, threshold) with the largest TAR at a FAR of at most `far`. The curve must have all points
+    (`drop_intermediate=False`)."""
+    point = np.flatnonzero(curve.fpr <= far)[-1]
+    return float(curve.tpr[point]), float(curve.thresholds[point])
 
 
-def is_measurable(far: float, impostors: int) -> bool:
-    """Whether a TAR at this FAR can be measured with so many impostor pairs: at least one of them is expected to be
-    accepted. With fewer pairs, a single one decides where the threshold is."""
-    return impostors * far > 1 - 1e-9  # 1e-5 has no exact value in binary
+def is_measurable(far: float, impostors: int, false_accepts: int = 1) -> bool:
+    """Whether a TAR at this FAR can be measured with so many impostor pairs: at least `false_accepts` of them are
+    expected to be accepted. With less than one, a single pair decides where the threshold is."""
+    return impostors * far > false_accepts - 1e-9  # 1e-5 has no exact value in binary
 
 
 def area_under(curve: RocCurve) -> float:

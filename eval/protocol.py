@@ -20,6 +20,7 @@ Arrays = dict[str, np.ndarray]
 
 GENUINE_PAIRS, IMPOSTOR_PAIRS = "genuine_pairs", "impostor_pairs"  # the names of the metrics of `count_pairs`
 NOT_MEASURABLE = "†"  # follows a displayed value
+INTERVAL_ENDS = "_low", "_high"  # follow the name of a metric in the names of the ends of its 95 % interval
 MEANING_OF_MARK = f"{NOT_MEASURABLE} not measurable: the set has fewer impostor pairs than 1 / FAR"
 
 
@@ -36,8 +37,10 @@ class Display:
     scale: the factor between the metric and the displayed value; digits: the number of digits after the decimal point;
     unit: follows the name in brackets; title: replaces name and unit; better: max or min, or None if no value is better
     than another. companion: another metric, which is shown in brackets after this one, with the word `companion_title`
-    before it. Lists of metrics have no separate line for a companion. far: the FAR at which a rate or a threshold is
-    taken; with too few impostor pairs for it (see `count_pairs`), the metric is marked as not measurable.
+    before it. has_interval: whether two more metrics, named like this one with INTERVAL_ENDS, are its 95 % interval,
+    which is shown in brackets. Lists of metrics have no separate lines for companions and intervals. far: the FAR at
+    which a rate or a threshold is taken; false_accepts: how many it needs. If fewer impostor pairs are expected to be
+    accepted (see `count_pairs`), the metric is marked as not measurable.
     """
 
     scale: float = 1.0
@@ -47,20 +50,24 @@ class Display:
     better: Callable[[Sequence[float]], float] | None = max
     companion: str = ""
     companion_title: str = ""
+    has_interval: bool = False
     far: float | None = None
+    false_accepts: int = 1
 
     def label(self, name: str) -> str:
         """The displayed name of the metric, with its unit."""
         return self.title or (f"{name} [{self.unit}]" if self.unit else name)
 
     def text(self, value: float | None, mark: str = "") -> str:
-        """The displayed value, with the mark after it; a dash if there is none."""
-        return "-" if value is None else f"{self.scale * value:.{self.digits}f}{mark}"
+        """The displayed value, a dash if there is none, with the mark after it."""
+        return ("-" if value is None else f"{self.scale * value:.{self.digits}f}") + mark
 
     def mark(self, metrics: Metrics) -> str:
         """NOT_MEASURABLE if the set with these metrics has too few impostor pairs, or else ""."""
         impostors = metrics.get(IMPOSTOR_PAIRS)  # results of older versions lack it
-        return "" if self.far is None or impostors is None or is_measurable(self.far, impostors) else NOT_MEASURABLE
+        if self.far is None or impostors is None or is_measurable(self.far, impostors, self.false_accepts):
+            return ""
+        return NOT_MEASURABLE
 
     def best(self, values: Sequence[float | None]) -> float | None:
         """The best of the values; None if no value is better than another, or if there are none."""
@@ -129,6 +136,8 @@ class Protocol:
     errors: (images, arrays) -> the worst errors, whose images the report shows; None if the report shows no errors.
     decides_pairs: whether its arrays hold `is_same` and `decision`, bool [P], so that compare.py can test methods pair
     by pair.
+    summaries: functions that compute metrics of several sets together, by the name that takes the place of a set in
+    their result names: metrics of the sets by name -> (metrics, warnings), or None if those sets were not scored.
     """
 
     open: Callable[[Path], Any]
@@ -143,10 +152,17 @@ class Protocol:
     warn: Callable[[Any], list[str]] | None = None
     errors: Callable[[Any, Arrays], list[PairError]] | None = None
     decides_pairs: bool = False
+    summaries: Mapping[str, Callable[[Mapping[str, Metrics]], tuple[Metrics, list[str]] | None]] = field(
+        default_factory=dict
+    )
 
     def display(self, metric: str) -> Display:
         """How to display the metric."""
         return self.displays.get(metric, Display())
+
+    def is_summary(self, name: str, metrics: Metrics) -> bool:
+        """Whether these metrics, which have `name` in the place of a set, summarise several sets."""
+        return name in self.summaries and IMPOSTOR_PAIRS not in metrics
 
 
 # How to display the metrics of `count_pairs`.

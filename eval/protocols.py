@@ -110,7 +110,19 @@ def evaluate(
             results.metrics.setdefault(protocol, {})[target] = metrics
             results.arrays.setdefault(protocol, {})[target] = arrays
             results.warnings.extend(warnings_of(evaluation_set, images))
+    add_summaries(results)
     return results
+
+
+def add_summaries(results: Results) -> None:
+    """Add the summaries of the protocols (see `Protocol`), in the place of sets, except where a set has their name."""
+    for protocol, targets in results.metrics.items():
+        for name, summarise in PROTOCOLS[protocol].summaries.items():
+            summary = summarise(targets)
+            if summary is not None and name not in targets:
+                targets[name], warnings = summary
+                warnings = [f"{protocol}.{name}: {warning}" for warning in warnings]
+                results.warnings.extend(warning for warning in warnings if warning not in results.warnings)
 
 
 def warnings_of(evaluation_set: EvaluationSet, images: Any) -> list[str]:

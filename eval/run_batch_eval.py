@@ -29,6 +29,9 @@ def main() -> None:
     add("--report-dir", metavar="DIR", help="where <checkpoint>_metrics.csv, summary.csv, summary.md and report.html "
         "go (default: `reports` in the folder)")  # fmt: skip
     add("--save-json", action="store_true", help="also write <checkpoint>_metrics.json, and each pair's score as .npz")
+    add("--best", metavar="METRIC", help="mark the checkpoint with the best value of this metric, for example "
+        "verification.lfw.Accuracy-Flip (default: mean, the mean accuracy of the verification sets); of equal ones, "
+        "the earliest")  # fmt: skip
     add("--results-json", metavar="FILE", help="write the metrics of all checkpoints to this file")
     add("--plots", metavar="DIR", help="where plots go as PNG files (default: `plots` in the report folder)")
     add("--latex", action="store_true", help="print the table for a paper, and write it to summary.tex")
@@ -43,6 +46,7 @@ def main() -> None:
     # Imported here so that --help and errors in the config come at once.
     from backbones import build_backbone
     from eval.batch import BatchEvaluation, find_checkpoints
+    from eval.best import MEAN, build_criterion
     from eval.protocols import build_evaluation_sets
     from eval.report import latex, markdown, refuse_to_overwrite, write_collected_json
     from utils.about import run_facts
@@ -52,11 +56,14 @@ def main() -> None:
 
     reports = Path(args.report_dir or folder / "reports")
     sets = build_evaluation_sets(cfg)
+    existing = [evaluation_set for evaluation_set in sets if evaluation_set.find() is not None]
+    has_pairs = any(evaluation_set.protocol == "verification" for evaluation_set in existing)
+    criterion = build_criterion("--best", args.best or MEAN, existing) if args.best or has_pairs else None
     with process_group(args.device) as device:
         batch = BatchEvaluation(
             sets, lambda path: build_backbone(EasyDict(cfg, init_from=str(path))), compute_type(cfg.dtype, device),
             {key: cfg[key] for key in ("network", "embedding_size", "width", "SE", "activation")}, reports,
-            args.save_json, args.save_embeddings, args.cache_gb,
+            args.save_json, args.save_embeddings, args.cache_gb, criterion,
         )  # fmt: skip
         if args.results_json and not args.force:
             on_rank_0(lambda: refuse_to_overwrite(args.results_json, with_arrays=False))
@@ -72,8 +79,11 @@ def main() -> None:
     print(f"\n{latex(table) if args.latex else markdown(table)}")
     if args.latex:
         write_text(reports / "summary.tex", latex(table) + "\n")
+    if batch.best:
+        print(f"\n{batch.best_note}")
     if args.results_json:
-        write_collected_json(args.results_json, {scored.name: scored.results for scored in batch.scored}, about)
+        results = {scored.name: scored.results for scored in batch.scored}
+        write_collected_json(args.results_json, results, batch.best, about)
     print(f"written: {reports}, with report.html")
     failures = batch.failures()
     if failures:

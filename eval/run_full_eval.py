@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from config.paths import existing_input
+from config.paths import existing_input, existing_weights
 from eval.arguments import NO_SET_FOUND, make_parser, read_config
 from utils.errors import InputError, exit_on_input_error
 
@@ -14,24 +14,27 @@ from utils.errors import InputError, exit_on_input_error
 def main() -> None:
     parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--checkpoint", required=True, help="the student's weights, <step>backbone.pth")
+    add("--checkpoint", required=True, help="the student's weights: <step>backbone.pth, or a folder or hf://owner/name "
+        "that deploy/to_hub.py made")  # fmt: skip
     add("--results-json", metavar="FILE", help="write the metrics to this file, and each pair's score and decision to "
         "the .npz beside it")  # fmt: skip
     add("--force", action="store_true", help="overwrite the file of --results-json even if it holds no results")
     add("--plots", metavar="DIR", help="write plots as PNG files and report.html to this folder")
     args = parser.parse_intermixed_args()
     cfg = read_config(args, init_from=args.checkpoint)
-    existing_input(args.checkpoint)
+    existing_weights(args.checkpoint)
 
     # Imported here so that --help and errors in the config come at once.
     import torch
 
     from backbones import build_backbone
+    from backbones.model_folder import weights_file
     from eval.protocols import build_evaluation_sets, evaluate, open_images
     from eval.report import ScoredCheckpoint, format_results, refuse_to_overwrite, write_json, write_report
     from eval.sets import SetCache
     from utils.about import run_facts
     from utils.distributed import on_rank_0, process_group, rank
+    from utils.files import sha256
     from utils.precision import compute_type
 
     sets, cache = build_evaluation_sets(cfg), SetCache()
@@ -44,7 +47,13 @@ def main() -> None:
         network = network.to(device, memory_format=torch.channels_last)
         dtype, folder = compute_type(cfg.dtype, device), args.save_embeddings
         results = evaluate(network, sets, device, dtype, cache, folder)
-        about = {"checkpoint": cfg.init_from, "config": str(existing_input(args.config)), **run_facts()}
+        weights = sha256(weights_file(cfg.init_from))
+        about = {
+            "checkpoint": cfg.init_from,
+            "checkpoint_sha256": weights,
+            "config": str(existing_input(args.config)),
+            **run_facts(),
+        }
         if rank() != 0:
             return
     print(format_results(results))

@@ -12,7 +12,7 @@ from eval.drawing import COLORS, MARKERS, add_legend, new_axes, plot_rates_by_no
 from eval.embeddings import Embeddings
 from eval.identification import nearest_mate_ranks
 from eval.metrics import rank_k_rate, unit_length
-from eval.protocol import Arrays, Column, Metrics, Protocol, SetPlot, StepPlot
+from eval.protocol import Arrays, Column, Display, Metrics, Protocol, SetPlot, StepPlot
 from utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ PROTOCOL = Protocol(
     open=_open,
     score=_score,
     columns=[Column("rank-1", " rank-1"), Column("rank-5", " rank-5")],
+    displays={f"rank-{k}": Display() for k in RANKS},
     plots={
         "cmc": SetPlot("identification rate against rank", _plot_cmc),
         "norm": SetPlot("outcome by embedding norm", _plot_norms),

@@ -1,6 +1,7 @@
 """Pair verification on the .bin sets: ten-fold accuracy as LFW's protocol and the public evaluation code define it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,29 @@ from data.arrow_set import ArrowVerificationSet
 from data.bin_set import BinError, VerificationSet, read_bin
 from data.image_header import stated_size
 from data.images import SIZE
-from eval.drawing import add_legend, draw_histograms, new_axes, plot_rates_by_norm, plot_roc
+from eval import rfw
+from eval.bootstrap import FALSE_ACCEPTS_FOR_INTERVAL, Estimate, operating_points
+from eval.discard import DiscardCurve, area_up_to, discard_curve
+from eval.drawing import (
+    add_legend,
+    draw_histograms,
+    new_axes,
+    plot_discard_curves,
+    plot_rates_by_norm,
+    plot_roc,
+)
 from eval.embeddings import Embeddings
-from eval.metrics import area_under, contiguous_folds, equal_error_rate, roc_curve, tar_at_far, unit_length
+from eval.metrics import (
+    area_under,
+    contiguous_folds,
+    equal_error_rate,
+    is_measurable,
+    roc_curve,
+    tar_at_far,
+    unit_length,
+)
 from eval.protocol import (
+    INTERVAL_ENDS,
     PAIR_COUNTS,
     Arrays,
     Column,
@@ -32,22 +52,28 @@ if TYPE_CHECKING:
 THRESHOLDS = np.arange(400) / 100  # of the squared distance between unit embeddings
 FOLDS = 10
 FARS = (1e-3, 1e-2)
+ALL_FARS = (1e-2, 1e-3, 1e-4, 1e-5)  # of the thresholds, and of the intervals
+DISCARD_FARS = (1e-2, 1e-3)
 LOWEST_FAR_DRAWN = 1e-4
 ERRORS_SHOWN = 10  # of rejected genuine pairs, and as many of accepted impostor pairs
 
 
-def evaluate_pairs(embeddings: np.ndarray, is_same: np.ndarray) -> Metrics:
+def evaluate_pairs(embeddings: np.ndarray, is_same: np.ndarray, identities: np.ndarray | None = None) -> Metrics:
     """embeddings [2P, D] (image + flip; rows 2i and 2i + 1 are pair i), is_same bool [P] -> metrics by result name.
+
+    identities: int [2P], the identity of each image, if it is known; only the intervals depend on it.
 
     Accuracy-Flip: the mean accuracy of ten folds; Accuracy-Std: its population standard deviation. A fold's threshold
     is the smallest distance with the best accuracy on the other nine folds. TAR_at_FAR_..., AUC and EER (see
-    `roc_metrics`) are over all pairs, without folds. All are fractions. Raises ValueError for fewer than ten pairs or
-    shapes that disagree.
+    `roc_metrics`) and thresholds and intervals (see `interval_metrics`) are over all pairs, without folds. Thresholds
+    are cosines, the others fractions. Raises ValueError for fewer than ten pairs or shapes that disagree.
     """
-    return score_pairs(embeddings, is_same)[0]
+    return score_pairs(embeddings, is_same, identities)[0]
 
 
-def score_pairs(embeddings: np.ndarray, is_same: np.ndarray) -> tuple[Metrics, Arrays]:
+def score_pairs(
+    embeddings: np.ndarray, is_same: np.ndarray, identities: np.ndarray | None = None
+) -> tuple[Metrics, Arrays]:
     """The metrics of `evaluate_pairs`, and the arrays that they are computed from.
 
     Arrays: is_same bool [P]; score float64 [P], the cosine; decision bool [P], whether the fold's threshold accepts the
@@ -69,6 +95,7 @@ def score_pairs(embeddings: np.ndarray, is_same: np.ndarray) -> tuple[Metrics, A
         "Accuracy-Flip": float(np.mean(accuracies)),
         "Accuracy-Std": float(np.std(accuracies)),
         **roc_metrics(is_same, cosines),
+        **interval_metrics(is_same, cosines, identities),
     }
     arrays = {
         "is_same": is_same,
@@ -90,8 +117,44 @@ def roc_metrics(is_same: np.ndarray, scores: np.ndarray) -> Metrics:
     if is_same.all() or not is_same.any():
         return dict.fromkeys(names)
     curve = roc_curve(is_same, scores, drop_intermediate=False)
-    values = [*(tar_at_far(curve, far) for far in FARS), area_under(curve), equal_error_rate(curve)]
+    values = [*(tar_at_far(curve, far)[0] for far in FARS), area_under(curve), equal_error_rate(curve)]
     return dict(zip(names, values, strict=True))
+
+
+def interval_metrics(is_same: np.ndarray, scores: np.ndarray, identities: np.ndarray | None = None) -> Metrics:
+    """Thresholds at the FARs in ALL_FARS, the TARs that `roc_metrics` does not give, and 95 % intervals of both.
+
+    thresh_at_FAR_x: the lowest score that accepts at most the share x of impostor pairs; names with _low and _high: the
+    ends of an interval (see `operating_points`). None where the impostor pairs are too few.
+    """
+    metrics: Metrics = {}
+    if identities is not None:
+        metrics["identities"] = len(np.unique(identities))
+        identities = identities.reshape(-1, 2)
+    for far, point in zip(ALL_FARS, operating_points(is_same, scores, ALL_FARS, identities), strict=True):
+        metrics |= _named(f"TAR_at_FAR_{far}", point.tar) | _named(f"thresh_at_FAR_{far}", point.threshold)
+    return {name: value for name, value in metrics.items() if name not in [f"TAR_at_FAR_{far}" for far in FARS]}
+
+
+def _named(name: str, estimate: Estimate) -> Metrics:
+    return dict(zip((name, *(name + end for end in INTERVAL_ENDS)), estimate, strict=True))
+
+
+def discard_curves(arrays: Mapping[str, np.ndarray]) -> dict[float, DiscardCurve]:
+    """By FAR, where it can be measured: the error of genuine pairs if those with the smallest norms are discarded.
+
+    arrays: `is_same` bool [P], `score` [P], `norm` [P, 2]. The quality of a pair is the smaller of its two norms.
+    """
+    is_same, score = arrays["is_same"], arrays["score"]
+    if not is_same.any():
+        return {}
+    roc = roc_curve(is_same, score, drop_intermediate=False)
+    quality = arrays["norm"].min(axis=1)[is_same]
+    return {
+        far: discard_curve(score[is_same] < tar_at_far(roc, far)[1], quality)
+        for far in DISCARD_FARS
+        if is_measurable(far, np.count_nonzero(~is_same))
+    }
 
 
 def squared_distances(embeddings: np.ndarray) -> np.ndarray:
@@ -137,9 +200,11 @@ def _open(path: Path) -> VerificationSet | ArrowVerificationSet:
 
 
 def _score(pairs: VerificationSet | ArrowVerificationSet, embeddings: Embeddings) -> tuple[Metrics, Arrays]:
-    metrics, arrays = score_pairs(embeddings.features, pairs.is_same)
+    metrics, arrays = score_pairs(embeddings.features, pairs.is_same, pairs.identities)
     arrays["norm"] = embeddings.norms.reshape(-1, 2)
-    return {**metrics, "XNorm": float(embeddings.norms.mean()), **count_pairs(arrays["is_same"])}, arrays
+    curves = discard_curves(arrays)
+    areas = {f"EDC_area_at_FAR_{far}": area_up_to(curves[far]) if far in curves else None for far in DISCARD_FARS}
+    return {**metrics, **areas, "XNorm": float(embeddings.norms.mean()), **count_pairs(arrays["is_same"])}, arrays
 
 
 def _warn(pairs: VerificationSet | ArrowVerificationSet) -> list[str]:
@@ -195,29 +260,54 @@ def _plot_norms(metrics: Metrics, arrays: Arrays) -> "Figure":
     return plot_rates_by_norm("smaller embedding norm of the pair", "error rate [%]", norm, wrong)
 
 
+def _plot_discard(metrics: Metrics, arrays: Arrays) -> "Figure":
+    return plot_discard_curves(discard_curves(arrays))
+
+
+def _displays_at_fars() -> dict[str, Display]:
+    displays = {}
+    for far in ALL_FARS:
+        displays[f"TAR_at_FAR_{far}"] = Display(100, far=far, has_interval=True)
+        displays[f"thresh_at_FAR_{far}"] = Display(digits=4, unit="", better=None, far=far, has_interval=True)
+        for name in (f"TAR_at_FAR_{far}", f"thresh_at_FAR_{far}"):
+            needed = dict(better=None, has_interval=False, false_accepts=FALSE_ACCEPTS_FOR_INTERVAL)
+            displays |= {name + end: replace(displays[name], **needed) for end in INTERVAL_ENDS}
+    for far in DISCARD_FARS:
+        displays[f"EDC_area_at_FAR_{far}"] = Display(100, digits=4, better=min, far=far)
+    return displays
+
+
 PROTOCOL = Protocol(
     root="rec",
     every="val_eval_every_n_epoch",
     files=("{}.bin", "{}"),
     open=_open,
     score=_score,
-    columns=[Column("Accuracy-Flip", spread="Accuracy-Std")],
+    columns=[
+        Column("Accuracy-Flip", spread="Accuracy-Std"),
+        Column("Accuracy-Mean", " mean", spread="Accuracy-Std"),
+        Column("Accuracy-Gap", " gap"),
+    ],
     displays={
         "Accuracy-Flip": Display(100, title="accuracy [%] (std over folds)", companion="Accuracy-Std"),
         "Accuracy-Std": Display(100, better=None),
-        **{f"TAR_at_FAR_{far}": Display(100, far=far) for far in FARS},
+        **_displays_at_fars(),
         "AUC": Display(100),
         "EER": Display(100, better=min),
         "XNorm": Display(digits=4, unit="", title="mean norm of embeddings", better=None),
+        "identities": Display(digits=0, unit="", better=None),
         **PAIR_COUNTS,
+        **rfw.DISPLAYS,
     },
     plots={
         "scores": SetPlot("scores of genuine and impostor pairs, and thresholds", _plot_scores),
         "roc": SetPlot("TAR against FAR", _plot_roc),
         "norm": SetPlot("outcome by embedding norm", _plot_norms),
+        "discard": SetPlot("error if pairs with small norms are discarded", _plot_discard),
     },
     step_plots={"accuracy": StepPlot("verification accuracy over steps", "accuracy [%]", {"Accuracy-Flip": ""})},
     warn=_warn,
     errors=_errors,
     decides_pairs=True,
+    summaries={"rfw": rfw.summarise},
 )

@@ -105,6 +105,27 @@ def test_a_set_that_we_write_can_be_read_by_any_python(tmp_path):
     assert pickle.loads(data) == (ENCODED, IS_SAME)  # noqa: S301 (written here)
 
 
+def test_identities_follow_in_a_second_pickle_that_other_readers_do_not_see(tmp_path):
+    path = tmp_path / "set.bin"
+    write_bin(path, ENCODED, IS_SAME, [5, 5, 7, -1])
+    assert_is_the_set(read_bin(path))
+    assert read_bin(path).identities.tolist() == [5, 5, 7, -1]
+    assert pickle.loads(path.read_bytes(), encoding="bytes") == (ENCODED, IS_SAME)  # noqa: S301 (written here)
+    write_bin(path, ENCODED, IS_SAME)
+    assert read_bin(path).identities is None
+
+
+@pytest.mark.parametrize(
+    "identities", [[5, 5, 7], [5, 5, 7, "a"], [5, 5, 7, 2**63], 5, [5, 6, 7, 8], [5, 5, 7, 7], (5, 5, 7, 8)]
+)
+def test_wrong_identities_are_refused(tmp_path, identities):
+    data = pickle.dumps((ENCODED, IS_SAME), 2) + pickle.dumps(identities, 2)
+    with pytest.raises(BinError, match="identities"):
+        read_bin(write(tmp_path / "set.bin", data))
+    with pytest.raises(BinError, match="broken or cut short"):
+        read_bin(write(tmp_path / "set.bin", data[:-1]))
+
+
 def test_a_set_without_two_images_per_pair_is_not_written(tmp_path):
     with pytest.raises(BinError, match=r"set\.bin: 3 images for 2 pairs"):
         write_bin(tmp_path / "set.bin", ENCODED[:3], IS_SAME)

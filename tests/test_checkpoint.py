@@ -48,6 +48,13 @@ def test_pruning_keeps_the_newest_checkpoints(tmp_path, keep):
     assert {path.name for path in tmp_path.iterdir()} == names
 
 
+def test_pruning_spares_protected_checkpoints(tmp_path):
+    for step in (5, 40, 100, 200):
+        save(tmp_path, step, checkpoint(step))
+    prune(tmp_path, 1, {40, 7})
+    assert complete_steps(tmp_path) == [40, 200]
+
+
 def test_the_error_lists_the_steps_that_have_a_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match=r"no complete checkpoint of step 7; available steps: none"):
         load(tmp_path, 7)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from fake_hub import FIRST, FakeHub
+from fake_hub import FIRST, FakeHub, connected_hub, disconnect
 from golden_networks import (
     DESCRIPTION,
     WEIGHTS,
@@ -48,29 +48,9 @@ def ir18_bytes() -> bytes:
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path) -> Iterator[FakeHub]:
-    hub = FakeHub()
-    connect(monkeypatch, hub.url)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "default_cache"))
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "127.0.0.1")
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # before each retry of the library
-    yield hub
-    hub.shutdown()
-    hub.server_close()
-
-
-def connect(monkeypatch, url: str) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-
-
-def disconnect(monkeypatch) -> None:
-    connect(monkeypatch, "http://127.0.0.1:1")
+    with connected_hub(monkeypatch, tmp_path) as hub:
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+        yield hub
 
 
 @pytest.fixture

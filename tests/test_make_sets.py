@@ -1,6 +1,7 @@
 """tools/make_rec.py and tools/make_bin.py as users run them."""
 
 import os
+import pickle
 import re
 
 import numpy as np
@@ -12,6 +13,8 @@ from training_sets import image_of, png, write_folder_set
 from data.bin_set import read_bin, write_bin
 from data.dataset import RecordDataset
 from data.folder_set import FolderDataset
+from eval.embeddings import Embeddings
+from eval.verification import PROTOCOL
 
 
 @pytest.mark.parametrize("sample", [0, 2])
@@ -66,6 +69,57 @@ def make_bin(folder, text, *more):
     """Run make_bin.py on a list with these bytes."""
     (folder / "pairs.txt").write_bytes(text)
     return run_script("tools/make_bin.py", "pairs.txt", "set.bin", "--root", "faces", *more, cwd=folder)
+
+
+def lfw_list(folder, change=lambda lines: lines):
+    """Two folds of three genuine and three impostor pairs of three persons, as in xqlfw_pairs.txt, and their images."""
+    write_folder_set(folder / "faces", {"Ann_Lee": 3, "Bo": 2, "Cy_Old": 2})
+    for path in sorted((folder / "faces").glob("*/*.png")):
+        number = int(path.stem) + 1
+        kind = ".jpg" if number == 2 else ".png"  # the content decides the format, not the ending
+        path.rename(path.with_name(f"{path.parent.name}_{number:04d}{kind}"))
+    genuine = ["Ann_Lee\t1\t3", "Bo\t2\t1", "Cy_Old\t1\t2"]
+    impostor = ["Cy_Old\t1\tAnn_Lee\t2", "Bo\t1\tCy_Old\t2", "Ann_Lee\t3\tBo\t2"]
+    lines = ["2\t3", *genuine, *impostor, *genuine, *impostor]
+    (folder / "xqlfw_pairs.txt").write_text("\n".join(change(lines)) + "\n")
+    return run_script("tools/make_bin.py", "xqlfw_pairs.txt", "xqlfw.bin", "--root", "faces", cwd=folder)
+
+
+def test_the_list_of_xqlfw_becomes_a_set_with_identities_that_is_scored(tmp_path):
+    done = lfw_list(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "xqlfw.bin: 12 pairs, 6 of them same, 3 identities"
+    made = read_bin(tmp_path / "xqlfw.bin")
+    flags = ([True] * 3 + [False] * 3) * 2
+    assert made.is_same.tolist() == flags
+    assert made.identities.tolist() == [0, 0, 1, 1, 2, 2, 2, 0, 1, 2, 0, 1] * 2
+    expected = [0, 2, 4, 3, 5, 6, 5, 1, 3, 6, 2, 4] * 2  # positions in the folder
+    assert np.array_equal(made[range(24)].numpy(), np.stack([image_of(number) for number in expected]))
+    with open(tmp_path / "xqlfw.bin", "rb") as file:  # as other readers do
+        encoded, is_same = pickle.load(file)  # noqa: S301 (written here)
+    assert encoded == made.encoded and is_same == flags
+
+    opened = PROTOCOL.open(tmp_path / "xqlfw.bin")
+    embeddings = np.random.default_rng(0).standard_normal((24, 8)).astype(np.float32)
+    metrics, _ = PROTOCOL.score(opened, Embeddings(embeddings, np.ones(24, dtype=np.float32)))
+    assert metrics["identities"] == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: lines[:-1], "xqlfw_pairs.txt: has 11 pairs, but its first line announces 12"),
+        (
+            lambda lines: [*lines[:4], "Cy_Old 1 Ann_Lee", *lines[5:]],
+            "line 5 is 'Cy_Old 1 Ann_Lee' (expected a person and a number, twice)",
+        ),
+        (lambda lines: [lines[0], "Bo\t1\tx", *lines[2:]], "(expected a person and two numbers)"),
+        (lambda lines: [lines[0], "Bo\t1\t9", *lines[2:]], "line 2: faces/Bo/Bo_0009.jpg: no such file"),
+    ],
+)
+def test_a_wrong_list_in_lfws_form_is_refused(tmp_path, change, message):
+    done = lfw_list(tmp_path, change)
+    assert done.returncode == 2 and message in done.stderr and not (tmp_path / "xqlfw.bin").exists(), done.stderr
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be with a mark"])

@@ -13,6 +13,7 @@ from eval.metrics import is_measurable
 from eval.protocols import Results
 from eval.report import format_results, latex, markdown, methods_table, read_csv, read_json, write_csv, write_json
 from eval.report.plots import set_plots, step_plots
+from eval.report.tables import list_metrics
 
 TAR = "Norm:True_Det:True_tpr_at_fpr_"
 FOOTNOTE = "† not measurable: the set has fewer impostor pairs than 1 / FAR"
@@ -60,6 +61,23 @@ def test_numbers_and_marks_survive_json_and_csv_and_older_results_are_read(tmp_p
     assert old.metrics == {"ijb": content["ijb"]} and "†" not in format_results(old)
 
 
+def test_lists_of_metrics_show_intervals_and_say_where_there_are_none():
+    metrics = {
+        "TAR_at_FAR_0.01": 0.992, "TAR_at_FAR_0.01_low": 0.9867, "TAR_at_FAR_0.01_high": 0.9953,
+        "thresh_at_FAR_0.01": 0.25, "thresh_at_FAR_0.01_low": 0.24, "thresh_at_FAR_0.01_high": None,
+        "TAR_at_FAR_0.001": 0.97, "TAR_at_FAR_0.001_low": None, "TAR_at_FAR_0.001_high": None,
+        "TAR_at_FAR_1e-05": None, "TAR_at_FAR_1e-05_low": None, "TAR_at_FAR_1e-05_high": None,
+        "impostor_pairs": 3000,
+    }  # fmt: skip
+    assert list_metrics("verification", metrics)[:4] == [
+        ("TAR_at_FAR_0.01 [%]", "99.20", " (98.67 to 99.53)"),
+        ("thresh_at_FAR_0.01", "0.2500", " (0.2400 to -)"),
+        ("TAR_at_FAR_0.001 [%]", "97.00", " (no interval)"),
+        ("TAR_at_FAR_1e-05 [%]", "-†", ""),
+    ]
+    assert list_metrics("verification", {"TAR_at_FAR_0.01": 0.5})[0][2] == ""  # results of older versions
+
+
 def test_every_output_of_the_scripts_marks_what_cannot_be_measured(tmp_path):
     """The IJB set has 2 impostor pairs, the verification set 10: no TAR at 1e-1 or 1e-2 can be measured with them."""
     root, checkpoints = write_sets(tmp_path), write_checkpoints(tmp_path)
@@ -73,8 +91,8 @@ def test_every_output_of_the_scripts_marks_what_cannot_be_measured(tmp_path):
     pairs = content["verification"]["pairs"]
     assert (pairs["genuine_pairs"], pairs["impostor_pairs"]) == (10, 10)
     assert set(content["not_measurable"]) == {
-        "verification.pairs.TAR_at_FAR_0.001", "verification.pairs.TAR_at_FAR_0.01",
-        *(f"ijb.templates.{name}" for name in names if templates[name] is not None),
+        *(f"verification.pairs.{name}" for name in pairs if "_at_FAR_" in name),
+        *(f"ijb.templates.{name}" for name in names),
     }  # fmt: skip
     assert done.stdout.count(FOOTNOTE) == 1 and f"{pairs['Accuracy-Flip'] * 100:.2f} (" in done.stdout
     tar = f"{templates[f'{TAR}0.0001']:.2f}†"

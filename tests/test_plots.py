@@ -200,6 +200,6 @@ def test_small_and_unusual_sets_are_drawn():
     cases.append(("tinyface", *scored_probes(np.ones(100, dtype=int), np.ones(100))))
     for protocol, metrics, arrays in cases:
         plots = set_plots(protocol, "set_1", metrics, arrays)
-        assert len(plots) == {"verification": 3, "ijb": 2, "tinyface": 2}[protocol]
+        assert len(plots) == {"verification": 4, "ijb": 2, "tinyface": 2}[protocol]
         assert all(_size(to_png(plot.figure)) == (504, 720) for plot in plots.values())
         assert all(plot.caption.startswith("set_1: ") for plot in plots.values())

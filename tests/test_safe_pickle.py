@@ -1,5 +1,6 @@
 """Pickles from unknown sources: nothing in them is executed."""
 
+import io
 import os
 import pickle
 import struct
@@ -144,7 +145,7 @@ def test_arrays_of_integers_and_bool_are_loaded_as_numpy_loads_them(protocol):
     arrays += [arrays[1].T, np.asfortranarray(arrays[2]), np.array([True, False]), np.array(7)]
     arrays.append(np.arange(24, dtype="i2").reshape(2, 3, 4).transpose(1, 2, 0))
     data = pickle.dumps([*arrays, np.int64(-5), np.bool_(True)], protocol)
-    for loaded, expected in zip(load_lists_of_arrays(data), pickle.loads(data), strict=True):  # noqa: S301 (written here)
+    for loaded, expected in zip(load_lists_of_arrays(io.BytesIO(data)), pickle.loads(data), strict=True):  # noqa: S301 (written here)
         assert loaded.dtype == expected.dtype and np.array_equal(loaded, expected)
         assert isinstance(loaded, type(expected))
 
@@ -155,4 +156,4 @@ def test_arrays_of_integers_and_bool_are_loaded_as_numpy_loads_them(protocol):
 def test_arrays_of_other_types_are_refused(array):
     for protocol in (2, 4, 5):
         with pytest.raises(ForbiddenError, match="an array of"):
-            load_lists_of_arrays(pickle.dumps([array], protocol))
+            load_lists_of_arrays(io.BytesIO(pickle.dumps([array], protocol)))

@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, run_script
 
 TRAIN, EVALUATE = "train/train_AdaDistill.py", "eval/run_full_eval.py"
-SCRIPTS = [path for folder in ("train", "eval", "tools", "demo") for path in (ROOT / folder).rglob("*.py")]
+SCRIPTS = [path for folder in ("train", "eval", "deploy", "tools", "demo") for path in (ROOT / folder).rglob("*.py")]
 
 
 def refused(*arguments: str | Path, message: str) -> str:

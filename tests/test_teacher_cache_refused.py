@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from runs import SCRIPTS, refused, train, value
 
-from data.dataset import RecordDataset
+from config import load_config
+from data.dataset import RecordDataset, build_dataset
 from data.recordio import write_record_set
 from data.teacher_cache import EmbeddingError, EmbeddingFile
+from train.teachers import build_cached_teacher
 
 CACHE, TRAIN = "train/cache_teacher.py", SCRIPTS[0]
 CPU = torch.device("cpu")
@@ -121,6 +124,27 @@ def test_without_the_weights_the_repository_must_be_the_one_of_the_file(small_ru
     refused(TRAIN, *other, words=r"embeddings by minchul/\w+_webface4m@1+, but .*_ms1mv2@main, whose weights are not")
     pinned = [*settings, f"teacher_revision={40 * '2'}", f"output={tmp_path / 'other'}"]
     refused(TRAIN, *pinned, words=r"embeddings by minchul/\w+_webface4m@1+, but .*@2+, whose weights are not")
+
+
+def test_a_repository_of_to_hub_can_be_the_one_of_the_file(small_run, copy, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    description = json.loads(copy.with_suffix(".json").read_text())
+    description["about"]["teacher"] = "someone/faces@" + 40 * "1"
+    copy.with_suffix(".json").write_text(json.dumps(description))
+
+    def open_embeddings(*teacher: str) -> tuple[str, ...]:
+        cfg = load_config(overrides=[*small_run, f"teacher_embeddings={copy}", f"teacher_cache={tmp_path}", *teacher])
+        return build_cached_teacher(cfg, build_dataset(cfg), torch.device("cpu"))[1]
+
+    for teacher in (
+        ["pretrained_teacher_path=hf://someone/faces"],
+        [f"pretrained_teacher_path=hf://someone/faces@{40 * '1'}"],
+        ["pretrained_teacher_path=", "teacher_repo_id=someone/faces"],
+    ):
+        assert "weights are not available" in open_embeddings(*teacher)[-1]
+    for path in ("hf://someone/other", f"hf://someone/faces@{40 * '2'}"):
+        with pytest.raises(EmbeddingError, match=f"by someone/faces@1+, but the config names {path[5:]}"):
+            open_embeddings(f"pretrained_teacher_path={path}")
 
 
 def test_augmentations_with_cached_embeddings_need_teacher_view_clean(small_run, copy, tmp_path):

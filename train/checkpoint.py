@@ -7,7 +7,7 @@ needs, and <step>sha256.txt the checksums of these three files, in the format of
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -87,7 +87,8 @@ class Saver:
     If a checkpoint cannot be written (disk full, no permission), `log_line` gets a message and training continues.
     Only the next save and the end of the run wait for a checkpoint that is still being written.
 
-    unsaved: the step of the last checkpoint if it could not be written, otherwise None.
+    unsaved: the step of the last checkpoint if it could not be written, otherwise None. protected: steps whose
+    checkpoints are never removed; change it only after `finish`.
     """
 
     def __init__(self, folder: str | os.PathLike, keep: int, log_line: Callable[[str], None]) -> None:
@@ -95,6 +96,7 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future | None = None
         self.unsaved: int | None = None
+        self.protected: set[int] = set()
 
     def save(self, step: int, checkpoint: Checkpoint) -> None:
         """Copy the checkpoint to host memory. The thread then writes it and removes older ones (see `prune`)."""
@@ -128,7 +130,7 @@ class Saver:
                 "again at the next checkpoint, and older ones are intact"
             ]
         try:
-            prune(self._folder, self._keep)
+            prune(self._folder, self._keep, self.protected)
         except OSError as error:
             lines.append(f"NOT REMOVED: checkpoints older than the {self._keep} newest ({describe_error(error)})")
         return lines
@@ -197,12 +199,13 @@ def _files(folder: str | os.PathLike) -> dict[int, set[str]]:
     return dict(sorted(found.items()))
 
 
-def prune(folder: str | os.PathLike, keep: int) -> None:
-    """Remove checkpoints older than the `keep` newest intact ones; 0 keeps all."""
+def prune(folder: str | os.PathLike, keep: int, protected: Collection[int] = ()) -> None:
+    """Remove checkpoints older than the `keep` newest intact ones, except those of `protected` steps; 0 keeps all."""
     intact = 0
     for step in reversed(complete_steps(folder) if keep else []):
         if intact == keep:
-            remove(folder, step)
+            if step not in protected:
+                remove(folder, step)
         elif damage(folder, step) is None:
             intact += 1
 

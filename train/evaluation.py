@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from data import WHERE_TO_GET
+from eval.protocol import Metrics
 from eval.protocols import due, evaluate, flatten
 from eval.report import format_results
 from eval.sets import EvaluationSet
@@ -35,11 +36,14 @@ class PeriodicEvaluation:
         self._absent: set[str] = set()  # sets that the log has named as absent
         self._failed: dict[str, int] = {}  # why a set could not be scored -> the last step at which it failed
 
-    def __call__(self, step: int, epoch: int) -> None:
-        """Score the student of this step on the sets that are due after `epoch` epochs, and log the metrics."""
+    def __call__(self, step: int, epoch: int) -> Metrics:
+        """Score the student of this step on the sets that are due after `epoch` epochs, and log the metrics.
+
+        Returns the metrics by result name; empty on ranks other than 0.
+        """
         sets = due(self._sets, epoch)
         if not sets:
-            return
+            return {}
         report_activity(step, "evaluation")
         broadcast_buffers(self._student)
         with self._interruptible():
@@ -51,7 +55,9 @@ class PeriodicEvaluation:
         self._failed.update(dict.fromkeys(results.failed, step))
         if results.metrics or results.failed:
             self._log.line(f"evaluation at step {step}, epoch {epoch}\n{format_results(results._replace(absent=[]))}")
-        self._log.metrics(step, "evaluation", flatten(results.metrics))
+        metrics = flatten(results.metrics)
+        self._log.metrics(step, "evaluation", metrics)
+        return metrics
 
     def require_success(self) -> None:
         """Raise InputError if a set could not be scored at some step."""

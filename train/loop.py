@@ -16,6 +16,7 @@ from data.dataset import FaceDataset
 from data.loader import Batch, GlobalOrder, TrainingLoader
 from data.preview import save_preview
 from eval.protocols import build_evaluation_sets
+from train.best import BestCheckpoint, build_training_criterion
 from train.evaluation import PeriodicEvaluation
 from train.resume import RunState
 from train.run_files import RunFiles
@@ -54,7 +55,9 @@ class Trainer:
         self.files = RunFiles(Path(cfg.output), cfg.keep_checkpoints, self.total_steps)
         self.log = self.files.log
         sets = build_evaluation_sets(cfg)
-        self.evaluate = PeriodicEvaluation(sets, task.student, self.log, device, self.dtype, self.files.interruptible)
+        self.evaluation = PeriodicEvaluation(sets, task.student, self.log, device, self.dtype, self.files.interruptible)
+        criterion = on_rank_0(lambda: build_training_criterion(cfg.keep_best, sets))
+        self.best = BestCheckpoint(self.files.folder, cfg.keep_checkpoints, criterion, self.files.saver, self.log)
 
     def run(self) -> None:
         """Train. SIGINT, SIGTERM or SIGHUP on any rank ends the run after the current step, with a checkpoint.
@@ -68,11 +71,12 @@ class Trainer:
         self.step, notes = self.state.resume()
         with self.files.opened(self.step):
             self._describe(notes)
+            on_rank_0(self.best.resume)
             # An earlier part of the run may have ended between the checkpoint of an epoch and its evaluation.
             missed = self._at_epoch_end() and not from_rank_0(self.step in self.log.evaluated)
             try:
                 if missed or (self.step == 0 and self.cfg.run_eval_at_start):
-                    self.evaluate(self.step, self.step // self.steps_per_epoch)
+                    self._evaluate()
                 with StepProfile(self.cfg.profile, self.files.folder, self.device, self.log.line) as profile:
                     stopped = self._train(profile)
             except KeyboardInterrupt:  # from an evaluation
@@ -81,7 +85,7 @@ class Trainer:
         if stopped:
             raise SystemExit(128 + (self.files.stop_signal or signal.SIGTERM))
         self.files.require_saved()
-        self.evaluate.require_success()
+        self.evaluation.require_success()
 
     def _train(self, profile: StepProfile) -> bool:
         """Train to the last step. Returns whether a signal ended the run before the last step."""
@@ -116,9 +120,14 @@ class Trainer:
                         raise self.bad_steps.error(self.step)
                     return True
             if self._at_epoch_end():
-                self.evaluate(self.step, self.step // self.steps_per_epoch)
+                self._evaluate()
                 rate.read()
         return False
+
+    def _evaluate(self) -> None:
+        metrics = self.evaluation(self.step, self.step // self.steps_per_epoch)
+        if rank() == 0:
+            self.best.update(self.step, metrics)
 
     def _report(self, result: StepResult, rate: Rate) -> None:
         """Log the statistics of a step, as means over the ranks, and the images per second since the last report."""

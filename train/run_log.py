@@ -21,12 +21,12 @@ from utils.files import write_text
 class RunLog:
     """Lines, metrics and progress of one run in `folder`. Does nothing on ranks other than 0.
 
-    evaluated: the steps whose evaluation was already logged by an earlier part of the run.
+    evaluated: the metrics, by step, of evaluations that were already logged by an earlier part of the run.
     """
 
     def __init__(self, folder: Path, total_steps: int) -> None:
         self.active = rank() == 0
-        self.evaluated: set[int] = set()
+        self.evaluated: dict[int, dict[str, Any]] = {}
         self._folder, self._total_steps = folder, total_steps
         self._logger = logging.getLogger(f"run {folder}")
         self._metrics: _LineFile | None = None
@@ -61,7 +61,7 @@ class RunLog:
                 if entry["step"] <= step:
                     lines.append(line.rstrip("\n") + "\n")
                     if entry.get("kind") == "evaluation":
-                        self.evaluated.add(entry["step"])
+                        self.evaluated[entry["step"]] = entry
         write_text(path, "".join(lines))
 
     def line(self, text: str) -> None:

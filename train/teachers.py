@@ -11,6 +11,7 @@ from tqdm import tqdm
 from backbones import build_teacher, find_teacher
 from backbones.folding import fold_batch_norm
 from backbones.teacher import REPOSITORIES, MissingWeights, Release
+from config.paths import is_repository, split_repository
 from data.dataset import FaceDataset
 from data.images import PREPROCESSING
 from data.teacher_cache import Description, EmbeddingError, EmbeddingFile
@@ -116,14 +117,18 @@ def _embed_dataset(
     return f"the teacher's weights: {teacher.loaded}"
 
 
-def _repository(cfg: EasyDict) -> str | None:
-    return cfg.teacher_repo_id or REPOSITORIES.get(cfg.teacher)
+def _named_teacher(cfg: EasyDict) -> tuple[str, str | None, str]:
+    """(path, repository, revision) of the teacher in the config. Without a path, the repository counts."""
+    path = cfg.pretrained_teacher_path
+    if is_repository(path):
+        return "", *split_repository(path)
+    return path, cfg.teacher_repo_id or REPOSITORIES.get(cfg.teacher), cfg.teacher_revision
 
 
 def _require_named_origins(cfg: EasyDict, embeddings: EmbeddingFile) -> None:
     """Raise EmbeddingError unless the config names the teacher, and its landmark network, that made the file."""
     about = embeddings.description.get("about", {})
-    named = {"teacher": (cfg.pretrained_teacher_path, _repository(cfg), cfg.teacher_revision)}
+    named = {"teacher": _named_teacher(cfg)}
     if "landmarks" in about:
         named["landmarks"] = cfg.landmarks_path, cfg.landmarks_repo_id, ""
     for name, (path, repository, revision) in named.items():

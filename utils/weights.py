@@ -119,7 +119,7 @@ def _describe_missing(path: Path) -> str:
     if not path.parent.is_dir():
         return (
             "no such file, and no such folder; check the path (relative ones are looked for in the current folder, "
-            "then in the repository root)"
+            "then in the repository root; a repository of the Hugging Face hub is hf://owner/name)"
         )
     names = [entry.name for entry in path.parent.iterdir() if entry.is_file()]
     similar = get_close_matches(path.name, names, cutoff=0.5)

@@ -44,10 +44,15 @@ def write_json(path: str | os.PathLike, results: Results, about: dict[str, str])
     _write_json(path, {**_content(results), "about": about})
 
 
-def write_collected_json(path: str | os.PathLike, results: dict[str, Results], about: dict[str, str]) -> None:
-    """Write the results of several checkpoints as `write_json` does, by name under `checkpoints`, without arrays."""
+def write_collected_json(
+    path: str | os.PathLike, results: dict[str, Results], best: dict[str, Any] | None, about: dict[str, str]
+) -> None:
+    """Write the results of several checkpoints as `write_json` does, by name under `checkpoints`, without arrays.
+
+    best: which one is the best, and why; None if none is.
+    """
     contents = {name: _content(checkpoint_results) for name, checkpoint_results in results.items()}
-    _write_json(path, {"checkpoints": contents, "about": about})
+    _write_json(path, {"checkpoints": contents, "best": best, "about": about})
 
 
 def _content(results: Results) -> dict[str, Any]:
@@ -55,8 +60,8 @@ def _content(results: Results) -> dict[str, Any]:
         f"{protocol}.{target}.{name}"
         for protocol, targets in results.metrics.items()
         for target, metrics in targets.items()
-        for name, value in metrics.items()
-        if value is not None and PROTOCOLS[protocol].display(name).mark(metrics)
+        for name in metrics
+        if PROTOCOLS[protocol].display(name).mark(metrics)
     ]
     return {
         **results.metrics, "not_measurable": not_measurable, "absent": results.absent, "failed": results.failed,

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from eval.protocol import MEANING_OF_MARK, NOT_MEASURABLE, Column, Display, Metrics
+from eval.protocol import INTERVAL_ENDS, MEANING_OF_MARK, NOT_MEASURABLE, Column, Display, Metrics
 from eval.protocols import PROTOCOLS
 
 # Method -> protocol -> set -> metrics.
@@ -63,12 +63,14 @@ class Headline(NamedTuple):
 
 
 def headlines(methods: Methods) -> list[Headline]:
-    """The columns of a table of methods."""
+    """The columns of a table of methods, without those whose metric no method has."""
     columns = []
     for name, protocol in PROTOCOLS.items():
         for target in dict.fromkeys(target for metrics in methods.values() for target in metrics.get(name, {})):
             metrics_of_set = {method: metrics.get(name, {}).get(target, {}) for method, metrics in methods.items()}
             for column in protocol.columns:
+                if not any(column.metric in metrics for metrics in metrics_of_set.values()):
+                    continue
                 displays = protocol.display(column.metric), protocol.display(column.spread)
                 columns.append(Headline(_short(target) + column.label, column, *displays, metrics_of_set))
     return columns
@@ -96,6 +98,8 @@ def list_metrics(protocol: str, metrics: Metrics) -> list[tuple[str, str, str]]:
     """(displayed name, displayed value, text in brackets after the value) for each metric of a set."""
     displays = {name: PROTOCOLS[protocol].display(name) for name in metrics}
     companions = {display.companion for display in displays.values()}
+    ends = {name: [name + end for end in INTERVAL_ENDS] for name, display in displays.items() if display.has_interval}
+    companions.update(*ends.values())
     lines = []
     for name, display in displays.items():
         if name in companions:
@@ -104,6 +108,10 @@ def list_metrics(protocol: str, metrics: Metrics) -> list[tuple[str, str, str]]:
         if display.companion in metrics:
             value = displays[display.companion].text(metrics[display.companion])
             in_brackets = f" ({' '.join(filter(None, [display.companion_title, value]))})"
+        elif metrics[name] is not None and set(ends.get(name, [""])) <= metrics.keys():
+            interval = [metrics[end] for end in ends[name]]
+            known = any(end is not None for end in interval)
+            in_brackets = f" ({' to '.join(map(display.text, interval)) if known else 'no interval'})"
         lines.append((display.label(name), display.text(metrics[name], display.mark(metrics)), in_brackets))
     return lines
 

@@ -16,10 +16,16 @@ from utils.weights import step_in_name
 
 
 class ScoredCheckpoint(NamedTuple):
-    """A checkpoint's file name without .pth, and its results."""
+    """A checkpoint's file name without .pth, its results, and whether it is marked as the best."""
 
     name: str
     results: Results
+    is_best: bool = False
+
+    @property
+    def label(self) -> str:
+        """The name in tables of checkpoints."""
+        return f"{self.name} (best)" if self.is_best else self.name
 
     @property
     def step(self) -> int | None:
@@ -42,8 +48,8 @@ def write_report(
 
     open_images: (protocol, set) -> the opened set, for the images of the errors; about and notes: see `write_page`.
     """
-    metrics_by_name = {checkpoint.name: checkpoint.results.metrics for checkpoint in checkpoints}
-    tables = [methods_table("Summary [%]", metrics_by_name, "checkpoint")]
+    metrics_by_label = {checkpoint.label: checkpoint.results.metrics for checkpoint in checkpoints}
+    tables = [methods_table("Summary [%]", metrics_by_label, "checkpoint")]
     metrics_by_step = [
         (checkpoint.step, checkpoint.results.metrics) for checkpoint in checkpoints if checkpoint.step is not None
     ]
@@ -55,11 +61,13 @@ def write_report(
         notes.append("no plots and errors of single sets: no checkpoint's arrays were kept (--save-json keeps them)")
     else:
         about = {**about, "plots and errors of": detailed.name}
-        for name, targets in detailed.results.arrays.items():
+        for name, targets in detailed.results.metrics.items():
             find_errors = PROTOCOLS[name].errors
-            for target, arrays in targets.items():
-                metrics = detailed.results.metrics[name][target]
+            for target, metrics in targets.items():
                 tables.append(metrics_table(f"{detailed.name}: {target}", name, metrics))
+                arrays = detailed.results.arrays.get(name, {}).get(target)
+                if arrays is None:  # a summary of several sets
+                    continue
                 plots |= set_plots(name, target, metrics, arrays)
                 if find_errors is not None:
                     errors[target] = find_errors(open_images(name, target), arrays)

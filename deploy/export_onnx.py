@@ -1,0 +1,98 @@
+"""Export a checkpoint of the student as one ONNX file that takes raw RGB pixels, and compare it with torch.
+
+    python deploy/export_onnx.py --config output/lfw/config.py --checkpoint output/lfw/660backbone.pth --output lfw.onnx
+
+The file has one input [N, 3, 112, 112] (float32, RGB, 0 to 255; N is free) and one output, the embeddings [N, D]. It
+runs in onnxruntime, in InsightFace (ArcFaceONNX) and in OpenCV (FaceRecognizerSF). BatchNorms are folded. No file is
+written if its embeddings differ from those of torch.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from easydict import EasyDict
+
+from config import BASE, load_config
+from config.paths import existing_weights
+from eval.arguments import network_overrides
+from utils.errors import InputError, exit_on_input_error
+from utils.packages import require_packages
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--config", default=str(BASE), help="config of the run, <output>/config.py (default: config/config.py)")
+    add("--checkpoint", required=True, help="the student's weights: <step>backbone.pth, or a folder or hf://owner/name "
+        "that deploy/to_hub.py made")  # fmt: skip
+    add("--output", required=True, metavar="FILE.onnx", help="file to write")
+    add("--normalize", action="store_true", help="give embeddings of unit length")
+    add("--fp16", action="store_true", help="compute in float16, which halves the file; input and output stay float32")
+    add("--results", metavar="FILE.json", help="results of run_full_eval.py (--results-json), stored in the metadata")
+    add("--images", metavar="FILE.bin", help="a verification set with the images to compare with (default: the first "
+        "of val_targets that exists, else drawn patterns)")  # fmt: skip
+    add("overrides", nargs="*", metavar="key=value", help="keys of the config, such as network=iresnet50")
+    args = parser.parse_intermixed_args()
+    overrides = [*network_overrides(args.checkpoint), *args.overrides, f"init_from={args.checkpoint}"]
+    cfg = load_config(args.config, overrides, conflicts=())
+    existing_weights(args.checkpoint)
+    output = Path(args.output)
+    if output.suffix != ".onnx":
+        raise InputError(f"--output {output}: must end in .onnx")
+    results = read_metrics(args.results) if args.results else None
+
+    require_packages("an export to ONNX", "deploy.txt", "onnx", "onnxscript", "onnxruntime")
+
+    # Imported here so that --help and errors in the config come at once.
+    from backbones import build_backbone
+    from backbones.folding import fold_batch_norm
+    from deploy.onnx_model import describe, largest_differences, require_same, to_onnx
+    from deploy.sample_images import sample_images
+    from utils.files import atomic_write, size_text
+
+    network = build_backbone(cfg).eval()
+    print(f"{args.checkpoint}: {network.loaded}", flush=True)
+    model = to_onnx(fold_batch_norm(build_backbone(cfg).eval()), args.normalize, args.fp16)
+    pixels, source = sample_images(cfg, args.images, 64)
+    differences = largest_differences(model, network, pixels)
+    listed = ", ".join(f"{value:.1e} at batch {size}" for size, value in differences.items())
+    print(f"{source}: the cosine between onnxruntime and torch differs from 1 by at most {listed}")
+    require_same(differences)
+    describe(model, facts(cfg, source, differences, results))
+    with atomic_write(output) as file:
+        file.write(model.SerializeToString())
+    print(f"written: {output} ({size_text(output.stat().st_size)})")
+
+
+def read_metrics(path: str) -> dict[str, Any]:
+    """The metrics in a file of results."""
+    from eval.report import read_json
+
+    return read_json(path).metrics
+
+
+def facts(cfg: EasyDict, source: str, differences: dict[int, float], results: dict | None) -> dict[str, Any]:
+    """What the metadata of the file say."""
+    from backbones.model_folder import weights_file
+    from utils.about import run_facts
+    from utils.files import sha256
+
+    keys = ("network", "embedding_size", "width", "SE", "activation")
+    known = {
+        "checkpoint": Path(cfg.init_from).name,
+        "checkpoint_sha256": sha256(weights_file(cfg.init_from)),
+        "config": {key: cfg[key] for key in keys},
+        "input": "float32 [N, 3, 112, 112], RGB, 0 to 255",
+        "difference_from_torch": {"images": source, "largest": differences},
+        **run_facts(),
+    }
+    return known if results is None else {**known, "results": results}
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main()

@@ -1,0 +1,164 @@
+"""The model card, README.md of a model on the hub: deploy/model_card.md, filled in, and the metrics."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+
+from easydict import EasyDict
+from huggingface_hub import EvalResult, ModelCardData
+from torch import nn
+
+from backbones.teacher import REPOSITORIES
+from config.paths import HUB, is_repository, split_repository
+from deploy.hub_folder import LIBRARY, ONNX
+from eval.protocol import Metrics
+from eval.protocols import PROTOCOLS
+from eval.report import markdown, methods_table, read_json
+from utils.errors import InputError
+
+# Protocol -> protocol -> set -> metrics, as in the files of results.
+AllMetrics = Mapping[str, Mapping[str, Metrics]]
+
+TEXT = Path(__file__).with_name("model_card.md")
+CODE = "https://github.com/rayyichen310/adadistill_with_adaface_loss"
+TASKS = {
+    "verification": "Face verification",
+    "ijb": "Face verification of templates",
+    "tinyface": "Face identification",
+}
+DATA_SETS = {"emoreIresNet": "MS1MV2", "CASIA_WebFace": "CASIA-WebFace", "Idifface": "Idifface"}
+# Keys of the config that the card states.
+TRAINING_KEYS = (
+    "loss", "m", "s", "centers", "adaptive_alpha", "use_geom_margin", "geom_margin", "geom_margin_k", "feature_kd",
+    "batch_size", "accumulate_steps", "num_epoch", "lr", "lr_schedule", "seed",
+)  # fmt: skip
+
+
+def read_results(path: str, checksum: str) -> AllMetrics:
+    """The metrics in a file of results. Raises InputError if there are none, or if they are those of other weights.
+
+    checksum: SHA-256 of the weights.
+    """
+    metrics = read_json(path, protocols=()).metrics
+    about = json.loads(Path(path).read_bytes())["about"]
+    scored = about.get("checkpoint_sha256", checksum) if isinstance(about, dict) else checksum
+    if scored != checksum:
+        raise InputError(f"{path}: results of other weights (sha256 {str(scored)[:16]}); score this checkpoint")
+    if not any(metrics.values()):
+        raise InputError(f"{path}: has no metrics; score the checkpoint on at least one set")
+    return metrics
+
+
+def model_card(
+    cfg: EasyDict,
+    config_path: Path,
+    network: nn.Module,
+    metrics: AllMetrics,
+    name: str,
+    license: str | None,
+    on_hub: bool,
+) -> str:
+    """The text of README.md.
+
+    config_path: the config of the run, whose first lines say which script trained it; name: owner/name if the model
+    goes to the hub (`on_hub`), or else any name. Paths of this machine are not stated.
+    """
+    title = name.rpartition("/")[2]
+    text = Template(TEXT.read_text(encoding="utf-8")).substitute(
+        name=title,
+        dimensions=cfg.embedding_size,
+        network=cfg.network,
+        parameters=f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.2f}",
+        packages=" huggingface_hub" if on_hub else "",
+        import_hub="from huggingface_hub import hf_hub_download" if on_hub else "",
+        onnx=f'hf_hub_download("{name}", "{ONNX}")' if on_hub else f'"{ONNX}"',
+        source=f"{HUB}{name}" if on_hub else "FOLDER",
+        code=CODE,
+        method=_method(cfg, config_path),
+        settings="\n".join(f"| `{key}` | `{cfg[key]}` |" for key in TRAINING_KEYS),
+        data=_training_data(cfg),
+        table=markdown(methods_table("", {title: metrics}, "model")),
+        groups="See the sets of RFW above." if _has_groups(metrics) else "That was not measured for this network.",
+        licence=_licence(license),
+    )
+    front_matter = ModelCardData(
+        license=license,
+        library_name=LIBRARY,
+        pipeline_tag="image-feature-extraction",
+        tags=["face-recognition", "face-verification", "knowledge-distillation", "onnx", cfg.network],
+        model_name=title,
+        eval_results=eval_results(metrics),
+    )
+    return f"---\n{front_matter.to_yaml()}\n---\n{text}"
+
+
+def eval_results(metrics: AllMetrics) -> list[EvalResult]:
+    """The metrics that should be high or low, with the values that tables show, not rounded; the others are left out,
+    and so are rates for which a set has too few impostor pairs."""
+    found = []
+    for protocol, targets in metrics.items():
+        task = TASKS.get(protocol, "Face recognition")
+        for target, values in targets.items():
+            for metric, value in values.items():
+                display = PROTOCOLS[protocol].display(metric)
+                if value is None or display.better is None or display.mark(values):
+                    continue
+                found.append(
+                    EvalResult(
+                        task_type=task.lower().replace(" ", "-"),
+                        task_name=task,
+                        dataset_type=target,
+                        dataset_name=target,
+                        metric_type=metric,
+                        metric_name=display.label(metric),
+                        metric_value=display.scale * value,
+                    )
+                )
+    return found
+
+
+def _method(cfg: EasyDict, config_path: Path) -> str:
+    beginning = config_path.read_text(encoding="utf-8")[:2000]
+    if re.search(r"^# command: .*train_standalone", beginning, re.MULTILINE):
+        return f"Trained as a classifier, without a teacher, by the [training code]({CODE})."
+    centers = "running averages of the embeddings of a frozen teacher" if cfg.centers == "ema" else "the teacher's"
+    return (
+        f"Trained by AdaDistill (Boutros, Štruc, Damer; ECCV 2024) with the [training code]({CODE}): as a classifier "
+        f"whose class centers are {centers}. Teacher: {_teacher(cfg)}. With `use_geom_margin` and AdaFace, the margin "
+        "grows where the teacher is confident and the student lags behind."
+    )
+
+
+def _teacher(cfg: EasyDict) -> str:
+    """The teacher's network and the repository of its weights, or the name of their file."""
+    path, repository = cfg.pretrained_teacher_path, cfg.teacher_repo_id or REPOSITORIES.get(cfg.teacher)
+    if is_repository(path):
+        path, repository = "", split_repository(path)[0]
+    if path or not repository:
+        return f"`{cfg.teacher}`" + (f" (`{Path(path).name}`)" if path else "")
+    return f"`{cfg.teacher}` ([{repository}](https://huggingface.co/{repository}))"
+
+
+def _training_data(cfg: EasyDict) -> str:
+    folder = cfg.data_path if cfg.db_file_format == "folder" else cfg.rec
+    counts = [
+        f"{cfg[key]:,} {word}" for key, word in (("num_image", "images"), ("num_classes", "identities")) if cfg[key]
+    ]
+    size = f" ({' of '.join(counts)})" if counts else ""
+    return (
+        f"{DATA_SETS.get(cfg.dataset, f'`{Path(folder).name}`')}{size}: faces aligned to 112 x 112 pixels. The images "
+        "are not part of this repository."
+    )
+
+
+def _has_groups(metrics: AllMetrics) -> bool:
+    return any(target.lower().startswith("rfw") for targets in metrics.values() for target in targets)
+
+
+def _licence(license: str | None) -> str:
+    terms = "The training images and the teacher have their own terms, which may not allow every use of these weights."
+    if license is None:
+        return f"No licence has been chosen, so nobody else may use the weights yet. {terms}"
+    return f"`{license}`. {terms}"

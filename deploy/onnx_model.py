@@ -1,0 +1,106 @@
+"""A network as an ONNX model that takes raw pixels, and its comparison with the network in torch."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+import torch.nn.functional as F
+from onnx import helper
+from torch import Tensor, nn
+
+from data.images import SIZE
+from utils.errors import InputError
+
+INPUT, OUTPUT = "input", "embedding"
+BATCHES = 1, 7, 64  # sizes that are compared
+LARGEST_DIFFERENCE = 1e-5  # of a cosine from 1
+
+
+class OfPixels(nn.Module):
+    """Raw RGB pixels [N, 3, 112, 112], float32 from 0 to 255 -> embeddings [N, D] of the network.
+
+    unit_length: make the embeddings unit length; dtype: of the network's weights and of its computations.
+    """
+
+    def __init__(self, network: nn.Module, unit_length: bool, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.unit_length, self.dtype = network.to(dtype), unit_length, dtype
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        embedding = self.network(((pixels - 127.5) * (1 / 127.5)).to(self.dtype)).float()
+        return F.normalize(embedding) if self.unit_length else embedding
+
+
+def to_onnx(network: nn.Module, unit_length: bool = False, half: bool = False) -> onnx.ModelProto:
+    """The model: float32 [N, 3, 112, 112] -> float32 [N, D], for any N.
+
+    network: on the CPU, in eval mode; `half` converts it to float16. The names of the first two nodes tell
+    InsightFace's ArcFaceONNX that the model normalises pixels itself.
+    """
+    images = torch.zeros(2, 3, SIZE, SIZE)  # two, because torch.export takes a size of 1 for a constant
+    wrapped = OfPixels(network, unit_length, torch.float16 if half else torch.float32).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own code
+        program = torch.onnx.export(
+            wrapped, (images,), dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("N")},),
+        )  # fmt: skip
+    model = program.model_proto
+    _name_normalisation(model)
+    _remove_traces(model)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _name_normalisation(model: onnx.ModelProto) -> None:
+    for kind in ("Sub", "Mul"):
+        node = next(node for node in model.graph.node if node.op_type == kind)
+        node.name = f"{kind}_pixels"
+
+
+def _remove_traces(model: onnx.ModelProto) -> None:
+    """Remove where each node comes from in the source code, which torch adds, with the paths of this machine."""
+    for described in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output, model.graph):
+        del described.metadata_props[:]
+
+
+def describe(model: onnx.ModelProto, facts: Mapping[str, Any]) -> None:
+    """Store the facts in the model's metadata: texts as they are, anything else as JSON."""
+    texts = {name: fact if isinstance(fact, str) else json.dumps(fact) for name, fact in facts.items()}
+    helper.set_model_props(model, texts)
+
+
+def largest_differences(model: onnx.ModelProto, network: nn.Module, pixels: Tensor) -> dict[int, float]:
+    """For each batch size: by how much the cosine between embeddings by onnxruntime and by torch differs from 1.
+
+    network: takes images in [-1, 1]; pixels: uint8 RGB [64, 112, 112, 3]. Raises InputError if onnxruntime cannot run
+    the model.
+    """
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    pixels = pixels.permute(0, 3, 1, 2).float().contiguous()
+    found = {}
+    for size in BATCHES:
+        batch = pixels[:size]
+        with torch.inference_mode():
+            expected = network((batch - 127.5) / 127.5).double().numpy()
+        embeddings = session.run([OUTPUT], {INPUT: batch.numpy()})[0].astype(np.float64)
+        products = (embeddings * expected).sum(1)
+        cosines = products / np.linalg.norm(embeddings, axis=1) / np.linalg.norm(expected, axis=1)
+        found[size] = float(np.abs(1 - cosines).max())
+    return found
+
+
+def require_same(differences: Mapping[int, float]) -> None:
+    """Raise InputError if the model's embeddings differ too much from torch's."""
+    wrong = {size: value for size, value in differences.items() if not value <= LARGEST_DIFFERENCE}
+    if wrong:
+        listed = ", ".join(f"{value:.1e} at batch {size}" for size, value in wrong.items())
+        raise InputError(
+            f"the exported model gives other embeddings than torch: cosines differ from 1 by {listed} (at most "
+            f"{LARGEST_DIFFERENCE:.0e}); no file was written. Try it without --fp16, or another version of torch"
+        )

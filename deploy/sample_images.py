@@ -1,0 +1,35 @@
+"""Images on which an exported network is compared with the original one."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from easydict import EasyDict
+from torch import Tensor
+
+from data.bin_set import read_bin
+from data.images import SIZE
+
+
+def sample_images(cfg: EasyDict, path: str | None, count: int) -> tuple[Tensor, str]:
+    """uint8 RGB images [n, 112, 112, 3] with n <= count, and what they are.
+
+    path: a .bin set; None: the first of cfg.val_targets that exists, else smooth coloured patterns.
+    """
+    candidates = [Path(path)] if path else [Path(cfg.val_rec, f"{target}.bin") for target in cfg.val_targets]
+    for file in candidates:
+        if path or file.is_file():
+            images = read_bin(file)
+            positions = np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)
+            return images[positions], f"{len(positions)} faces of {file}"
+    return draw_patterns(count), f"{count} drawn patterns"
+
+
+def draw_patterns(count: int) -> Tensor:
+    """Coloured noise of increasing smoothness, always the same: uint8 [count, 112, 112, 3]."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [3 + number % 25 for number in range(count)]
+    noise = (torch.rand(1, 3, size, size, generator=generator) for size in sizes)
+    drawn = [F.interpolate(small, (SIZE, SIZE), mode="bicubic", align_corners=False) for small in noise]
+    return (torch.cat(drawn).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
