@@ -107,7 +107,7 @@ def differences(actual: Description, wanted: Description) -> list[str]:
 
 
 def require_same(path: Path, actual: Description, wanted: Description) -> None:
-    """Raise EmbeddingError if there are differences."""
+    """Raise EmbeddingError if there are differences between a file of embeddings and what is wanted."""
     if different := differences(actual, wanted):
         size = any(text.startswith("embeddings.shape") for text in different)
         raise EmbeddingError(

@@ -7,7 +7,7 @@ in one file with its description.
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from tqdm import tqdm
 
 from data.pairs import Cosines, Pairs, pair_cosines
 from data.teacher_cache import Description, EmbeddingError, EmbeddingFile, TeacherEmbeddings
+from utils.distributed import all_gather, rank, world_size
 from utils.errors import describe_error
 from utils.files import atomic_write, checksum
 
@@ -86,24 +88,40 @@ class JoinedEmbeddings(TeacherEmbeddings):
         }
 
 
-def fit_projection(embeddings: JoinedEmbeddings, size: int, chunks: Iterable[np.ndarray]) -> tuple[Tensor, float]:
+def second_moment(embeddings: JoinedEmbeddings, images: int, chunk: int = CHUNK) -> Tensor:
+    """The sum of x xᵀ over the unit rows x of all images and mirror images, float64 [D, D].
+
+    Every rank must call this, and each reads its share of the chunks of images. They are summed in the order of the
+    images, so that the result does not depend on the number of ranks. Raises EmbeddingError if an embedding is not
+    finite.
+    """
+    moment = torch.zeros(embeddings.dimensions, embeddings.dimensions, dtype=torch.float64)
+    with tqdm(total=images, desc="fitting the projection", unit="image", disable=rank() != 0) as bar:
+        for start in range(0, images, chunk * world_size()):
+            own = start + chunk * rank()
+            positions = np.arange(own, min(own + chunk, images))  # none for some ranks in the last round
+            part = torch.zeros_like(moment)
+            for flip in (False, True):
+                rows = embeddings.unit_rows(positions, np.full(len(positions), flip))
+                part.addmm_(rows.T, rows)
+            for of_rank in all_gather(part[None]):
+                moment += of_rank
+            bar.update(min(chunk * world_size(), images - start))
+    if not moment.isfinite().all():
+        paths = ", ".join(str(file.path) for file in embeddings.files)
+        raise EmbeddingError(f"{paths}: contains embeddings that are not finite; remove the file to make it again")
+    return moment
+
+
+def fit_projection(moment: Tensor, size: int) -> tuple[Tensor, float]:
     """Fit the matrix that keeps most of the energy of all rows: the mean of their squared lengths.
 
     Its columns are the eigenvectors of the second moment of the rows with the largest eigenvalues. Nothing is centered,
     so that cosines survive. The entry of a column with the largest magnitude is positive.
 
-    chunks: the positions of the images [n], a part at a time; each image and its mirror image count once. Returns the
-    matrix, float64 [D, size], and the share of the energy that it keeps, from 0 to 1. Raises EmbeddingError if an
-    embedding is not finite.
+    moment: of `second_moment`. Returns the matrix, float64 [D, size], and the share of the energy that it keeps, from 0
+    to 1.
     """
-    moment = torch.zeros(embeddings.dimensions, embeddings.dimensions, dtype=torch.float64)
-    for positions in chunks:
-        for flip in (False, True):
-            rows = embeddings.unit_rows(positions, np.full(len(positions), flip))
-            moment.addmm_(rows.T, rows)
-    if not moment.isfinite().all():
-        paths = ", ".join(str(file.path) for file in embeddings.files)
-        raise EmbeddingError(f"{paths}: contains embeddings that are not finite; remove the file to make it again")
     energies, vectors = torch.linalg.eigh(moment)  # ascending
     matrix = vectors.flip(1)[:, :size]
     largest = matrix.gather(0, matrix.abs().argmax(0, keepdim=True))
@@ -142,8 +160,8 @@ def write_projection(path: str | os.PathLike, projection: Projection) -> None:
         file.write(save({"matrix": projection.matrix}, {"description": f"{digest} {text}"}))
 
 
-def read_projection(path: str | os.PathLike) -> Projection:
-    """Read a file of `write_projection`. Raises EmbeddingError if it is broken."""
+def read_projection(path: str | os.PathLike, remedy: str = "remove it to fit it again") -> Projection:
+    """Read a file of `write_projection`. Raises EmbeddingError, with the remedy in its message, if it is broken."""
     try:
         with safe_open(path, "pt") as file:
             matrix, (digest, _, text) = file.get_tensor("matrix"), file.metadata()["description"].partition(" ")
@@ -159,7 +177,7 @@ def read_projection(path: str | os.PathLike) -> Projection:
         return Projection(matrix, description)
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise EmbeddingError(
-            f"{path}: not a projection of embeddings, or broken ({describe_error(error)}); remove it to fit it again"
+            f"{path}: not a projection of embeddings, or broken ({describe_error(error)}); {remedy}"
         ) from error
 
 

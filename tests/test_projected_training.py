@@ -81,6 +81,22 @@ def test_a_resumed_run_uses_its_own_projection_bit_for_bit(settings, tmp_path):
     assert " from 16 to 8 dimensions: " in parts and "cosines of 24 pairs of one identity: mean " in parts
 
 
+def test_only_a_run_that_is_resumed_takes_the_projection_in_its_folder(settings, tmp_path):
+    """The folder has no checkpoints, because a new run is refused where it has some."""
+    stored, copy = tmp_path / "teacher.pca8.safetensors", tmp_path / "run" / RUN_COPY
+    copy.parent.mkdir()
+    build(settings)
+    shutil.copy(stored, copy)
+    change(copy)
+    run(settings, f"output={tmp_path / 'run'}", "max_steps=1")
+    assert copy.read_bytes() == stored.read_bytes()
+    copy.write_bytes(copy.read_bytes()[:-1])
+    with pytest.raises(EmbeddingError, match=rf"{copy}: .*broken .*; remove it, and the run takes {stored}, which"):
+        build([*settings, f"output={tmp_path / 'run'}", "resume=auto"])
+    copy.unlink()
+    assert build([*settings, f"output={tmp_path / 'run'}", "resume=auto"])[1].state.resume()[0] == 1
+
+
 def test_a_run_that_is_resumed_with_another_projection_is_refused(settings, tmp_path):
     settings = [*settings, f"output={tmp_path / 'run'}", "resume=auto"]
     run(settings, "max_steps=1")
@@ -100,7 +116,7 @@ def test_a_stored_projection_is_used_again_and_one_of_other_embeddings_is_refuse
     stored = tmp_path / "teacher.pca8.safetensors"
     build(settings)
     change(stored)
-    monkeypatch.setattr(projection, "fit_projection", lambda *_: pytest.fail("fitted again"))
+    monkeypatch.setattr(projection, "second_moment", lambda *_: pytest.fail("fitted again"))
     task, _ = build(settings)
     assert torch.equal(task.embeddings.projection.matrix, read_projection(stored).matrix)
     assert task.notes[1].endswith(f"; from {stored}")
@@ -108,7 +124,7 @@ def test_a_stored_projection_is_used_again_and_one_of_other_embeddings_is_refuse
     of_others["teacher"]["sha256"] = "f" * 64
     change(stored, **{"embeddings 1": of_others})
     with pytest.raises(
-        EmbeddingError, match=rf"{stored}: .* 1\.teacher is .*'f{{64}}'.*remove this file to make it again"
+        EmbeddingError, match=rf"{stored}: .* 1\.teacher is .*'f{{64}}'.*Remove this file to fit it again"
     ):
         build(settings)
     stored.write_bytes(stored.read_bytes()[:-1])
@@ -168,6 +184,14 @@ def test_two_teachers_train_a_student_by_the_weighted_mean_of_their_cosines(sett
     assert task.head.centers.shape == (6, 8) and (tmp_path / "teacher+second.pca8.safetensors").exists()
     build(settings, *both, "teacher_cosine_weights=[3,1]")
     assert (tmp_path / "teacher+second.0.75+0.25.pca8.safetensors").exists()
+
+
+def test_files_of_equal_names_in_other_folders_have_other_projections(settings, tmp_path):
+    (tmp_path / "more").mkdir()
+    for folder in (tmp_path, tmp_path / "more"):
+        second = write_second_teacher(tmp_path / "teacher.npy", 10, folder / "second.npy")
+        build(settings, f"teacher_embeddings={tmp_path / 'teacher.npy'},{second}")
+    assert len(list(tmp_path.glob("teacher+second.*pca8.safetensors"))) == 2
 
 
 def test_several_files_that_do_not_fit_are_refused_with_what_to_do(settings, tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import WARM
 from safetensors.torch import load_file, save_file
 
 from data.pairs import Pairs, sample_pairs, sample_positions
@@ -17,6 +18,7 @@ from data.teacher_projection import (
     describe_projection,
     fit_projection,
     read_projection,
+    second_moment,
     write_projection,
 )
 
@@ -47,13 +49,13 @@ def unit_rows(file: EmbeddingFile) -> np.ndarray:
     return stored / np.sqrt((stored**2).sum(2, keepdims=True))
 
 
-def chunks(size: int) -> list[np.ndarray]:
-    return [np.arange(start, min(start + size, IMAGES)) for start in range(0, IMAGES, size)]
+def fit(embeddings: JoinedEmbeddings, size: int, chunk: int = IMAGES) -> tuple[torch.Tensor, float]:
+    return fit_projection(second_moment(embeddings, IMAGES, chunk), size)
 
 
 @pytest.mark.parametrize("size", [1, 7, 24])
 def test_the_projection_keeps_the_first_right_singular_vectors_of_all_unit_embeddings(files, size):
-    matrix, energy = fit_projection(JoinedEmbeddings(files[:1], [1.0]), size, chunks(37))
+    matrix, energy = fit(JoinedEmbeddings(files[:1], [1.0]), size, 37)
     _, values, vectors = np.linalg.svd(unit_rows(files[0]).reshape(-1, 24))
     assert energy == pytest.approx((values[:size] ** 2).sum() / (values**2).sum(), rel=1e-12)
     assert (values[:-1] / values[1:]).min() > 1.001  # otherwise the order of the vectors would be undefined
@@ -63,10 +65,30 @@ def test_the_projection_keeps_the_first_right_singular_vectors_of_all_unit_embed
     assert (matrix.max(0).values == matrix.abs().max(0).values).all()  # the sign
 
 
+def save_moment_as_rank(number: int, embeddings: JoinedEmbeddings, folder: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=number, world_size=2)
+    torch.save(second_moment(embeddings, IMAGES, 17), folder / f"{number}.pt")
+
+
+def test_the_second_moment_is_bit_equal_on_every_number_of_ranks(files, tmp_path):
+    """Nine chunks: in the last round, the second rank has none."""
+    joined = JoinedEmbeddings(files, [0.5, 0.5])
+    ranks = [WARM.Process(target=save_moment_as_rank, args=(number, joined, tmp_path)) for number in range(2)]
+    for process in ranks:
+        process.start()
+    alone = second_moment(joined, IMAGES, 17)
+    for number, process in enumerate(ranks):
+        process.join(60)
+        assert process.exitcode == 0
+        assert torch.equal(torch.load(tmp_path / f"{number}.pt"), alone)
+    units = np.concatenate([unit_rows(file).reshape(-1, file.dimensions) for file in files], 1) * 0.5**0.5
+    assert np.allclose(alone, units.T @ units, rtol=1e-12)
+
+
 def test_the_cosine_of_joined_embeddings_is_the_weighted_mean_of_the_cosines_of_the_teachers(files):
     shares = [0.25, 0.75]
     joined = JoinedEmbeddings(files, shares)
-    matrix, energy = fit_projection(joined, 34, chunks(IMAGES))
+    matrix, energy = fit(joined, 34)
     positions, flips = np.arange(IMAGES), np.arange(IMAGES) % 2 == 1
     first, second = (unit_rows(file)[positions, flips.astype(int)] for file in files)
     expected = 0.25 * first @ first.T + 0.75 * second @ second.T
@@ -82,7 +104,7 @@ def test_the_cosine_of_joined_embeddings_is_the_weighted_mean_of_the_cosines_of_
 
 def test_rows_are_projected_one_by_one_whatever_the_batch(files):
     joined = JoinedEmbeddings(files, [0.5, 0.5])
-    projected = JoinedEmbeddings(files, [0.5, 0.5], Projection(fit_projection(joined, 5, chunks(50))[0], {}))
+    projected = JoinedEmbeddings(files, [0.5, 0.5], Projection(fit(joined, 5, 50)[0], {}))
     positions, flips = np.array([140, 3, 3, 77]), np.array([True, False, True, False])
     together = projected.rows(positions, flips)
     units = np.concatenate([unit_rows(file)[positions, flips.astype(int)] for file in files], 1) * 0.5**0.5
@@ -95,7 +117,7 @@ def test_the_changes_of_cosines_are_those_of_the_pairs(files):
     labels = np.repeat(np.arange(50), 3)
     pairs = sample_pairs(np.arange(IMAGES), labels, 40, np.random.default_rng(0))
     joined = JoinedEmbeddings(files[:1], [1.0])
-    matrix, energy = fit_projection(joined, 4, chunks(IMAGES))
+    matrix, energy = fit(joined, 4)
     changes = describe_changes(joined, matrix, pairs)
     rows = unit_rows(files[0])[:, 0]
     projected = rows @ matrix.numpy()
@@ -132,7 +154,7 @@ def test_embeddings_that_are_not_finite_are_refused(tmp_path):
     stored[9, 1, 2] = np.nan
     np.save(path, stored)
     with pytest.raises(EmbeddingError, match=r"nan\.npy: contains embeddings that are not finite"):
-        fit_projection(JoinedEmbeddings([EmbeddingFile(path, {})], [1.0]), 3, chunks(IMAGES))
+        fit(JoinedEmbeddings([EmbeddingFile(path, {})], [1.0]), 3)
 
 
 def test_a_stored_projection_is_read_back_bit_for_bit_and_damage_is_noticed(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from easydict import EasyDict
-from tqdm import tqdm
+from torch import Tensor
 
 from backbones import find_teacher, teacher_embedding_size
 from data.dataset import FaceDataset
@@ -19,11 +19,9 @@ from data.teacher_cache import (
     TeacherEmbeddings,
     differences,
     read_description,
-    require_same,
     shape_of,
 )
 from data.teacher_projection import (
-    CHUNK,
     RUN_COPY,
     JoinedEmbeddings,
     Projection,
@@ -31,12 +29,14 @@ from data.teacher_projection import (
     describe_projection,
     fit_projection,
     read_projection,
+    second_moment,
     write_projection,
 )
 from train.teachers import build_cached_teacher
 from utils.about import describe_run
 from utils.distributed import on_rank_0
 from utils.errors import describe_error
+from utils.files import checksum
 
 PAIRS, RUNS = 10_000, 2_000  # at most this many pairs, from this many runs of images, show how cosines change
 IGNORED = (
@@ -74,7 +74,10 @@ def build_embeddings(
         )
     if not is_projected:
         return joined, notes
-    projection, how = on_rank_0(lambda: _find_or_fit(cfg, joined, dataset, run_folder))
+    if (found := on_rank_0(lambda: _find(cfg, joined, run_folder))) is None:
+        moment = second_moment(joined, len(dataset))
+        found = on_rank_0(lambda: _fit(cfg, joined, moment, dataset, run_folder))
+    projection, how = found
     note = f"projection of the teacher's embeddings {describe_projection(projection.description)}; {how}"
     return JoinedEmbeddings(files, shares, projection), (*notes, note)
 
@@ -82,12 +85,15 @@ def build_embeddings(
 def projection_path(cfg: EasyDict, shares: tuple[float, ...]) -> Path:
     """The file of the projection, beside the first file of embeddings: ir50.pca128.safetensors.
 
-    For several files, the name has all their names, and their shares unless they are equal.
+    For several files, the name has all their names, their shares unless they are equal, and a checksum of their folders
+    unless they lie in one.
     """
     paths = [Path(path) for path in cfg.teacher_embeddings]
-    name = "+".join(path.stem for path in paths)
+    name, folders = "+".join(path.stem for path in paths), [str(path.parent) for path in paths]
     if len(set(shares)) > 1:
         name += "." + "+".join(f"{share:.3g}" for share in shares)
+    if len(set(folders)) > 1:
+        name += "." + checksum(["\n".join(folders).encode()])[:8]
     return paths[0].with_name(f"{name}.pca{cfg.embedding_size}.safetensors")
 
 
@@ -120,22 +126,36 @@ def _describe_files(files: list[EmbeddingFile], shares: list[float]) -> Iterator
         yield f"{share:.1%} of the teacher's cosine: {file.summary()}"
 
 
-def _find_or_fit(
-    cfg: EasyDict, joined: JoinedEmbeddings, dataset: FaceDataset, run_folder: Path | None
-) -> tuple[Projection, str]:
-    """The projection, and where it is from: the copy of the run, the file beside the embeddings, or a new fit."""
+def _find(cfg: EasyDict, joined: JoinedEmbeddings, run_folder: Path | None) -> tuple[Projection, str] | None:
+    """The projection, and where it is from: the copy of a run that is resumed, or the file beside the embeddings."""
     wanted, path = joined.describe(cfg.embedding_size), projection_path(cfg, joined.shares)
     copy = run_folder and run_folder / RUN_COPY
-    if copy and copy.exists():
-        projection = read_projection(copy)
+    if copy and copy.exists() and (cfg.resume == "auto" or cfg.global_step > 0):
+        projection = read_projection(copy, f"remove it, and the run takes {path}, which it needs unchanged")
         # Otherwise the run in this folder had other embeddings. If it is resumed, it is refused later.
         if not differences(projection.description, wanted):
             return projection, f"from {copy}"
-    if path.exists():
-        projection = read_projection(path)
-        require_same(path, projection.description, wanted)
-        return projection, f"from {path}"
-    projection = _fit(joined, cfg.embedding_size, dataset)
+    if not path.exists():
+        return None
+    projection = read_projection(path)
+    if different := differences(projection.description, wanted):
+        raise EmbeddingError(
+            f"{path}: fitted to other embeddings: {'; '.join(different)}. Remove this file to fit it again"
+        )
+    return projection, f"from {path}"
+
+
+def _fit(
+    cfg: EasyDict, joined: JoinedEmbeddings, moment: Tensor, dataset: FaceDataset, run_folder: Path | None
+) -> tuple[Projection, str]:
+    """A new projection, and where it is stored: beside the embeddings, or only with the run."""
+    matrix, energy = fit_projection(moment, cfg.embedding_size)
+    rng = np.random.default_rng(0)
+    positions = sample_positions(len(dataset), RUNS, rng)
+    pairs = sample_pairs(positions, dataset.read_labels(positions), PAIRS, rng)
+    about = {"energy": energy, "cosines": describe_changes(joined, matrix, pairs), "run": describe_run()}
+    projection = Projection(matrix, {**joined.describe(cfg.embedding_size), "about": about})
+    path = projection_path(cfg, joined.shares)
     try:
         write_projection(path, projection)
     except OSError as error:
@@ -143,21 +163,3 @@ def _find_or_fit(
             raise
         return projection, f"fitted now; stored only with the run ({describe_error(error)})"
     return projection, f"fitted now; stored in {path}"
-
-
-def _fit(joined: JoinedEmbeddings, size: int, dataset: FaceDataset) -> Projection:
-    matrix, energy = fit_projection(joined, size, _chunks(len(dataset)))
-    rng = np.random.default_rng(0)
-    positions = sample_positions(len(dataset), RUNS, rng)
-    pairs = sample_pairs(positions, dataset.read_labels(positions), PAIRS, rng)
-    about = {"energy": energy, "cosines": describe_changes(joined, matrix, pairs), "run": describe_run()}
-    return Projection(matrix, {**joined.describe(size), "about": about})
-
-
-def _chunks(count: int) -> Iterator[np.ndarray]:
-    """Yield the positions of `count` images, a part at a time, with a progress bar."""
-    with tqdm(total=count, desc="fitting the projection", unit="image") as bar:
-        for start in range(0, count, CHUNK):
-            positions = np.arange(start, min(start + CHUNK, count))
-            yield positions
-            bar.update(len(positions))
