@@ -10,7 +10,7 @@ from backbones.cvlface_landmarks import LandmarkNetwork
 from backbones.loading import embedding_size_of, load_weights
 from backbones.model_folder import SETTINGS, find_model, is_model
 from backbones.onnx_teacher import OnnxNetwork
-from backbones.teacher import PLAIN, Release, load
+from backbones.teacher import Release, load
 from config import names
 
 NETWORKS: dict[str, Callable[[EasyDict], nn.Module]] = names.resolve(names.NETWORKS | names.TEACHER_NETWORKS)
@@ -30,8 +30,8 @@ def build_backbone(cfg: EasyDict, new_last_layer: bool = False) -> nn.Module:
     network = STUDENTS[cfg.network.partition("/")[0]](cfg)  # of LIBRARY/NAME, the library
     if cfg.init_from:
         hint = (
-            f"Use weights of network = {cfg.network!r} with embedding_size = {cfg.embedding_size} and "
-            f"width = {cfg.width}"
+            f"Use weights of network = {cfg.network!r} with embedding_size = {cfg.embedding_size}, "
+            f"width = {cfg.width}, SE = {cfg.SE} and activation = {cfg.activation!r}"
         )
         model = find_model(cfg.init_from) if is_model(cfg.init_from) else None
         if model:
@@ -77,7 +77,7 @@ def teacher_embedding_size(cfg: EasyDict, release: Release) -> int:
 
 
 def _build_network(cfg: EasyDict, release: Release) -> nn.Module:
-    settings = EasyDict(cfg, network=release.network, width=cfg.teacher_width, **{**PLAIN, **release.settings})
+    settings = EasyDict(cfg, network=release.network, width=cfg.teacher_width, **release.settings)
     return NETWORKS[release.network](settings)
 
 

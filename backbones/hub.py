@@ -1,7 +1,7 @@
 """Download weights from the Hugging Face hub, with an error message for each kind of failure that says what to do."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
@@ -19,7 +19,12 @@ from utils.weights import WeightsError
 
 
 class MissingWeights(WeightsError):
-    """The weights are not on this machine and cannot be downloaded. The message says why and how to get them."""
+    """The weights are not on this machine and cannot be downloaded. The message says why and how to get them.
+
+    found: the teacher's release, if only its landmark network is missing.
+    """
+
+    found: Any = None
 
 
 _TOKEN = "set the environment variable HF_TOKEN to a token of your account, or run `hf auth login`"

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple, Optional
 
 import yaml
@@ -40,7 +39,7 @@ _SUPPORTED = (
     f"release, such as {REPOSITORIES['cvlface_ir50']}"
 )
 _CVLFACE_KEYS = Keys("pretrained_teacher_path=FOLDER", "teacher_repo_id", "teacher_revision", "CVLFace release")
-_LANDMARK_KEYS = Keys("landmarks_path=FOLDER", "landmarks_repo_id", "main", "landmark network of CVLFace")
+_LANDMARK_KEYS = Keys("landmarks_path=FOLDER", "landmarks_repo_id", "landmarks_revision", "landmark network of CVLFace")
 _TEACHER_KEYS = Keys(
     "pretrained_teacher_path=FOLDER", "teacher_repo_id (or pretrained_teacher_path)",
     "teacher_revision (or what follows @)", KIND,
@@ -52,7 +51,7 @@ class Release(NamedTuple):
 
     network: name in the table NETWORKS; weights: the file; origin: where the file came from; bgr: whether the weights
     were trained on BGR images; prefix: the end that the prefix of the keys must have, because it shows that the file is
-    AdaFace's; "" for no condition; settings: SE and activation of the network where they differ from PLAIN; scale: mean
+    AdaFace's; "" for no condition; settings: SE and activation of the network; scale: mean
     and std of an ONNX network's input, (pixel - mean) / std; landmarks: the weights of the network that finds its key
     points, if it needs them.
     """
@@ -62,7 +61,7 @@ class Release(NamedTuple):
     origin: str
     bgr: bool = False
     prefix: str = ""
-    settings: Mapping[str, Any] = MappingProxyType({})
+    settings: Mapping[str, Any] = PLAIN
     scale: tuple[float, float] | None = None
     landmarks: Optional["Release"] = None
 
@@ -70,7 +69,7 @@ class Release(NamedTuple):
         """What distinguishes this teacher from all others (network, checksums, colours, ...), and its origin."""
         colours = "BGR" if self.bgr else "RGB"
         described = {"network": self.network, "sha256": sha256(self.weights), "colours": colours, "origin": self.origin}
-        described |= self.settings
+        described |= {key: value for key, value in self.settings.items() if value != PLAIN[key]}
         if self.scale:
             described["scale"] = "(pixel - {}) / {}".format(*self.scale)
         if self.landmarks:
@@ -102,7 +101,7 @@ def find_plain(cfg: EasyDict) -> Release:
         return find_file(cfg)
     model = find_model(source, _TEACHER_KEYS, cfg.teacher_cache or None)
     model.require({"network": ("teacher", cfg.teacher), "width": ("teacher_width", cfg.teacher_width)})
-    settings = {key: model.settings[key] for key, usual in PLAIN.items() if model.settings[key] != usual}
+    settings = {key: model.settings[key] for key in PLAIN}
     return Release(cfg.teacher, model.weights, model.origin, settings=settings)
 
 
@@ -117,7 +116,13 @@ def find_cvlface(cfg: EasyDict) -> Release:
     if is_model(path) and not Path(path, DESCRIPTION).is_file():
         return find_plain(cfg)
     release = _find_release(cfg)
-    return release._replace(landmarks=_find_landmarks(cfg)) if release.network.endswith("kprpe") else release
+    if not release.network.endswith("kprpe"):
+        return release
+    try:
+        return release._replace(landmarks=_find_landmarks(cfg))
+    except MissingWeights as error:
+        error.found = release
+        raise
 
 
 def _find_release(cfg: EasyDict) -> Release:
@@ -150,8 +155,8 @@ def _find_on_hub(repository: str, revision: str, cache: str | None) -> Release:
 def _find_landmarks(cfg: EasyDict) -> Release:
     """The landmark network in a file, in a folder or on the hub. Raises WeightsError."""
     if not cfg.landmarks_path:
-        repository = cfg.landmarks_repo_id
-        weights = download(repository, WEIGHTS, "main", cfg.teacher_cache or None, (WEIGHTS,), _LANDMARK_KEYS)
+        repository, revision = cfg.landmarks_repo_id, cfg.landmarks_revision or "main"
+        weights = download(repository, WEIGHTS, revision, cfg.teacher_cache or None, (WEIGHTS,), _LANDMARK_KEYS)
         return Release(LANDMARK_NETWORK, weights, f"{repository}@{commit_of(weights, WEIGHTS)}")
     path = Path(cfg.landmarks_path)
     weights = path / WEIGHTS if path.is_dir() else path
@@ -168,7 +173,9 @@ def load(network: nn.Module, release: Release, width: float) -> None:
 
     Raises WeightsError if a key, a shape or a value does not fit, or if the colours of the weights are unknown.
     """
-    hint = f"Use weights of {release.network} with teacher_width = {width}"
+    hint = f"Use weights of {release.network}"
+    if release.network == "mobilefacenet":
+        hint += f" with teacher_width = {width}"
     prefix = load_weights(network, release.weights, hint)
     if not prefix.endswith(release.prefix):
         raise WeightsError(

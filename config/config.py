@@ -54,6 +54,7 @@ config.teacher_revision = ""  # branch, tag or commit of the repository; "": mai
 config.teacher_cache = ""  # folder for downloaded teachers; "": the cache of huggingface_hub
 config.landmarks_path = ""  # weights of the network that finds key points for KP-RPE: a file or folder; "": download
 config.landmarks_repo_id = "minchul/cvlface_DFA_mobilenet"  # Hugging Face repository of this network
+config.landmarks_revision = ""  # branch, tag or commit of this repository; "": main
 config.onnx_mean = None  # teacher "onnx" takes (pixel - onnx_mean) / onnx_std; None: by InsightFace's rule
 config.onnx_std = None  # see onnx_mean; None: by InsightFace's rule
 config.onnx_colours = "RGB"  # colour order that teacher "onnx" takes

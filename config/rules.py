@@ -77,6 +77,7 @@ NETWORKS: dict[str, Rule] = {
     "teacher_cache": Path('folder for downloaded teachers; "": the cache of huggingface_hub', is_output=True),
     "landmarks_path": Path('weights of the network that finds key points for KP-RPE: a file or folder; "": download'),
     "landmarks_repo_id": Text("Hugging Face repository of this network"),
+    "landmarks_revision": Text('branch, tag or commit of this repository; "": main'),
     "onnx_mean": Number(
         'teacher "onnx" takes (pixel - onnx_mean) / onnx_std; None: by InsightFace\'s rule', or_none=True
     ),
@@ -202,7 +203,14 @@ MAY_CHANGE = frozenset(
     {
         *("dataset", "rec", "data_path", "db_file_format", "sample", "num_workers"),
         *("init_from", "teacher", "pretrained_teacher_path", "pretrained_teacher_header_path", "teacher_repo_id"),
-        *("teacher_revision", "teacher_cache", "landmarks_path", "landmarks_repo_id", "teacher_embeddings"),
+        *(
+            "teacher_revision",
+            "teacher_cache",
+            "landmarks_path",
+            "landmarks_repo_id",
+            "landmarks_revision",
+            "teacher_embeddings",
+        ),
         *("onnx_mean", "onnx_std", "onnx_colours"),
         *("teacher_cosine_weights", "teacher_projection"),
         *("batch_size", "accumulate_steps"),  # as long as the number of images per step is the same

@@ -151,6 +151,9 @@ def test_a_teacher_with_kprpe_brings_its_landmark_network_from_the_hub_or_from_a
     landmarks = find(**kprpe).landmarks
     assert (landmarks.origin, landmarks.weights.read_bytes()) == (f"{LANDMARKS}@{SECOND}", b"landmarks")
     assert tmp_path / "own_cache" in landmarks.weights.parents
+    hub.publish(LANDMARKS, description=None, weights=b"newer")
+    assert find(**kprpe).landmarks.weights.read_bytes() == b"newer"
+    assert find(**kprpe, landmarks_revision=SECOND).landmarks.weights.read_bytes() == b"landmarks"
     hub.publish(SOMEONE, description=None, weights=b"others")
     assert find(**kprpe, landmarks_repo_id=SOMEONE).landmarks.weights.read_bytes() == b"others"
     (tmp_path / WEIGHTS).write_bytes(b"mine")

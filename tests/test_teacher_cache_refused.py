@@ -103,7 +103,7 @@ def test_training_from_the_file_needs_no_teacher_weights(small_run, copy, tmp_pa
     copy.with_suffix(".json").write_text(json.dumps(description))
     train(TRAIN, [*small_run, gone], tmp_path / "run", f"teacher_embeddings={copy}", "max_steps=2")
     log = (tmp_path / "run" / "training.log").read_text()
-    assert "teacher: mobilefacenet from" in log and "weights are not available" in log
+    assert "teacher: mobilefacenet from" in log and "the weights of the teacher are not available" in log
     refused(TRAIN, *settings, "teacher=iresnet18", words=r"teacher\.network is 'mobilefacenet', not 'iresnet18'")
     missing = [*small_run, gone, f"teacher_embeddings={tmp_path / 'none.npy'}"]
     refused(CACHE, *missing, words=r"gone\.pth: no such file")
@@ -141,7 +141,7 @@ def test_a_repository_of_to_hub_can_be_the_one_of_the_file(small_run, copy, tmp_
         [f"pretrained_teacher_path=hf://someone/faces@{40 * '1'}"],
         ["pretrained_teacher_path=", "teacher_repo_id=someone/faces"],
     ):
-        assert "weights are not available" in open_embeddings(*teacher)[-1]
+        assert "the weights of the teacher are not available" in open_embeddings(*teacher)[-1]
     for path in ("hf://someone/other", f"hf://someone/faces@{40 * '2'}"):
         with pytest.raises(EmbeddingError, match=f"by someone/faces@1+, but the config names {path[5:]}"):
             open_embeddings(f"pretrained_teacher_path={path}")

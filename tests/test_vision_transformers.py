@@ -36,8 +36,9 @@ from data.dataset import build_dataset
 from data.teacher_cache import EmbeddingError
 from train.loop import Trainer
 from train.tasks import Distillation
-from train.teachers import build_cached_teacher, build_live_teacher
+from train.teachers import build_cached_teacher, build_live_teacher, require_same_weights
 from utils.precision import cast_products
+from utils.weights import WeightsError
 
 CPU = torch.device("cpu")
 KPRPE = "cvlface_vit_base_kprpe"
@@ -96,6 +97,16 @@ def write_release(name: str, folder: Path, embedding_size: int) -> list[str]:
     return [f"teacher={name}", f"pretrained_teacher_path={folder}", landmarks, f"embedding_size={embedding_size}"]
 
 
+class BrightPlaces(nn.Module):
+    """Five key points that move with the image: centers of its brightness to the powers 1 to 5."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        brightness = (images.float().mean(1, keepdim=True) + 2) ** torch.arange(1, 6).view(5, 1, 1)  # [B, 5, H, W]
+        share = brightness / brightness.sum((2, 3), keepdim=True)
+        places = (torch.arange(images.shape[3]) + 0.5) / images.shape[3]
+        return torch.stack([(share.sum(2) * places).sum(2), (share.sum(3) * places).sum(2)], 2)
+
+
 @pytest.fixture
 def cfg(narrow, tmp_path) -> EasyDict:
     """Settings with a release of a ViT-B with KP-RPE. The config names another network, which does not count."""
@@ -112,9 +123,10 @@ def test_a_teacher_with_kprpe_finds_the_key_points_of_each_image_and_of_its_mirr
     images, landmarks = golden_case(LANDMARK_NETWORK)
     assert_same(teacher.landmarks(images).numpy(), landmarks)
     assert_same(embed(teacher, images), embed(teacher, images, torch.from_numpy(landmarks)), tolerance=1e-5)
-    mirrored = images.float().flip(3)
-    assert abs(teacher.landmarks(mirrored).numpy() - landmarks).max() > 1e-4
-    assert_same(embed(teacher, mirrored), embed(teacher, mirrored, teacher.landmarks(mirrored)), tolerance=1e-5)
+    teacher.landmark_network = BrightPlaces()
+    points, mirrored = teacher.landmarks(images), images.float().flip(3)
+    of_mirrored = torch.stack([1 - points[..., 0], points[..., 1]], 2)
+    assert_same(embed(teacher, mirrored), embed(teacher, mirrored, of_mirrored), tolerance=1e-5)
     moved = embed(teacher, images, torch.from_numpy(landmarks) + 0.1)
     assert abs(moved - embed(teacher, images)).max() > 1e-3 * abs(moved).max()
 
@@ -198,4 +210,20 @@ def test_embeddings_with_other_key_points_are_refused(narrow, small_run, tmp_pat
     with pytest.raises(EmbeddingError, match=r"embeddings by .*landmarks\.safetensors, but .* names .*gone, whose"):
         open_embeddings(f"landmarks_path={tmp_path / 'gone'}")
     (tmp_path / "landmarks.safetensors").unlink()
-    assert any("checked by its name only" in note for note in open_embeddings())
+    by_name = "are not available: its embeddings were checked by its name only"
+    assert f"the weights of the landmark network {by_name}" in open_embeddings()
+    (tmp_path / WEIGHTS).rename(tmp_path / "kept")
+    assert f"the weights of the teacher and of its landmark network {by_name}" in open_embeddings()
+    save_file({"other": torch.ones(1)}, tmp_path / WEIGHTS)  # the teacher is compared, although key points are missing
+    with pytest.raises(EmbeddingError, match=r"teacher\.sha256 is '\w{64}', not '\w{64}'"):
+        open_embeddings()
+
+
+def test_another_rank_with_other_weights_is_refused(cfg, tmp_path):
+    wanted = find_teacher(cfg).describe()
+    require_same_weights(find_teacher(cfg), {**wanted, "origin": "elsewhere", "landmarks_origin": "elsewhere"})
+    refused = "rank 0 found other weights than rank 0"
+    with pytest.raises(WeightsError, match=rf"^{tmp_path}/landmarks\.safetensors: {refused} .*landmarks_revision to"):
+        require_same_weights(find_teacher(cfg), {**wanted, "landmarks_sha256": "0"})
+    with pytest.raises(WeightsError, match=rf"^{tmp_path}/{WEIGHTS}: {refused} \(sha256\); .*teacher_revision to one"):
+        require_same_weights(find_teacher(cfg), {**wanted, "sha256": "0"})

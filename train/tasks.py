@@ -21,7 +21,7 @@ from heads.head import Head
 from train import batchnorm, prelu
 from train.projection import build_embeddings
 from train.sanity import teacher_notes
-from train.teachers import build_live_teacher
+from train.teachers import build_live_teacher, require_same_weights
 from train.wrapping import maybe_compile, missing_for_compiling, share_gradients, should_compile, without_sharing
 from utils.distributed import on_rank_0, rank
 from utils.precision import compute_type
@@ -72,7 +72,9 @@ class Distillation(Task):
             self.teacher = self.embeddings.identity
         else:
             release = find_teacher(cfg)
-            self.teacher = teacher_identity(on_rank_0(release.describe))
+            described = on_rank_0(release.describe)
+            require_same_weights(release, described)
+            self.teacher = teacher_identity(described)
             self._live_teacher = build_live_teacher(cfg, device, release)
             self._teacher = maybe_compile(self._live_teacher, cfg.compile, device)
             self.notes += (f"teacher: {release.network} from {release.origin}: {self._live_teacher.loaded}",)

@@ -2,6 +2,7 @@
 
 import os
 import re
+from typing import Any
 
 import torch
 from easydict import EasyDict
@@ -19,8 +20,9 @@ from data.teacher_cache_writer import EmbeddingWriter
 from eval.embeddings import batches_of_rank, embed_batches
 from train.wrapping import maybe_compile
 from utils.about import describe_run
-from utils.distributed import on_rank_0, rank, world_size
+from utils.distributed import on_all_ranks, on_rank_0, rank, world_size
 from utils.precision import cast_products, compute_type
+from utils.weights import WeightsError
 
 # Number of images per rank from which the teacher is compiled to embed a set: an estimate of when that pays off.
 MIN_IMAGES_TO_COMPILE = 500_000
@@ -33,6 +35,28 @@ def build_live_teacher(cfg: EasyDict, device: torch.device, release: Release) ->
     """
     teacher = cast_products(fold_batch_norm(build_teacher(cfg, release)), compute_type(cfg.dtype, device))
     return teacher.to(device, memory_format=torch.channels_last)
+
+
+def require_same_weights(release: Release, wanted: dict[str, Any]) -> None:
+    """Raise WeightsError on every rank if a rank found other weights than rank 0. Every rank must call this.
+
+    wanted: what rank 0's release.describe() returned, maybe without origins.
+    """
+    on_all_ranks(lambda: _require_same_weights(release, wanted))
+
+
+def _require_same_weights(release: Release, wanted: dict[str, Any]) -> None:
+    found = release.describe()
+    different = [name for name in wanted if not name.endswith("origin") and found.get(name) != wanted[name]]
+    if different == ["landmarks_sha256"]:
+        path, repository, revision = release.landmarks.weights, "landmarks_path", "landmarks_revision"
+    else:
+        path, repository, revision = release.weights, "pretrained_teacher_path", "teacher_revision"
+    if different:
+        raise WeightsError(
+            f"{path}: rank {rank()} found other weights than rank 0 ({', '.join(different)}); set {repository} to a "
+            f"file that is the same on all nodes, or {revision} to one commit"
+        )
 
 
 def build_cached_teacher(
@@ -50,9 +74,8 @@ def build_cached_teacher(
     loaded = () if exists else (_embed_dataset(cfg, dataset, device, path, wanted),)
     embeddings = EmbeddingFile(path, wanted)
     notes = (f"teacher: {embeddings.summary()}", *loaded)
-    if "sha256" not in wanted["teacher"]:
-        _require_named_origins(cfg, embeddings)
-        notes += ("the teacher's weights are not available: its embeddings were checked by its name only",)
+    if missing := _require_named_origins(cfg, embeddings, wanted["teacher"]):
+        notes += (f"the weights of the {missing} are not available: its embeddings were checked by its name only",)
     return embeddings, notes
 
 
@@ -63,15 +86,16 @@ def describe_embeddings(cfg: EasyDict, dataset: FaceDataset, weights_may_be_miss
     """
     about = {"data": dataset.source}
     try:
-        teacher = find_teacher(cfg).describe()
-        about["teacher"] = teacher.pop("origin")
-        if "landmarks_origin" in teacher:
-            about["landmarks"] = teacher.pop("landmarks_origin")
-    except MissingWeights:
+        release = find_teacher(cfg)
+    except MissingWeights as error:
         if not weights_may_be_missing:
             raise
-        # For a CVLFace release even the network is unknown, because its model.yaml states it.
-        teacher = {} if cfg.teacher in REPOSITORIES else {"network": cfg.teacher}
+        release = error.found
+    # Without weights, even the network of a CVLFace release is unknown, because its model.yaml states it.
+    teacher = release.describe() if release else {} if cfg.teacher in REPOSITORIES else {"network": cfg.teacher}
+    for name, origin in (("teacher", "origin"), ("landmarks", "landmarks_origin")):
+        if origin in teacher:
+            about[name] = teacher.pop(origin)
     return {
         "embeddings": {"shape": [len(dataset), 2, cfg.embedding_size], "type": "float16"},
         "teacher": teacher,
@@ -90,11 +114,7 @@ def _embed_dataset(
     """
     torch.backends.cudnn.benchmark = True  # the batches have one shape
     release = find_teacher(cfg)
-    found = release.describe()
-    if any(found.get(name) != value for name, value in description["teacher"].items()):
-        raise EmbeddingError(
-            f"{release.weights}: not the weights that rank 0 found; set teacher_revision to one commit"
-        )
+    require_same_weights(release, description["teacher"])
     teacher = build_live_teacher(cfg, device, release)
     dtype = torch.float32 if getattr(teacher, "always_float32", False) else compute_type(cfg.dtype, device)
     description["embeddings"]["computed_in"] = str(dtype).removeprefix("torch.")  # one type for the whole file
@@ -125,12 +145,17 @@ def _named_teacher(cfg: EasyDict) -> tuple[str, str | None, str]:
     return path, cfg.teacher_repo_id or REPOSITORIES.get(cfg.teacher), cfg.teacher_revision
 
 
-def _require_named_origins(cfg: EasyDict, embeddings: EmbeddingFile) -> None:
-    """Raise EmbeddingError unless the config names the teacher, and its landmark network, that made the file."""
+def _require_named_origins(cfg: EasyDict, embeddings: EmbeddingFile, compared: dict[str, Any]) -> str:
+    """Raise EmbeddingError unless the config names the networks that made the file and whose weights are missing.
+
+    compared: the section "teacher" of what the file was compared with. Returns the names of these networks.
+    """
     about = embeddings.description.get("about", {})
-    named = {"teacher": _named_teacher(cfg)}
-    if "landmarks" in about:
-        named["landmarks"] = cfg.landmarks_path, cfg.landmarks_repo_id, ""
+    named = {}
+    if "sha256" not in compared:
+        named["teacher"] = _named_teacher(cfg)
+    if "landmarks" in about and "landmarks_sha256" not in compared:
+        named["landmarks"] = cfg.landmarks_path, cfg.landmarks_repo_id, cfg.landmarks_revision
     for name, (path, repository, revision) in named.items():
         origin, asked = str(about.get(name)), path or f"{repository}@{revision or 'main'}"
         if not _is_origin(origin, path, repository, revision):
@@ -138,6 +163,7 @@ def _require_named_origins(cfg: EasyDict, embeddings: EmbeddingFile) -> None:
                 f"{embeddings.path}: embeddings by {origin}, but the config names {asked}, whose weights are not "
                 f"available for a comparison; name the {name} that made the file, or download the weights"
             )
+    return " and of its ".join(named).replace("landmarks", "landmark network")
 
 
 def _is_origin(origin: str, path: str, repository: str | None, revision: str) -> bool:
