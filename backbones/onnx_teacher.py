@@ -5,6 +5,7 @@ They are for embeddings that are computed once and stored (`teacher_embeddings`)
 
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,11 +61,14 @@ def _read(path: Path) -> "ModelProto":
         reason = describe_other_kind(path)
         reason = describe_error(error) if reason is None or "ONNX" in reason else reason
         raise WeightsError(f"{path}: not a complete ONNX model ({reason}); download or export it again") from error
-    if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in model.graph.initializer):
+    try:
+        with TemporaryDirectory() as empty:  # so that every tensor that is elsewhere is missing
+            onnx.load_external_data_for_model(model, empty)
+    except Exception as error:  # onnx's own, which depend on its version
         raise WeightsError(
             f"{path}: some of its weights are in other files, so its checksum does not identify it; write one file: "
             "`python -c \"import onnx; onnx.save(onnx.load('OLD.onnx'), 'NEW.onnx')\"`"
-        )
+        ) from error
     return model
 
 

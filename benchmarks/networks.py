@@ -37,6 +37,7 @@ from train.batchnorm import replace_batch_norms
 from train.teachers import build_live_teacher
 from train.wrapping import should_compile
 from utils.about import describe_run
+from utils.errors import exit_on_input_error
 from utils.precision import compute_type, forbid_tf32
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -185,4 +186,5 @@ TABLES = {table.__name__: table for table in (student, teacher, embedding)}
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_input_error():
+        main()

@@ -16,6 +16,7 @@ from data.recordio import write_record_set
 from data.teacher_cache_writer import EmbeddingWriter
 from demo.make_demo_data import encoded_face
 from train.teachers import describe_embeddings
+from utils.errors import InputError
 
 MS1MV2_IMAGES = 5_822_653
 MS1MV2_IDENTITIES = 85_742
@@ -25,9 +26,12 @@ def make_inputs(folder: Path, images: int, classes: int, given: list[str]) -> tu
     """Write a record set of `images` images and `classes` identities, a teacher's weights, and its embeddings.
 
     given: overrides of the config, which may name the teacher. Weights and embeddings are random. Returns all overrides
-    for a run with the live teacher, and one more override for a run with the embeddings from the file.
+    for a run with the live teacher, and one more override for a run with the embeddings from the file. Raises
+    InputError for an ONNX teacher.
     """
     cfg = load_config(overrides=["dataset=custom", *given])
+    if cfg.teacher not in NETWORKS:
+        raise InputError(f"teacher={cfg.teacher}: the benchmarks make random weights for teachers that torch runs only")
     faces = [encoded_face((0, number, 0, 0.3)) for number in range(min(images, 512))]
     labels = np.arange(images) * classes // images
     write_record_set(folder, (faces[number % len(faces)] for number in range(images)), labels, classes)

@@ -100,10 +100,16 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
             build_teacher(settings(path))
 
 
-def test_weights_in_other_files_are_refused_because_the_checksum_would_miss_them(tmp_path):
+@pytest.mark.parametrize("place", ["initializer", "Constant"])
+def test_weights_in_other_files_are_refused_because_the_checksum_would_miss_them(place, tmp_path):
     model = onnx.load(write_model(tmp_path / "m.onnx"))
-    model.graph.initializer.append(numpy_helper.from_array(np.ones(1000, np.float32), "w"))
-    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    tensor = numpy_helper.from_array(np.ones(1000, np.float32), "w")
+    if place == "initializer":
+        model.graph.initializer.append(tensor)
+    else:
+        model.graph.node.append(helper.make_node("Constant", [], ["w"], value=tensor))
+    elsewhere = dict(save_as_external_data=True, location="w.bin", size_threshold=0, convert_attribute=True)
+    onnx.save(model, tmp_path / "m.onnx", **elsewhere)
     with pytest.raises(WeightsError, match=r"m.onnx: .*other files.*onnx\.save\(onnx\.load"):
         build_teacher(settings(tmp_path / "m.onnx"))
 
