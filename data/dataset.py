@@ -5,6 +5,7 @@ an image. A folder set (data/folder_set.py) has one folder per identity.
 """
 
 import os
+from collections.abc import Iterable
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -48,8 +49,8 @@ class FaceDataset(torch.utils.data.Dataset):
         """What error messages call the image at `position`."""
         raise NotImplementedError
 
-    def layout(self) -> bytes:
-        """Bytes that identify the images of the set and their order. The images themselves are not read."""
+    def layout(self) -> Iterable[bytes | memoryview]:
+        """What identifies the images of the set and their order. The images themselves are not read."""
         raise NotImplementedError
 
     def read_labels(self, positions: np.ndarray) -> np.ndarray:
@@ -72,7 +73,7 @@ class FaceDataset(torch.utils.data.Dataset):
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal digits, of the layout and of up to 1,024 evenly spaced images. Fast for any set."""
         positions = np.linspace(0, len(self) - 1, min(len(self), 1024)).astype(int)
-        return checksum(chain([self.layout()], (self.read(int(position))[0] for position in positions)))
+        return checksum(chain(self.layout(), (self.read(int(position))[0] for position in positions)))
 
     def __getitem__(self, positions: np.ndarray) -> Tensor:
         """The images at `positions` [N], uint8 [N, 112, 112, 3] RGB."""
@@ -108,8 +109,8 @@ class RecordDataset(FaceDataset):
     def __len__(self) -> int:
         return len(self.keys)
 
-    def layout(self) -> bytes:
-        return self.keys.tobytes() + self.reader.layout()
+    def layout(self) -> list[bytes | memoryview]:
+        return [memoryview(self.keys), *self.reader.layout()]
 
     def name(self, position: int) -> str:
         return f"{self.source}: record {self.keys[position]}"
@@ -145,7 +146,8 @@ class RecordDataset(FaceDataset):
         if not np.isfinite(label).all():
             raise DataError(f"{self.source}: record 0 says {label}, which is not a range of keys; fetch it again")
         end, last = (int(value) for value in label)
-        images = keys[(keys >= 1) & (keys < end)]
+        first, last_image = np.searchsorted(keys, [1, end])
+        images = keys[first:last_image]
         if len(images) != end - 1:
             raise DataError(
                 f"{self.reader.idx_path}: lists {len(images)} images, but record 0 says {end - 1}; fetch it again"

@@ -53,9 +53,9 @@ class FolderDataset(FaceDataset):
     def __len__(self) -> int:
         return len(self._paths)
 
-    def layout(self) -> bytes:
+    def layout(self) -> list[bytes | memoryview]:
         sizes = np.array([self._path(position).stat().st_size for position in range(len(self))])
-        return b"\n".join(self._paths.tolist()) + sizes.tobytes()
+        return [b"\n".join(self._paths.tolist()), memoryview(sizes)]
 
     def name(self, position: int) -> str:
         return str(self._path(position))

@@ -21,10 +21,9 @@ from tqdm import tqdm
 
 from data import WHERE_TO_GET
 from data.images import SIZE
-from utils.errors import InputError
+from data.record_index import RecordError, open_index
 from utils.file_kinds import describe_other_kind
 from utils.files import atomic_write, make_writable_folder, write_text
-from utils.text import read_text
 
 MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -35,10 +34,6 @@ _LENGTH_MASK = (1 << 29) - 1
 _START = np.dtype(
     [("magic", "<u4"), ("word", "<u4"), ("flag", "<u4"), ("label", "<f4"), ("ids", "<u8", 2), ("first_label", "<f4")]
 )
-
-
-class RecordError(InputError):
-    """A record file, its index or a record does not follow the format. The message names it."""
 
 
 class Header(NamedTuple):
@@ -135,28 +130,16 @@ class IndexedRecordReader(RecordFile):
     def __init__(self, rec_path: str | os.PathLike, idx_path: str | os.PathLike) -> None:
         super().__init__(rec_path)
         self.idx_path = _existing(idx_path)
-        keys, offsets = read_index(self.idx_path)
-        outside = np.flatnonzero((offsets < 0) | (offsets > self._size - _HEAD.size) | (offsets % 4 != 0))
-        if len(outside):
-            first = outside[0]
-            raise RecordError(
-                f"{self.idx_path}: key {keys[first]} points to byte {offsets[first]}, but {self.rec_path} "
-                f"({self._size} bytes) cannot have a record there; the index belongs to another file, or the record "
-                "file was cut short: fetch both again"
-            )
-        order = np.argsort(keys, kind="stable")
-        keys, offsets = keys[order], offsets[order]
-        if len(repeated := np.flatnonzero(keys[1:] == keys[:-1])):
-            raise RecordError(f"{self.idx_path}: key {keys[repeated[0]]} is listed twice; fetch it again")
-        self.keys, self._offsets = keys, offsets
-        self.read(int(keys[np.argmax(offsets)]))  # reading the last record detects a file that was cut short
+        end = self._size - _HEAD.size
+        self.keys, self._offsets, last = open_index(self.idx_path, self.rec_path, self._size, end)
+        self.read(int(self.keys[last]))  # reading the last record detects a file that was cut short
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def layout(self) -> bytes:
-        """Bytes that identify the set without reading its records: keys, offsets and the size of the record file."""
-        return self.keys.tobytes() + self._offsets.tobytes() + str(self._size).encode()
+    def layout(self) -> list[bytes | memoryview]:
+        """What identifies the set without reading its records: keys, offsets and the size of the record file."""
+        return [memoryview(self.keys), memoryview(self._offsets), str(self._size).encode()]
 
     def read(self, key: int) -> tuple[Header, memoryview]:
         """(header, image bytes) of the record `key`, as in `read_at`. Raises RecordError."""
@@ -196,20 +179,6 @@ def _existing(path: str | os.PathLike) -> str:
     if kind := describe_other_kind(path):
         raise RecordError(f"{path}: not a part of a record set, but {kind}")
     return str(path)
-
-
-def read_index(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """(keys, offsets), int64 [N] each, from an .idx file with a line key<TAB>offset per record. Raises RecordError."""
-    try:
-        text = read_text(path).strip()
-        values = np.fromstring(text, dtype=np.int64, sep=" ")
-    except ValueError:
-        text, values = b"?", np.empty(0, dtype=np.int64)
-    lines = text.count(b"\n") + 1
-    if len(values) != 2 * lines or text.count(b"\t") != lines:
-        problem = "is empty" if not text else "has lines other than key<TAB>offset"
-        raise RecordError(f"{path}: the index {problem}; fetch it again, or make the set with tools/make_rec.py")
-    return values[0::2].copy(), values[1::2].copy()
 
 
 class RecordWriter:

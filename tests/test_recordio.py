@@ -13,7 +13,8 @@ import pytest
 from record_files import PAYLOADS, WORD, reader_of, write_payloads
 from torch.utils.data import DataLoader, Dataset
 
-from data.recordio import MAGIC, RecordError, RecordWriter
+from data.record_index import RecordError
+from data.recordio import MAGIC, RecordWriter
 from data.workers import keep_batch
 
 GOLDEN = Path(__file__).parent / "golden" / "recordio"

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from record_files import PAYLOADS, WORD, reader_of, write_payloads
 
-from data.recordio import MAGIC, RecordError, RecordWriter
+from data.record_index import RecordError
+from data.recordio import MAGIC, RecordWriter
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from data.bin_set import read_bin
 from data.dataset import RecordDataset
 from data.images import decode_into, decode_rgb
 from data.nist_set import NistSet
-from data.recordio import MAGIC, IndexedRecordReader, RecordError, RecordWriter
+from data.record_index import RecordError
+from data.recordio import MAGIC, IndexedRecordReader, RecordWriter
 from data.teacher_cache import EmbeddingFile
 from data.teacher_projection import Projection, read_projection, write_projection
 from eval.report.results import read_json

@@ -6,7 +6,8 @@ from fuzz_targets import record_files, saved
 
 from config import BASE, ConfigError, load_config
 from data.dataset import DataError, RecordDataset
-from data.recordio import IndexedRecordReader, RecordError, RecordWriter
+from data.record_index import RecordError
+from data.recordio import IndexedRecordReader, RecordWriter
 from data.teacher_cache import EmbeddingError, EmbeddingFile
 from eval.report.results import read_json
 from utils.errors import InputError

@@ -6,7 +6,8 @@ import numpy as np
 
 from data.dataset import DataError, read_property, states_layout
 from data.images import decode_rgb
-from data.recordio import Header, RecordError, RecordFile, read_index
+from data.record_index import RecordError, read_index
+from data.recordio import Header, RecordFile
 from tools.examine.images import OTHER_SIZE, ROW, Checked, check_all_images, check_image
 from tools.examine.report import MAX_EXAMPLES, Report
 
