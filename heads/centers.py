@@ -49,18 +49,22 @@ def teacher_term(f_t: Tensor, alpha: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def move_centers(centers: Tensor, labels: Tensor, alpha: Tensor, teacher_terms: Tensor) -> Tensor:
+def move_centers(
+    centers: Tensor, labels: Tensor, alpha: Tensor, teacher_terms: Tensor, rows: Tensor | None = None
+) -> Tensor:
     """Move the centers in place: w_c <- mean(alpha_i) w_c + mean(teacher_term_i) for each class c.
 
     The means are over the samples i of class c in the global batch; a class without samples does not move. centers
     [C, D]; labels, alpha [global B] and teacher_terms [global B, D] of all ranks. Every rank does the same arithmetic
     in the same order, so the centers are bit-equal on all ranks. If a number in the batch is not finite, none moves.
+    rows [global B]: where the classes of the labels are in `centers`, if not at the labels.
 
-    Returns the old centers [global B, D] of these labels.
+    Returns the old centers [global B, D] of these rows.
     """
     values = torch.cat([alpha[:, None], teacher_terms], 1)  # [global B, 1 + D]
     means = class_means(values, labels)
-    old = centers[labels]
+    rows = labels if rows is None else rows
+    old = centers[rows]
     new = means[:, :1] * old + means[:, 1:]
-    centers[labels] = torch.where(values.isfinite().all(), new, old)
+    centers[rows] = torch.where(values.isfinite().all(), new, old)
     return old

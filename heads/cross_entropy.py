@@ -26,6 +26,7 @@ In the code, logits are divided by log 2, so that 2^x takes the place of exp(x).
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -66,24 +67,12 @@ class _BlockCrossEntropy(torch.autograd.Function):
         add: Callable[..., None],
     ) -> Tensor:
         with torch.autocast(unit_f_s.device.type, enabled=False):
-            dtype, size = product_type(unit_centers), CLASSES_PER_BLOCK[unit_f_s.device.type]
-            scale = s / math.log(2)
-            scaled = (scale * unit_f_s).to(dtype)  # [B, D]; scaled here, so that the logits need no pass to scale them
-            maximum = scale * target if _needs_maximum(s * bound, len(unit_centers), dtype) else None  # M [B]
-            total = torch.zeros_like(target)  # T [B]
-            weighted = torch.zeros_like(unit_f_s) if ctx.needs_input_grad[0] else None  # W [B, D]
-            for start in range(0, len(unit_centers), size):
-                block = unit_centers[start : start + size].to(dtype)  # [size, D]
-                add(scaled, block, labels - start, scale * bound, maximum, total, weighted)
-            z = total.log() - s * target  # [B]
-            if maximum is not None:
-                z = z + math.log(2) * maximum
-            others = s * z.sigmoid()  # [B], s * (1 - p_y)
-            if weighted is not None:
-                smallest = torch.finfo(total.dtype).tiny  # T is 0 if there is no other class
-                weighted *= (others / total.clamp_min(smallest))[:, None]
-            ctx.save_for_backward(weighted, -others)
-            return -F.logsigmoid(-z)  # log(1 + exp(z)); torch's softplus is linear above a threshold
+            sums = sum_classes(
+                unit_f_s, target, unit_centers, labels, len(unit_centers), s, bound, add, ctx.needs_input_grad[0]
+            )
+            loss, grad_unit_f_s, grad_target = finish(sums, target, s)
+            ctx.save_for_backward(grad_unit_f_s, grad_target)
+            return loss
 
     @staticmethod
     @once_differentiable
@@ -91,6 +80,60 @@ class _BlockCrossEntropy(torch.autograd.Function):
         grad_unit_f_s, grad_target = ctx.saved_tensors
         grad_unit_f_s = None if grad_unit_f_s is None else gradient[:, None] * grad_unit_f_s
         return grad_unit_f_s, gradient * grad_target, None, None, None, None, None
+
+
+class ClassSums(NamedTuple):
+    """maximum: M [B] to base 2, or None if exponentials are added up without scaling; total: T [B]; weighted: W [B, D],
+    or None if no gradient is needed."""
+
+    maximum: Tensor | None
+    total: Tensor
+    weighted: Tensor | None
+
+
+def sum_classes(
+    unit_f_s: Tensor,
+    target: Tensor,
+    unit_centers: Tensor,
+    labels: Tensor,
+    classes: int,
+    s: float,
+    bound: float,
+    add: Callable[..., None],
+    needs_gradient: bool,
+) -> ClassSums:
+    """The sums over the classes of `unit_centers` [C, D], a part of `classes` classes.
+
+    labels: int64 [B], the rows of the samples' classes; below 0 or at least C if the class is in another part. The
+    other arguments are those of `block_cross_entropy`.
+    """
+    dtype, size = product_type(unit_centers), CLASSES_PER_BLOCK[unit_f_s.device.type]
+    scale = s / math.log(2)
+    scaled = (scale * unit_f_s).to(dtype)  # [B, D]; scaled here, so that the logits need no pass to scale them
+    maximum = scale * target if _needs_maximum(s * bound, classes, dtype) else None
+    total = torch.zeros_like(target)
+    weighted = torch.zeros_like(unit_f_s) if needs_gradient else None
+    for start in range(0, len(unit_centers), size):
+        block = unit_centers[start : start + size].to(dtype)  # [size, D]
+        add(scaled, block, labels - start, scale * bound, maximum, total, weighted)
+    return ClassSums(maximum, total, weighted)
+
+
+def finish(sums: ClassSums, target: Tensor, s: float) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The cross-entropy [B] from the sums over all other classes, and its derivatives by f [B, D] and target [B].
+
+    The derivative by f, which is None without W, is written over W. If W has only a part of the classes, it is the
+    part of the derivative that they contribute.
+    """
+    maximum, total, weighted = sums
+    z = total.log() - s * target  # [B]
+    if maximum is not None:
+        z = z + math.log(2) * maximum
+    others = s * z.sigmoid()  # [B], s * (1 - p_y)
+    if weighted is not None:
+        smallest = torch.finfo(total.dtype).tiny  # T is 0 if there is no other class
+        weighted *= (others / total.clamp_min(smallest))[:, None]
+    return -F.logsigmoid(-z), weighted, -others  # log(1 + exp(z)); torch's softplus is linear above a threshold
 
 
 def add_block(

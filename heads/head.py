@@ -31,11 +31,11 @@ class MarginSoftmax(nn.Module):
     def __init__(self, margin: Margin, s: float) -> None:
         super().__init__()
         self.margin, self.s = margin, s
-        self._add_block = add_block
+        self.add_block = add_block
 
     def compile_blocks(self) -> None:
         """Compile what `by_blocks` does with each block of classes, at its first call."""
-        self._add_block = torch.compile(add_block, dynamic=False)
+        self.add_block = torch.compile(add_block, dynamic=False)
 
     def forward(self, f_s: Tensor, centers: Tensor, labels: Tensor, geo: Tensor) -> tuple[Tensor, Tensor]:
         """The mean cross-entropy and the margin [B], with gradients for f_s and the centers.
@@ -73,7 +73,7 @@ class MarginSoftmax(nn.Module):
         unit_f_s = F.normalize(f_s, eps=1e-12)
         target, margin = self.target(norm, norms, unit_f_s, F.normalize(centers[labels], eps=1e-12), geo)
         losses = block_cross_entropy(
-            unit_f_s, target, unit_centers, labels, self.s, self.margin.bound, self._add_block
+            unit_f_s, target, unit_centers, labels, self.s, self.margin.bound, self.add_block
         )  # [B]
         return losses.mean(), margin
 
@@ -190,7 +190,7 @@ class AdaDistillHead(Head):
             "alpha": alpha, "conf_t": conf_t, "cos_st": cos_st, "margin": margin,
             "geom_penalty": penalty, "geom_penalty_weighted": geo,
         }  # fmt: skip
-        return HeadOutput(loss, {"loss": loss.detach(), **_means(stats), **_norms(norm)})
+        return HeadOutput(loss, {"loss": loss.detach(), **means_of(stats), **norms_of(norm)})
 
     def _move_centers(self, labels: Tensor, alpha: Tensor, teacher_terms: Tensor) -> None:
         self.unit_centers.get(self.centers)  # computes all rows if needed; after that, only moved rows are updated
@@ -222,14 +222,14 @@ class TrainedCentersHead(Head):
         f_s = student.to(self.centers.dtype)
         loss, margin = self.softmax(f_s, self.centers, labels, torch.zeros_like(f_s[:, 0]))
         return HeadOutput(
-            loss, {"loss": loss.detach(), **_means({"margin": margin}), **_norms(f_s.detach().norm(dim=1))}
+            loss, {"loss": loss.detach(), **means_of({"margin": margin}), **norms_of(f_s.detach().norm(dim=1))}
         )
 
 
-def _means(values: dict[str, Tensor]) -> dict[str, Tensor]:
+def means_of(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().mean() for name, value in values.items()}
 
 
-def _norms(norm: Tensor) -> dict[str, Tensor]:
+def norms_of(norm: Tensor) -> dict[str, Tensor]:
     """Mean and population standard deviation of the lengths of this rank's raw embeddings, [B]."""
     return {"norm_mean": norm.mean(), "norm_std": norm.std(correction=0)}

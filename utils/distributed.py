@@ -211,6 +211,25 @@ def sum_over_ranks(tensor: Tensor) -> None:
             dist.all_reduce(tensor)
 
 
+def max_of_ranks(tensor: Tensor) -> Tensor:
+    """The elementwise maximum of a tensor over the ranks, on every rank. Shapes must be equal."""
+    largest = tensor.clone()
+    if world_size() > 1:
+        with _collective():
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest
+
+
+def rows_of_sum(tensor: Tensor) -> Tensor:
+    """This rank's rows [B, ...] of the sum over the ranks of tensors [ranks * B, ...]."""
+    if world_size() == 1:
+        return tensor
+    rows = torch.empty_like(tensor[: len(tensor) // world_size()])
+    with _collective():
+        dist.reduce_scatter_tensor(rows, tensor.contiguous())
+    return rows
+
+
 def max_over_ranks(number: int) -> int:
     """The largest of the ranks' numbers, on every rank."""
     if world_size() == 1:

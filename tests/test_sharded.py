@@ -1,0 +1,116 @@
+"""Centers that are split over ranks (gloo): losses, gradients and statistics are those of the whole head, and centers
+bit-equal to its own."""
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from config import load_config
+from heads import build_head
+from heads.head import AdaDistillHead
+from heads.sharded import ShardedAdaDistillHead, classes_of_rank
+from utils.distributed import rank, world_size
+
+WORLDS = (1, 2, 3, 4)
+CLASSES, SIZE, STEPS = 21, 32, 3  # 21 classes: slices of several sizes on 2 and 4 ranks
+# Every slice of every number of ranks has a class; 3 and 7 are there several times, on every rank.
+LABELS = torch.tensor([3, 7, 3, 7, 11, 3, 3, 7, 20, 7, 3, 0])
+CASES = {
+    "AdaFace with geometry": [],
+    "with the maximum": ["s=100", "loss=ArcFace"],
+    "feature distillation, static alpha": ["feature_kd=l2", "adaptive_alpha=False", "loss=CosFace"],
+}
+
+
+def settings(*more: str) -> list[str]:
+    return ["dataset=custom", f"num_classes={CLASSES}", f"embedding_size={SIZE}", *more]
+
+
+def global_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Student and teacher embeddings [12, 32] that resemble each other."""
+    generator = torch.Generator().manual_seed(step)
+    teacher = torch.randn(CLASSES, SIZE, generator=torch.Generator().manual_seed(99))[LABELS]
+    teacher = 5 * (teacher + 0.5 * torch.randn(12, SIZE, generator=generator))
+    return 4 * (teacher / 5 + 0.7 * torch.randn(12, SIZE, generator=generator)), teacher
+
+
+def sharded(head: AdaDistillHead) -> ShardedAdaDistillHead:
+    """The head with the slice of this rank."""
+    own = classes_of_rank(CLASSES, rank(), world_size())
+    return ShardedAdaDistillHead(
+        head.softmax, head.centers[own.start : own.stop], CLASSES, moving=head.moving, geometry=head.geometry,
+        adaptive_alpha=head.adaptive_alpha, feature_kd=head.feature_kd, feature_kd_weight=head.feature_kd_weight,
+    )  # fmt: skip
+
+
+def run(head: AdaDistillHead, part: slice) -> list[dict[str, torch.Tensor]]:
+    """Some steps of the head on a part of the global batch, the second of which is undone; then one in eval mode."""
+    head.set_epoch(0.7)
+    results = []
+    for step in range(STEPS + 1):
+        head.train(step < STEPS)
+        student, teacher = (embeddings[part].clone().requires_grad_() for embeddings in global_batch(step))
+        head.begin_step()
+        output = head(student, teacher, LABELS[part])
+        (3 * output.loss).backward()  # a factor, as of accumulated gradients
+        head.end_step(torch.tensor(step == 1))
+        assert teacher.grad is None
+        results.append({"centers": head.centers[: len(head.owned)] if hasattr(head, "owned") else head.centers})
+        results[-1] |= {f"stat {name}": value for name, value in output.stats.items()}
+        results[-1] |= {f"norm {name}": value for name, value in head.softmax.margin.state_dict().items()}
+        results[-1] |= {"loss": output.loss.detach(), "gradient": student.grad}
+        results[-1] = {name: value.clone() for name, value in results[-1].items()}
+    return results
+
+
+def work(number: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    for world in WORLDS:
+        if number >= world:
+            continue
+        dist.init_process_group("gloo", init_method=f"file://{folder}/init{world}", rank=number, world_size=world)
+        share = 12 // world
+        part = slice(number * share, (number + 1) * share)
+        heads = {name: build_head(load_config(overrides=settings(*more))) for name, more in CASES.items()}
+        torch.save({name: run(sharded(head), part) for name, head in heads.items()}, f"{folder}/{world}_{number}.pt")
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The results of each rank of each number of ranks."""
+    folder = tmp_path_factory.mktemp("sharded")
+    multiprocessing.set_forkserver_preload(["torch"])
+    mp.start_processes(work, (str(folder),), max(WORLDS), start_method="forkserver")
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_head_split_over_ranks_computes_what_the_whole_one_does(folder, world, case):
+    whole = run(build_head(load_config(overrides=settings(*CASES[case]))), slice(0, 12))
+    ranks = [torch.load(folder / f"{world}_{number}.pt")[case] for number in range(world)]
+    for step, wanted in enumerate(whole):
+        found = [result[step] for result in ranks]
+        assert torch.equal(torch.cat([part["centers"] for part in found]), wanted["centers"]), step
+        gradient = torch.cat([part["gradient"] for part in found]) / world
+        tolerance = 3e-6 if case == "with the maximum" else 1e-6  # logits up to 100 have an error of 4e-6
+        torch.testing.assert_close(gradient, wanted["gradient"], rtol=0, atol=tolerance * float(gradient.abs().max()))
+        for name in wanted.keys() - {"centers", "gradient", "stat norm_std"}:
+            value = torch.stack([part[name] for part in found])
+            if name.startswith("norm"):
+                assert all(torch.equal(one, value[0]) for one in value), name
+            torch.testing.assert_close(value.mean(0), wanted[name], rtol=1e-6, atol=1e-6)
+    assert not torch.equal(whole[0]["centers"], whole[2]["centers"])
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_every_class_has_one_owner_and_slices_differ_by_at_most_one(ranks):
+    parts = [classes_of_rank(CLASSES, number, ranks) for number in range(ranks)]
+    assert [one for part in parts for one in part] == list(range(CLASSES))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
