@@ -136,6 +136,30 @@ def finish(sums: ClassSums, target: Tensor, s: float) -> tuple[Tensor, Tensor | 
     return -F.logsigmoid(-z), weighted, -others  # log(1 + exp(z)); torch's softplus is linear above a threshold
 
 
+def class_gradients(
+    sums: ClassSums, others: Tensor, unit_f_s: Tensor, unit_centers: Tensor, labels: Tensor, s: float, bound: float
+) -> Tensor:
+    """The derivative of the sum of all losses by the unit centers [C, D], other than through the targets.
+
+    sums: over all classes; others: s * (1 - p_y) [B]; the other arguments are those of `sum_classes`. Takes two more
+    matrix products per block, because the exponentials are computed again.
+    """
+    dtype, size = product_type(unit_centers), CLASSES_PER_BLOCK[unit_f_s.device.type]
+    scale = s / math.log(2)
+    unit, scaled, limit = unit_f_s.to(dtype), (scale * unit_f_s).to(dtype), scale * bound
+    weight = others / sums.total.clamp_min(torch.finfo(sums.total.dtype).tiny)
+    maximum = torch.zeros_like(weight) if sums.maximum is None else sums.maximum
+    gradients = torch.empty_like(unit_centers, dtype=unit_f_s.dtype)
+    for start in range(0, len(unit_centers), size):
+        block = unit_centers[start : start + size].to(dtype)
+        logits = (scaled @ block.t()).to(weight.dtype)  # [B, size]
+        clamped = _fill_own_class(logits.clamp(-limit, limit), labels - start, -torch.inf)
+        exponentials = clamped.sub_(maximum[:, None]).exp2_()
+        _zero_where_clamped(exponentials, logits, -limit, limit)
+        gradients[start : start + size] = exponentials.mul_(weight[:, None]).to(dtype).t() @ unit
+    return gradients
+
+
 def add_block(
     scaled: Tensor,
     block: Tensor,

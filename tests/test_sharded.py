@@ -10,15 +10,16 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from config import load_config
-from heads import build_head
-from heads.head import AdaDistillHead
-from heads.sharded import ShardedAdaDistillHead, classes_of_rank
+from heads import build_head, build_standalone_head
+from heads.head import AdaDistillHead, TrainedCentersHead
+from heads.sharded import ShardedAdaDistillHead, ShardedTrainedCentersHead, classes_of_rank
 from utils.distributed import rank, world_size
 
 WORLDS = (1, 2, 3, 4)
 CLASSES, SIZE, STEPS = 21, 32, 3  # 21 classes: slices of several sizes on 2 and 4 ranks
 # Every slice of every number of ranks has a class; 3 and 7 are there several times, on every rank.
 LABELS = torch.tensor([3, 7, 3, 7, 11, 3, 3, 7, 20, 7, 3, 0])
+TRAINED = {"trained centers, AdaFace": [], "trained centers, with the maximum": ["s=100", "loss=CosFace"]}
 CASES = {
     "AdaFace with geometry": [],
     "with the maximum": ["s=100", "loss=ArcFace"],
@@ -67,6 +68,21 @@ def run(head: AdaDistillHead, part: slice) -> list[dict[str, torch.Tensor]]:
     return results
 
 
+def train(head: TrainedCentersHead, part: slice) -> list[dict[str, torch.Tensor]]:
+    """Some steps of the head and of SGD for its centers, on a part of the global batch."""
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.3, momentum=0.9, weight_decay=5e-4)
+    results = []
+    for step in range(STEPS):
+        student = global_batch(step)[0][part].clone().requires_grad_()
+        optimizer.zero_grad()
+        output = head(student, LABELS[part])
+        (3 * output.loss).backward()
+        optimizer.step()
+        results.append({"loss": output.loss, "gradient": student.grad, "centers": head.centers, **output.stats})
+        results[-1] = {name: value.detach().clone() for name, value in results[-1].items()}
+    return results
+
+
 def work(number: int, folder: str) -> None:
     torch.set_num_threads(1)
     for world in WORLDS:
@@ -76,7 +92,15 @@ def work(number: int, folder: str) -> None:
         share = 12 // world
         part = slice(number * share, (number + 1) * share)
         heads = {name: build_head(load_config(overrides=settings(*more))) for name, more in CASES.items()}
-        torch.save({name: run(sharded(head), part) for name, head in heads.items()}, f"{folder}/{world}_{number}.pt")
+        results = {name: run(sharded(head), part) for name, head in heads.items()}
+        for name, more in TRAINED.items():
+            head = build_standalone_head(load_config(overrides=settings(*more)))
+            own = classes_of_rank(CLASSES, rank(), world_size())
+            slice_of_head = ShardedTrainedCentersHead(
+                head.softmax, head.centers.detach()[own.start : own.stop], CLASSES
+            )
+            results[name] = train(slice_of_head, part)
+        torch.save(results, f"{folder}/{world}_{number}.pt")
         dist.barrier()
         dist.destroy_process_group()
 
@@ -107,6 +131,25 @@ def test_a_head_split_over_ranks_computes_what_the_whole_one_does(folder, world,
                 assert all(torch.equal(one, value[0]) for one in value), name
             torch.testing.assert_close(value.mean(0), wanted[name], rtol=1e-6, atol=1e-6)
     assert not torch.equal(whole[0]["centers"], whole[2]["centers"])
+
+
+@pytest.mark.parametrize("case", TRAINED)
+@pytest.mark.parametrize("world", WORLDS)
+def test_trained_centers_that_are_split_over_ranks_are_those_of_the_whole_head(folder, world, case):
+    whole = train(build_standalone_head(load_config(overrides=settings(*TRAINED[case]))), slice(0, 12))
+    ranks = [torch.load(folder / f"{world}_{number}.pt")[case] for number in range(world)]
+    for step, wanted in enumerate(whole):
+        found = [result[step] for result in ranks]
+        assert_near(torch.cat([part["centers"] for part in found]), wanted["centers"], 3e-6)
+        assert_near(torch.cat([part["gradient"] for part in found]) / world, wanted["gradient"], 1e-5)
+        for name in ("loss", "margin", "norm_mean"):
+            assert_near(torch.stack([part[name] for part in found]).mean(), wanted[name], 1e-6)
+    assert (whole[0]["centers"] - whole[2]["centers"]).abs().max() > 0.1
+
+
+def assert_near(found: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> None:
+    """The largest difference is at most `tolerance` times the largest wanted value."""
+    torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance * float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
