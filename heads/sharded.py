@@ -104,8 +104,8 @@ class ShardedTrainedCentersHead(TrainedCentersHead):
 
 
 class _Batch(NamedTuple):
-    """The global batch: raw embeddings [B, D] and their lengths [B]; is_own [B], whether a sample's class is one of this
-    rank; rows [B], where its center is then, else any row; geo [B]."""
+    """The global batch: raw embeddings [B, D] and their lengths [B]; is_own [B], whether this rank owns the class of a
+    sample; rows [B], where its center is then, else any row; geo [B]."""
 
     f_s: Tensor
     norms: Tensor
