@@ -17,7 +17,16 @@ from utils.file_kinds import describe_other_kind
 from utils.files import sha256
 from utils.weights import WeightsError
 
-__all__ = ["REPOSITORIES", "MissingWeights", "Release", "find_cvlface", "find_file", "find_plain", "load"]
+__all__ = [
+    "REPOSITORIES",
+    "MissingWeights",
+    "Release",
+    "find_cvlface",
+    "find_file",
+    "find_landmarks",
+    "find_plain",
+    "load",
+]
 
 REPOSITORIES = {
     "cvlface_ir18": "minchul/cvlface_adaface_ir18_webface4m",
@@ -117,7 +126,7 @@ def find_cvlface(cfg: EasyDict) -> Release:
     if is_model(path) and not Path(path, DESCRIPTION).is_file():
         return find_plain(cfg)
     release = _find_release(cfg)
-    return release._replace(landmarks=_find_landmarks(cfg)) if release.network.endswith("kprpe") else release
+    return release._replace(landmarks=find_landmarks(cfg)) if release.network.endswith("kprpe") else release
 
 
 def _find_release(cfg: EasyDict) -> Release:
@@ -147,8 +156,8 @@ def _find_on_hub(repository: str, revision: str, cache: str | None) -> Release:
     return Release(network, weights, f"{repository}@{commit}", bgr)
 
 
-def _find_landmarks(cfg: EasyDict) -> Release:
-    """The landmark network in a file, in a folder or on the hub. Raises WeightsError."""
+def find_landmarks(cfg: EasyDict) -> Release:
+    """CVLFace's landmark network in a file, in a folder or on the hub. Raises WeightsError."""
     if not cfg.landmarks_path:
         repository = cfg.landmarks_repo_id
         weights = download(repository, WEIGHTS, "main", cfg.teacher_cache or None, (WEIGHTS,), _LANDMARK_KEYS)
