@@ -54,9 +54,9 @@ class FaceDetector:
         largest = np.argsort(-rows[:, 2] * rows[:, 3], kind="stable")
         return [Found(to_photo(row[4:14].reshape(5, 2), scale), float(row[14])) for row in rows[largest]]
 
-    def _refusal(self, error: Exception) -> InputError:
+    def _refusal(self, error: cv2.error) -> InputError:
         kind = describe_other_kind(self._path)
-        reason = kind if kind and "ONNX" not in kind else str(error).splitlines()[0]
+        reason = kind if kind and "ONNX" not in kind else " ".join(error.err.split())
         return InputError(
             f"{self._path}: not a YuNet that OpenCV {cv2.__version__} can run ({reason}); name "
             "face_detection_yunet_2023mar.onnx of OpenCV's model zoo"

@@ -14,15 +14,25 @@ from utils.errors import InputError
 from utils.files import sha256
 from utils.precision import compute_type
 
+UNIT_LENGTH = "float32 [N, D], unit length"  # what the metadata of files exported with --normalize say of the output
+
 
 class Embedder:
     """Aligned faces, uint8 [n, 112, 112, 3] RGB -> embeddings, float32 [n, D], not normalised.
 
-    network: takes images in [-1, 1], in eval mode; checksum: SHA-256 of the checkpoint, None if it is not known.
+    network: takes images in [-1, 1], in eval mode; checksum: SHA-256 of the checkpoint, None if it is not known;
+    unit_length: whether the network makes the embeddings of images unit length, which changes the sum of two of them.
     """
 
-    def __init__(self, network: nn.Module, checksum: str | None, device: torch.device, dtype: torch.dtype) -> None:
-        self.checksum = checksum
+    def __init__(
+        self,
+        network: nn.Module,
+        checksum: str | None,
+        unit_length: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.checksum, self.unit_length = checksum, unit_length
         self._network, self._device, self._dtype = network, device, dtype
 
     def __call__(self, faces: np.ndarray, flip: bool = True) -> np.ndarray:
@@ -39,6 +49,7 @@ def build_embedder(cfg: EasyDict, model: str, device: torch.device) -> Embedder:
     dtype = compute_type(cfg.dtype, device)
     if is_onnx(model):
         network = OnnxNetwork(find(EasyDict(cfg, pretrained_teacher_path=model))).eval()
-        return Embedder(network, network.metadata.get("checkpoint_sha256"), device, dtype)
+        facts = network.metadata
+        return Embedder(network, facts.get("checkpoint_sha256"), facts.get("output") == UNIT_LENGTH, device, dtype)
     network = build_backbone(cfg).eval().to(device, memory_format=torch.channels_last)
-    return Embedder(network, sha256(weights_file(cfg.init_from)), device, dtype)
+    return Embedder(network, sha256(weights_file(cfg.init_from)), False, device, dtype)

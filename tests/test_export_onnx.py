@@ -14,6 +14,7 @@ from runs import refused
 from backbones import build_backbone
 from backbones.folding import fold_batch_norm
 from deploy import export_onnx, onnx_model
+from deploy.embedder import UNIT_LENGTH
 from deploy.onnx_model import LARGEST_DIFFERENCE, largest_differences, require_same, to_onnx
 from deploy.sample_images import draw_patterns
 from utils.errors import InputError
@@ -85,7 +86,9 @@ def test_the_script_writes_the_facts_into_the_file_and_no_file_if_embeddings_dif
     export_onnx.main()
     facts = {entry.key: entry.value for entry in onnx.load(tmp_path / "m.onnx").metadata_props}
     assert facts["checkpoint"] == "3backbone.pth" and len(facts["checkpoint_sha256"]) == 64
-    assert json.loads(facts["config"])["width"] == 0.125
+    assert json.loads(facts["config"])["width"] == 0.125 and "not normalised" in facts["output"]
+    cfg = settings(**SMALL, init_from=tmp_path / "3backbone.pth")
+    assert export_onnx.facts(cfg, "", {}, True, None)["output"] == UNIT_LENGTH
     assert "64 drawn patterns" in capsys.readouterr().out
     (tmp_path / "m.onnx").unlink()
     monkeypatch.setattr(onnx_model, "LARGEST_DIFFERENCE", -1.0)
