@@ -1,4 +1,4 @@
-"""Environments for packages that cannot be installed beside this repository's: created once, in the temporary folder."""
+"""Environments for packages that cannot be installed beside those of this repository, in the temporary folder."""
 
 import fcntl
 import hashlib

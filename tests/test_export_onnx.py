@@ -8,8 +8,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from golden_networks import recipe, settings
 from runs import refused
+from torch import nn
 
 from backbones import build_backbone
 from backbones.folding import fold_batch_norm
@@ -52,6 +54,37 @@ def test_onnxruntime_and_opencv_give_the_embeddings_of_torch(tmp_path, changes):
         recogniser = cv2.FaceRecognizerSF.create(str(tmp_path / "model.onnx"), "")
         found = [recogniser.feature(np.ascontiguousarray(image.numpy()[..., ::-1]))[0] for image in pixels]
         assert cosines(np.stack(found), expected).min() > 0.9999
+
+
+class Gated(nn.Module):
+    """A squeeze-and-excitation block as in MobileNetV3, and an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.gate, self.last = nn.Conv2d(3, 8, 7, 4), nn.Conv2d(8, 8, 1), nn.Linear(8 * 7 * 7, 16)
+
+    def forward(self, x):
+        x = F.hardswish(self.stem(x))
+        x = x * F.hardsigmoid(20 * self.gate(x.mean((2, 3), keepdim=True)))
+        return self.last(F.adaptive_avg_pool2d(x, 7).flatten(1))
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_opencv_computes_hard_sigmoids_as_torch_does(tmp_path, half):
+    torch.manual_seed(0)
+    network, pixels = Gated().eval(), draw_patterns(5)
+    with torch.no_grad():
+        expected = network((pixels.permute(0, 3, 1, 2).float() - 127.5) / 127.5).double().numpy()
+    model = to_onnx(network, half=half)
+    batch = pixels.permute(0, 3, 1, 2).float().numpy()
+    assert (
+        cosines(onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"input": batch})[0], expected).min()
+        > 0.999
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    recogniser = cv2.FaceRecognizerSF.create(str(tmp_path / "m.onnx"), "")
+    found = [recogniser.feature(np.ascontiguousarray(image.numpy()[..., ::-1]))[0] for image in pixels]
+    assert cosines(np.stack(found), expected).min() > (0.999 if half else 0.99999)
 
 
 def test_unit_length_and_float16():
