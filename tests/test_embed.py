@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,8 @@ from conftest import ROOT
 from runs import heed_signals
 
 from backbones.mobilefacenet import MobileFaceNet
-from config import load_config
-from data.folder_set import find_images
-from data.images import decode_rgb, encode_png
+from data.images import encode_png
 from deploy import embed
-from deploy.faces import FaceReader
 from utils.errors import InputError
 
 SMALL = ["embedding_size=16", "width=0.125"]
@@ -46,7 +42,9 @@ def folder(tmp_path, images) -> Path:
 
 
 @pytest.mark.parametrize("batch", [2, 64])
-def test_rows_are_the_sums_of_both_views_in_the_order_of_the_names(folder, checkpoints, images, monkeypatch, batch, capsys):
+def test_rows_are_the_sums_of_both_views_in_the_order_of_the_names(
+    folder, checkpoints, images, monkeypatch, batch, capsys
+):
     output = folder.parent / "out" / "faces.npy"
     weights = checkpoints / "5backbone.pth"
     run(monkeypatch, folder, "--model", weights, "--output", output, *SMALL, f"val_batch_size={batch}")
@@ -83,18 +81,25 @@ def test_images_that_cannot_be_used_end_the_run_or_are_listed_and_left_out(folde
     assert len(np.load(output)) == len(FILES)  # the earlier files stay
 
 
-def test_an_interruption_leaves_no_file(folder, checkpoints):
-    """Ctrl-C while images are read: the fifth is a pipe that never ends."""
-    (folder / "z.png").unlink(missing_ok=True)
-    os.mkfifo(folder / "slow.png")
-    link = folder / "z.png"
-    link.symlink_to(folder / "slow.png")
+def test_ctrl_c_leaves_no_file(folder, checkpoints):
+    """It comes while the script waits for the last image, a pipe."""
+    os.mkfifo(folder / "pipe.png")
     output = folder.parent / "out" / "faces.npy"
-    command = [sys.executable, ROOT / "deploy/embed.py", folder, "--model", checkpoints / "5backbone.pth", "--output", output]
+    command = [
+        sys.executable,
+        ROOT / "deploy/embed.py",
+        folder,
+        "--model",
+        checkpoints / "5backbone.pth",
+        "--output",
+        output,
+    ]
     process = subprocess.Popen([*command, *SMALL], stderr=subprocess.PIPE, preexec_fn=heed_signals)
-    time.sleep(0)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    with open(folder / "pipe.png", "wb"):  # returns when the script opens the pipe
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+    process.stderr.close()
+    assert process.returncode == 130 and not output.exists() and not output.with_suffix(".txt").exists()
 
 
 @pytest.mark.parametrize(
