@@ -88,23 +88,13 @@ def test_a_face_that_the_detector_finds_is_cut_out_pixel_by_pixel(detector, imag
     assert "face of 112 pixels, found by YuNet (score 1.00)" in face.source
 
 
-@pytest.mark.parametrize("factor", [0.5, 2, 3.7])
-def test_photos_of_other_sizes_give_the_same_face(detector, images, tmp_path, factor):
-    small = photo((cv2.GaussianBlur(images[0], None, 2), 160, 240))
-    size = round(640 * factor), round(480 * factor)
-    marked = cv2.resize(small, size, interpolation=cv2.INTER_LINEAR)
-    points = ARCFACE_POINTS + CORNER
-    if factor < 1:  # the detector sees the photo as it is
-        marked[80:88, 120:128] = 255, 0, 0
-        detector = write_yunet(tmp_path / "half.onnx", (points + 0.5) * factor - 0.5)
-    elif factor > 1:  # OpenCV's drawing of the mark, sharp after the photo was shrunk to 640 pixels
-        left, top = round(240 * factor), round(160 * factor)
-        marked[top - 1 : top + round(MARK * factor) + 1, left - 1 : left + round(MARK * factor) + 1] = 255, 0, 0
-    face = build_face_reader(load_config(), False, str(detector), False).read(write(tmp_path / "a.png", marked))
-    expected = cv2.GaussianBlur(images[0], None, 2)
-    assert abs(face.pixels.astype(int) - expected)[4:-4, 4:-4].mean() < 2
-    shifted = abs(np.roll(expected, 2, axis=1).astype(int) - expected)[4:-4, 4:-4].mean()
-    assert abs(face.pixels.astype(int) - expected)[4:-4, 4:-4].mean() < shifted / 3
+@pytest.mark.parametrize("factor", [2, 3])
+def test_a_large_photo_gives_the_same_face(detector, images, tmp_path, factor):
+    """Each pixel is a block of equal ones. The detector sees the photo with 640 pixels; noise shows any shift."""
+    large = photo((images[7], 160, 240)).repeat(factor, axis=0).repeat(factor, axis=1)
+    face = build_face_reader(load_config(), False, str(detector), False).read(write(tmp_path / "a.png", large))
+    assert abs(face.pixels.astype(int) - images[7])[2:-2, 2:-2].max() <= 4
+    assert f"face of {112 * factor} pixels" in face.source
 
 
 def test_the_crop_is_that_of_opencv(detector, model, images, tmp_path, monkeypatch):
