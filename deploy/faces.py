@@ -14,6 +14,7 @@ from easydict import EasyDict
 from backbones import build_landmark_network
 from backbones.cvlface_landmarks import BOX, CLASSES, LandmarkNetwork
 from backbones.cvlface_landmarks import SIZE as SEEN
+from backbones.hub import MissingWeights
 from data.alignment import pixels_across, similarity_to_arcface, warp
 from data.face_detector import FaceDetector, Found, shrink, to_photo
 from data.images import SIZE, decode_aligned, decode_rgb
@@ -123,4 +124,14 @@ def build_face_reader(cfg: EasyDict, aligned: bool, detector: str | None, larges
         return FaceReader(None, largest)
     if detector:
         return FaceReader(lambda: FaceDetector(detector), largest)
-    return FaceReader(lambda: LandmarkFinder(build_landmark_network(cfg)), largest)
+    return FaceReader(lambda: _open_landmark_finder(cfg), largest)
+
+
+def _open_landmark_finder(cfg: EasyDict) -> LandmarkFinder:
+    try:
+        return LandmarkFinder(build_landmark_network(cfg))
+    except MissingWeights as error:
+        raise InputError(
+            f"{error}. Photos can also be aligned with --detector, and faces that are aligned to {SIZE}x{SIZE} need no "
+            "network"
+        ) from error

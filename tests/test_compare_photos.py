@@ -90,8 +90,13 @@ def test_a_face_that_the_detector_finds_is_cut_out_pixel_by_pixel(detector, imag
 
 @pytest.mark.parametrize("factor", [2, 3])
 def test_a_large_photo_gives_the_same_face(detector, images, tmp_path, factor):
-    """Each pixel is a block of equal ones. The detector sees the photo with 640 pixels; noise shows any shift."""
-    large = photo((images[7], 160, 240)).repeat(factor, axis=0).repeat(factor, axis=1)
+    """Each pixel becomes a block of equal ones, of which the detector sees the mean."""
+    small = photo((images[7], 160, 240))
+    large = small.repeat(factor, axis=0).repeat(factor, axis=1)
+    (in_small,), (in_large,) = FaceDetector(detector)(small), FaceDetector(detector)(large)
+    middle = (factor - 1) / 2  # of a block
+    assert np.allclose(in_small.points, ARCFACE_POINTS + CORNER + (240, 160), atol=1e-4)
+    assert np.allclose(in_large.points, factor * in_small.points + middle, atol=1e-3)
     face = build_face_reader(load_config(), False, str(detector), False).read(write(tmp_path / "a.png", large))
     assert abs(face.pixels.astype(int) - images[7])[2:-2, 2:-2].max() <= 4
     assert f"face of {112 * factor} pixels" in face.source
@@ -219,7 +224,7 @@ def test_the_landmark_network_sees_a_square_photo_and_its_score_decides(monkeypa
 def test_without_its_weights_the_message_says_how_to_get_them(tmp_path, images):
     read = build_face_reader(load_config(overrides=[f"landmarks_path={tmp_path / 'absent'}"]), False, None, False).read
     assert read(write(tmp_path / "a.png", images[0])).source == "aligned face"  # needs no network
-    with pytest.raises(InputError, match="set landmarks_path to the weights of CVLFace's landmark network"):
+    with pytest.raises(InputError, match="set landmarks_path to the weights of CVLFace's.*--detector"):
         read(write(tmp_path / "b.png", photo()))
 
 
