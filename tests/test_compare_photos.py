@@ -224,7 +224,7 @@ def test_the_landmark_network_sees_a_square_photo_and_its_score_decides(monkeypa
 def test_without_its_weights_the_message_says_how_to_get_them(tmp_path, images):
     read = build_face_reader(load_config(overrides=[f"landmarks_path={tmp_path / 'absent'}"]), False, None, False).read
     assert read(write(tmp_path / "a.png", images[0])).source == "aligned face"  # needs no network
-    with pytest.raises(InputError, match="set landmarks_path to the weights of CVLFace's.*--detector"):
+    with pytest.raises(InputError, match=r"set landmarks_path to the weights of CVLFace's.*--detector"):
         read(write(tmp_path / "b.png", photo()))
 
 
