@@ -33,13 +33,10 @@ class FaceDetector:
         self._path = str(path)
         with open(path, "rb"):  # an OSError says what is wrong, unlike OpenCV's error
             pass
-        level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
         try:
             self._detector = cv2.FaceDetectorYN.create(self._path, "", (SIDE, SIDE), SCORE, OVERLAP)
         except cv2.error as error:
             raise self._refusal(error) from error
-        finally:
-            cv2.utils.logging.setLogLevel(level)
 
     def __call__(self, photo: np.ndarray) -> list[Found]:
         small, scale = shrink(photo)
