@@ -38,7 +38,7 @@ def write_yunet(path: Path, points: np.ndarray) -> Path:
             weights = np.stack([row for row, _ in rows])[..., None, None].astype(np.float32)
             bias = np.array([value for _, value in rows], np.float32)
             inputs = [f"mean_{stride}", constant(f"{key}_weight", weights), constant(f"{key}_bias", bias)]
-            nodes.append(helper.make_node("Conv", inputs, [f"{key}_map"]))
+            nodes.append(helper.make_node("Conv", inputs, [f"{key}_map"], kernel_shape=[1, 1]))
             nodes.append(helper.make_node("Transpose", [f"{key}_map"], [f"{key}_last"], perm=[0, 2, 3, 1]))
             shape = constant(f"{key}_shape", np.array([1, -1, len(rows)], np.int64))
             nodes.append(helper.make_node("Reshape", [f"{key}_last", shape], [key]))
