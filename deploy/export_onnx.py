@@ -62,7 +62,7 @@ def main() -> None:
     listed = ", ".join(f"{value:.1e} at batch {size}" for size, value in differences.items())
     print(f"{source}: the cosine between onnxruntime and torch differs from 1 by at most {listed}")
     require_same(differences)
-    describe(model, facts(cfg, source, differences, results))
+    describe(model, facts(cfg, source, differences, args.normalize, results))
     with atomic_write(output) as file:
         file.write(model.SerializeToString())
     print(f"written: {output} ({size_text(output.stat().st_size)})")
@@ -75,9 +75,12 @@ def read_metrics(path: str) -> dict[str, Any]:
     return read_json(path).metrics
 
 
-def facts(cfg: EasyDict, source: str, differences: dict[int, float], results: dict | None) -> dict[str, Any]:
+def facts(
+    cfg: EasyDict, source: str, differences: dict[int, float], unit_length: bool, results: dict | None
+) -> dict[str, Any]:
     """What the metadata of the file say."""
     from backbones.model_folder import weights_file
+    from deploy.embedder import UNIT_LENGTH
     from utils.about import run_facts
     from utils.files import sha256
 
@@ -87,6 +90,7 @@ def facts(cfg: EasyDict, source: str, differences: dict[int, float], results: di
         "checkpoint_sha256": sha256(weights_file(cfg.init_from)),
         "config": {key: cfg[key] for key in keys},
         "input": "float32 [N, 3, 112, 112], RGB, 0 to 255",
+        "output": UNIT_LENGTH if unit_length else "float32 [N, D], not normalised",
         "difference_from_torch": {"images": source, "largest": differences},
         **run_facts(),
     }

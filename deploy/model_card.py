@@ -12,6 +12,7 @@ from torch import nn
 
 from backbones.teacher import REPOSITORIES
 from config.paths import HUB, is_repository, split_repository
+from data.teacher_cache import read_description
 from deploy.hub_folder import LIBRARY, ONNX
 from eval.protocol import Metrics
 from eval.protocols import PROTOCOLS
@@ -53,7 +54,7 @@ def read_results(path: str, checksum: str) -> AllMetrics:
 
 def model_card(
     cfg: EasyDict,
-    config_path: Path,
+    script: str | None,
     network: nn.Module,
     metrics: AllMetrics,
     name: str,
@@ -62,7 +63,7 @@ def model_card(
 ) -> str:
     """The text of README.md.
 
-    config_path: the config of the run, whose first lines say which script trained it; name: owner/name if the model
+    script: what trained the network, as `training_script` says; name: owner/name if the model
     goes to the hub (`on_hub`), or else any name. Paths of this machine are not stated.
     """
     title = name.rpartition("/")[2]
@@ -76,7 +77,7 @@ def model_card(
         onnx=f'hf_hub_download("{name}", "{ONNX}")' if on_hub else f'"{ONNX}"',
         source=f"{HUB}{name}" if on_hub else "FOLDER",
         code=CODE,
-        method=_method(cfg, config_path),
+        method=_method(cfg, script),
         settings="\n".join(f"| `{key}` | `{cfg[key]}` |" for key in TRAINING_KEYS),
         data=_training_data(cfg),
         table=markdown(methods_table("", {title: metrics}, "model")),
@@ -119,15 +120,30 @@ def eval_results(metrics: AllMetrics) -> list[EvalResult]:
     return found
 
 
-def _method(cfg: EasyDict, config_path: Path) -> str:
+def training_script(config_path: Path) -> str | None:
+    """train_AdaDistill or train_standalone: what wrote the config of a run; None for any other config."""
     beginning = config_path.read_text(encoding="utf-8")[:2000]
-    if re.search(r"^# command: .*train_standalone", beginning, re.MULTILINE):
+    found = re.search(r"^# command: .*?(train_AdaDistill|train_standalone)\.py", beginning, re.MULTILINE)
+    return found and found[1]
+
+
+def _method(cfg: EasyDict, script: str | None) -> str:
+    if script is None:
+        return "Not stated: the config of this model is not that of the output folder of a training run."
+    if script == "train_standalone":
         return f"Trained as a classifier, without a teacher, by the [training code]({CODE})."
-    centers = "running averages of the embeddings of a frozen teacher" if cfg.centers == "ema" else "the teacher's"
+    several = len(cfg.teacher_embeddings) > 1
+    whose = "frozen teachers" if several else "a frozen teacher"
+    centers = f"running averages of the embeddings of {whose}" if cfg.centers == "ema" else "the teacher's"
+    projection = ""
+    if cfg.teacher_projection != "none":
+        whose = "teachers'" if several else "teacher's"
+        projection = f" The {whose} embeddings were projected to {cfg.embedding_size} dimensions by PCA."
     return (
         f"Trained by AdaDistill (Boutros, Štruc, Damer; ECCV 2024) with the [training code]({CODE}): as a classifier "
-        f"whose class centers are {centers}. Teacher: {_teacher(cfg)}. With `use_geom_margin` and AdaFace, the margin "
-        "grows where the teacher is confident and the student lags behind."
+        f"whose class centers are {centers}. {_teachers(cfg) if several else f'Teacher: {_teacher(cfg)}.'}{projection} "
+        "With `use_geom_margin` and AdaFace, the margin grows where the teacher is confident and the student lags "
+        "behind."
     )
 
 
@@ -136,9 +152,35 @@ def _teacher(cfg: EasyDict) -> str:
     path, repository = cfg.pretrained_teacher_path, cfg.teacher_repo_id or REPOSITORIES.get(cfg.teacher)
     if is_repository(path):
         path, repository = "", split_repository(path)[0]
+    return _named(cfg.teacher, path, repository)
+
+
+def _teachers(cfg: EasyDict) -> str:
+    """The teachers that made the files of embeddings, as their descriptions say, and their shares."""
+    weights = cfg.teacher_cosine_weights or [1] * len(cfg.teacher_embeddings)
+    listed = [
+        f"{_teacher_of(Path(path))} ({weight / sum(weights):.0%})"
+        for path, weight in zip(cfg.teacher_embeddings, weights, strict=True)
+    ]
+    return f"Teachers, with their shares in the cosine: {', '.join(listed)}."
+
+
+def _teacher_of(path: Path) -> str:
+    """The teacher that made a file of embeddings; without its description, the name of the file."""
+    try:
+        description = read_description(path)
+    except InputError:
+        return f"that of `{path.name}`"
+    origin = str(description.get("about", {}).get("teacher", ""))
+    repository = re.fullmatch(r"([\w.-]+/[\w.-]+)@[0-9a-f]{40}", origin)
+    network = str(description.get("teacher", {}).get("network"))
+    return _named(network, "" if repository else origin, repository and repository[1])
+
+
+def _named(network: str, path: str, repository: str | None) -> str:
     if path or not repository:
-        return f"`{cfg.teacher}`" + (f" (`{Path(path).name}`)" if path else "")
-    return f"`{cfg.teacher}` ([{repository}](https://huggingface.co/{repository}))"
+        return f"`{network}`" + (f" (`{Path(path).name}`)" if path else "")
+    return f"`{network}` ([{repository}](https://huggingface.co/{repository}))"
 
 
 def _training_data(cfg: EasyDict) -> str:

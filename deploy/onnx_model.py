@@ -51,10 +51,42 @@ def to_onnx(network: nn.Module, unit_length: bool = False, half: bool = False) -
             dynamic_shapes=({0: torch.export.Dim("N")},),
         )  # fmt: skip
     model = program.model_proto
+    _write_out_hard_sigmoids(model, np.float16 if half else np.float32)
     _name_normalisation(model)
     _remove_traces(model)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def _write_out_hard_sigmoids(model: onnx.ModelProto, dtype: type[np.floating]) -> None:
+    """Replace each HardSigmoid by what it stands for, clip(alpha x + beta, 0, 1), with constants of the dtype.
+
+    OpenCV 5.0 gives the product of a HardSigmoid and a larger tensor the shape of the HardSigmoid: in the
+    squeeze-and-excitation blocks of MobileNetV3, one pixel remains. The embeddings are wrong, without an error.
+    """
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type != "HardSigmoid":
+            nodes.append(node)
+            continue
+        (entry,), (result,) = node.input, node.output
+        values = {
+            "alpha": 0.2,
+            "beta": 0.5,
+            **{option.name: option.f for option in node.attribute},
+            "zero": 0,
+            "one": 1,
+        }
+        alpha, beta, zero, one = (f"{result}_{name}" for name in values)
+        constants = (onnx.numpy_helper.from_array(dtype(value), f"{result}_{name}") for name, value in values.items())
+        model.graph.initializer.extend(constants)
+        nodes += [
+            helper.make_node("Mul", [entry, alpha], [f"{result}_scaled"]),
+            helper.make_node("Add", [f"{result}_scaled", beta], [f"{result}_shifted"]),
+            helper.make_node("Clip", [f"{result}_shifted", zero, one], [result]),
+        ]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def _name_normalisation(model: onnx.ModelProto) -> None:

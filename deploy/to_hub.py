@@ -44,7 +44,7 @@ def main() -> None:
     from backbones import build_backbone
     from backbones.model_folder import weights_file
     from deploy.hub_folder import new_folder, write_description, write_onnx, write_weights
-    from deploy.model_card import model_card, read_results
+    from deploy.model_card import model_card, read_results, training_script
     from deploy.upload import require_token, upload
     from utils.files import sha256, write_text
 
@@ -59,7 +59,8 @@ def main() -> None:
         write_description(folder, cfg)
         print(write_onnx(folder, cfg, network, checksum), flush=True)
         name = args.upload or Path(args.folder).resolve().name
-        card = model_card(cfg, existing_input(args.config), network, metrics, name, args.license, bool(args.upload))
+        script = training_script(existing_input(args.config))
+        card = model_card(cfg, script, network, metrics, name, args.license, bool(args.upload))
         write_text(folder / "README.md", card)
     print(f"written: {args.folder}")
     if args.upload:

@@ -1,0 +1,45 @@
+"""The command line that compare.py and embed.py share. This module does not import torch, so `--help` is fast."""
+
+import argparse
+
+from easydict import EasyDict
+
+from config import BASE, load_config
+from config.paths import existing_input, existing_weights
+from eval.arguments import network_overrides
+from utils.errors import InputError
+
+
+def is_onnx(model: str) -> bool:
+    """Whether --model names an ONNX file and not a checkpoint."""
+    return model.endswith(".onnx")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which network to use, and how faces are found in photos."""
+    add = parser.add_argument
+    add("--model", required=True, help="an ONNX file, such as that of export_onnx.py, or the student's weights: "
+        "<step>backbone.pth, or a folder or hf://owner/name that deploy/to_hub.py made")  # fmt: skip
+    add("--config", default=str(BASE), help="for <step>backbone.pth: config of the run, <output>/config.py")
+    add("--aligned", action="store_true", help="the images are aligned faces: refuse those of another size than "
+        "112x112 instead of looking for a face in them")  # fmt: skip
+    add("--detector", metavar="YUNET.onnx", help="find faces with OpenCV's YuNet, in this file (default: with "
+        "CVLFace's landmark network, for photos of one face)")  # fmt: skip
+    add("--largest", action="store_true", help="with --detector: take the largest of several faces")
+    add("overrides", nargs="*", metavar="key=value", help="keys of the config, such as landmarks_path=FOLDER")
+
+
+def read_model_config(args: argparse.Namespace) -> EasyDict:
+    """The config of the network. Raises InputError, also for flags that contradict each other or files that are
+    missing."""
+    if args.aligned and args.detector:
+        raise InputError("--aligned and --detector exclude each other: aligned faces need no detector")
+    if args.largest and not args.detector:
+        raise InputError("--largest needs --detector, which finds several faces")
+    if is_onnx(args.model):
+        args.model = str(existing_input(args.model, "export_onnx.py makes it"))
+        return load_config(args.config, args.overrides, conflicts=())
+    overrides = [*network_overrides(args.model), *args.overrides, f"init_from={args.model}"]
+    cfg = load_config(args.config, overrides, conflicts=())
+    existing_weights(args.model)
+    return cfg

@@ -1,0 +1,55 @@
+"""An exported ONNX file or a checkpoint -> embeddings of aligned faces."""
+
+import numpy as np
+import torch
+from easydict import EasyDict
+from torch import Tensor, nn
+
+from backbones import build_backbone
+from backbones.model_folder import weights_file
+from backbones.onnx_teacher import OnnxNetwork, find
+from deploy.arguments import is_onnx
+from eval.embeddings import embed_views
+from utils.errors import InputError
+from utils.files import sha256
+from utils.precision import compute_type
+
+UNIT_LENGTH = "float32 [N, D], unit length"  # what the metadata of files exported with --normalize say of the output
+
+
+class Embedder:
+    """Aligned faces, uint8 [n, 112, 112, 3] RGB -> embeddings, float32 [n, D], not normalised.
+
+    network: takes images in [-1, 1], in eval mode; checksum: SHA-256 of the checkpoint, None if it is not known;
+    unit_length: whether the network makes the embeddings of images unit length, which changes the sum of two of them.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        checksum: str | None,
+        unit_length: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.checksum, self.unit_length = checksum, unit_length
+        self._network, self._device, self._dtype = network, device, dtype
+
+    def __call__(self, faces: np.ndarray, flip: bool = True) -> np.ndarray:
+        """flip: as evaluation does by default, embed the mirror images too, and add both embeddings."""
+        views = embed_views(self._network, torch.from_numpy(faces), self._device, self._dtype, flip)
+        embeddings: Tensor = torch.stack(views).sum(0).cpu()
+        if not embeddings.isfinite().all():
+            raise InputError("the model gives embeddings that are not finite: its weights are broken; export it again")
+        return embeddings.numpy()
+
+
+def build_embedder(cfg: EasyDict, model: str, device: torch.device) -> Embedder:
+    """model: an ONNX file, or the weights of the network that cfg describes. Raises InputError."""
+    dtype = compute_type(cfg.dtype, device)
+    if is_onnx(model):
+        network = OnnxNetwork(find(EasyDict(cfg, pretrained_teacher_path=model))).eval()
+        facts = network.metadata
+        return Embedder(network, facts.get("checkpoint_sha256"), facts.get("output") == UNIT_LENGTH, device, dtype)
+    network = build_backbone(cfg).eval().to(device, memory_format=torch.channels_last)
+    return Embedder(network, sha256(weights_file(cfg.init_from)), False, device, dtype)
