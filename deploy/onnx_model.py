@@ -75,6 +75,17 @@ def describe(model: onnx.ModelProto, facts: Mapping[str, Any]) -> None:
     helper.set_model_props(model, texts)
 
 
+def facts_of(model: onnx.ModelProto) -> dict[str, str]:
+    """The model's metadata."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
 def largest_differences(model: onnx.ModelProto, network: nn.Module, pixels: Tensor) -> dict[int, float]:
     """For each batch size: by how much the cosine between embeddings by onnxruntime and by torch differs from 1.
 
