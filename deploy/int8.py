@@ -42,8 +42,8 @@ class Chunks(CalibrationDataReader):
         return next(self.batches, None)
 
 
-def read_float_export(path: str) -> onnx.ModelProto:
-    """Read a float32 file of deploy/export_onnx.py. Raises InputError for any other file."""
+def read_export(path: str) -> onnx.ModelProto:
+    """Read a file of deploy/export_onnx.py or deploy/quantize.py. Raises InputError for any other file."""
     with open(path, "rb") as file:
         content = file.read()
     try:
@@ -52,6 +52,12 @@ def read_float_export(path: str) -> onnx.ModelProto:
         raise InputError(f"{path}: is no ONNX file; name a file of deploy/export_onnx.py") from None
     if [entry.name for entry in model.graph.input] != [INPUT] or "checkpoint_sha256" not in facts_of(model):
         raise InputError(f"{path}: is no file of deploy/export_onnx.py; export the checkpoint with it")
+    return model
+
+
+def read_float_export(path: str) -> onnx.ModelProto:
+    """Read a float32 file of deploy/export_onnx.py. Raises InputError for any other file."""
+    model = read_export(path)
     if (precision := precision_of(model)) != "float32":
         raise InputError(f"{path}: is in {precision}; name the float32 file of deploy/export_onnx.py")
     return model
@@ -114,7 +120,14 @@ def quantize(model: onnx.ModelProto, ranges: TensorsData, in_float: Sequence[str
         nodes_to_exclude=[*NORMALISATION, *in_float], op_types_to_quantize=list(QDQRegistry), extra_options={},
     )  # fmt: skip
     quantizer.quantize_model()
-    return quantizer.model.model
+    quantizer.model.topological_sort()
+    quantized = quantizer.model.model
+    # InsightFace looks for these nodes among the first ones, to which the sort moves those of the weights.
+    nodes = sorted(quantized.graph.node, key=lambda node: node.name not in NORMALISATION)
+    quantized.graph.ClearField("node")
+    quantized.graph.node.extend(nodes)
+    onnx.checker.check_model(quantized, full_check=True)
+    return quantized
 
 
 def layers(model: onnx.ModelProto) -> dict[str, list[str]]:

@@ -15,8 +15,7 @@ from utils.packages import missing_packages
 
 Run = Callable[[np.ndarray], np.ndarray]  # float32 RGB pixels [N, 3, 112, 112] -> embeddings [N, D]
 Key = TypeVar("Key", bound=Hashable)
-BATCH = 32  # of speed at a batch, and of embedding
-ROUNDS = {1: 200, BATCH: 15}  # by batch size
+BATCH = 32  # of embedding
 
 
 def in_onnxruntime(model: bytes, threads: int = 0) -> Run:
