@@ -102,9 +102,9 @@ def calibrate(model: onnx.ModelProto, pixels: np.ndarray, method: str) -> Tensor
         calibrator = create_calibrator(
             file, augmented_model_path=f"{folder}/augmented.onnx", calibrate_method=kind, extra_options=options
         )
-        for batch in chunks(pixels, f"calibration, {method}"):
-            calibrator.collect_data(Chunks(batch))
-        with redirect_stdout(StringIO()):  # it prints its settings
+        with redirect_stdout(StringIO()):  # it prints its progress
+            for batch in chunks(pixels, f"calibration, {method}"):
+                calibrator.collect_data(Chunks(batch))
             return calibrator.compute_data()
 
 
