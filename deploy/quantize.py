@@ -180,7 +180,7 @@ def search(
     best = max(tried, key=lambda candidate: candidate.mean)
     if accepted := [candidate for candidate in tried if comparison.accepts(candidate)]:
         # All have the same nodes, and so the same speed.
-        return tried, max(accepted, key=lambda candidate: candidate.mean)
+        return tried, max(accepted, key=lambda candidate: candidate.worst)
 
     network = next(network for name, network, _ in schemes if name == best.name)
     ranked = rank_layers(network, ranges[best.name], pixels)
