@@ -108,16 +108,20 @@ def calibrate(model: onnx.ModelProto, pixels: np.ndarray, method: str) -> Tensor
             return calibrator.compute_data()
 
 
-def quantize(model: onnx.ModelProto, ranges: TensorsData, in_float: Sequence[str] = ()) -> onnx.ModelProto:
+def quantize(
+    model: onnx.ModelProto, ranges: TensorsData, in_float: Sequence[str] = (), for_openvino: bool = False
+) -> onnx.ModelProto:
     """The model in int8 with a scale for each channel of the weights, as QuantizeLinear and DequantizeLinear nodes.
 
-    in_float: nodes that stay in float. Weights use 7 of 8 bits, because the int8 products of CPUs without VNNI overflow
-    with more.
+    in_float: nodes that stay in float; for_openvino: quantise nothing between a convolution and its activation, which
+    OpenVINO computes together, PReLU included. Weights use 7 of 8 bits, because the int8 products of CPUs without VNNI
+    overflow with more.
     """
     quantizer = QDQQuantizer(
         copy_of(model), per_channel=True, reduce_range=True, weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QUInt8, tensors_range=ranges, nodes_to_quantize=[],
-        nodes_to_exclude=[*NORMALISATION, *in_float], op_types_to_quantize=list(QDQRegistry), extra_options={},
+        nodes_to_exclude=[*NORMALISATION, *in_float], op_types_to_quantize=list(QDQRegistry),
+        extra_options={"OpTypesToExcludeOutputQuantization": ["Conv"]} if for_openvino else {},
     )  # fmt: skip
     quantizer.quantize_model()
     quantizer.model.topological_sort()
@@ -150,7 +154,9 @@ def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
 
 
-def rank_layers(model: onnx.ModelProto, ranges: TensorsData, pixels: np.ndarray) -> list[tuple[str, float]]:
+def rank_layers(
+    model: onnx.ModelProto, ranges: TensorsData, pixels: np.ndarray, for_openvino: bool = False
+) -> list[tuple[str, float]]:
     """The layers and the mean cosine to float32 with this layer alone in float, the best first.
 
     pixels: uint8 RGB [N, 112, 112, 3].
@@ -159,6 +165,6 @@ def rank_layers(model: onnx.ModelProto, ranges: TensorsData, pixels: np.ndarray)
     expected = in_onnxruntime(model.SerializeToString())(batch)
     found = []
     for name, nodes in tqdm(layers(model).items(), desc="cost of each layer", leave=False):
-        run = in_onnxruntime(quantize(model, ranges, nodes).SerializeToString())
+        run = in_onnxruntime(quantize(model, ranges, nodes, for_openvino).SerializeToString())
         found.append((name, float(cosines(run(batch), expected).mean())))
     return sorted(found, key=lambda entry: -entry[1])

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 LARGEST_LOSS = 0.003  # of accuracy
 MEAN_COSINE, WORST_COSINE = 0.98, 0.93  # to float32, over all images of the set
 
+RUNTIMES = "onnxruntime", "openvino"
 ROUNDS = {1: 60, 32: 7}  # of timing, by batch size
 
 
@@ -88,6 +89,8 @@ def main() -> None:
     add("--output", required=True, metavar="FILE.onnx", help="file to write")
     add("--config", default=str(BASE), help="config that names the training set, such as <output>/config.py (default: "
         "config/config.py)")  # fmt: skip
+    add("--runtime", choices=RUNTIMES, default=RUNTIMES[0], help="the runtime that the file shall be fast in; both run "
+        "it (default: onnxruntime)")  # fmt: skip
     add("--images", type=int, default=300, metavar="N", help="training images to calibrate on (default: 300)")
     add("--set", metavar="FILE.bin", help="verification set to compare on (default: the first of val_targets that "
         "exists)")  # fmt: skip
@@ -115,12 +118,13 @@ def main() -> None:
         raise InputError("no verification set to compare on; name one with --set FILE.bin")
     images, pixels = read_bin(file), calibration_images(cfg, args.images)
 
+    for_openvino = args.runtime == "openvino"
     split = copy_of(exported)
-    if left := split_prelu(split):
+    if (left := split_prelu(split)) and not for_openvino:
         print(f"warning: {left} PReLUs stay in float, which makes int8 slow in onnxruntime", file=sys.stderr)
     comparison = Comparison(exported, images)
     print(f"float32: accuracy {100 * comparison.accuracy:.2f} % on {file}", flush=True)
-    tried, chosen = search(split, pixels, comparison)
+    tried, chosen = search(exported if for_openvino else split, pixels, comparison, for_openvino)
     floats = [Candidate("float32, as exported", exported, comparison.accuracy)]
     if split.graph.node != exported.graph.node:
         floats.append(Candidate("float32, PReLU in parts", split, comparison.accuracy))
@@ -133,6 +137,7 @@ def main() -> None:
         )
     quantization = {
         "scheme": chosen.name,
+        "runtime": args.runtime,
         "calibrated_on": f"{len(pixels)} training images",
         "set": file.name,
         "accuracy": {"float32": comparison.accuracy, "int8": chosen.accuracy},
@@ -160,11 +165,11 @@ def calibration_images(cfg: EasyDict, count: int) -> np.ndarray:
 
 
 def search(
-    model: "onnx.ModelProto", pixels: np.ndarray, comparison: Comparison
+    model: "onnx.ModelProto", pixels: np.ndarray, comparison: Comparison, for_openvino: bool
 ) -> tuple[list[Candidate], Candidate | None]:
     """What was tried, and the network to write or None. Each step is reported.
 
-    model: float32, PReLUs in parts; pixels: uint8 RGB [N, 112, 112, 3] to calibrate on.
+    model: float32, with PReLUs in parts unless `for_openvino`; pixels: uint8 RGB [N, 112, 112, 3] to calibrate on.
     """
     from deploy.activations import equalise_channels
     from deploy.int8 import METHODS, calibrate, largest_values, layers, quantize, rank_layers
@@ -176,14 +181,14 @@ def search(
     tried, ranges = [], {}
     for name, network, method in schemes:
         ranges[name] = calibrate(network, pixels, method)
-        tried.append(comparison.try_out(name, quantize(network, ranges[name])))
+        tried.append(comparison.try_out(name, quantize(network, ranges[name], (), for_openvino)))
     best = max(tried, key=lambda candidate: candidate.mean)
     if accepted := [candidate for candidate in tried if comparison.accepts(candidate)]:
         # All have the same nodes, and so the same speed.
         return tried, max(accepted, key=lambda candidate: candidate.worst)
 
     network = next(network for name, network, _ in schemes if name == best.name)
-    ranked = rank_layers(network, ranges[best.name], pixels)
+    ranked = rank_layers(network, ranges[best.name], pixels, for_openvino)
     for name, cosine in ranked:
         print(f"{name} in float: cosine {cosine:.4f} on the calibration images", flush=True)
     nodes, count = layers(network), 1
@@ -191,7 +196,7 @@ def search(
         in_float = [name for name, _ in ranked[:count]]
         kept = [node for name in in_float for node in nodes[name]]
         title = f"{best.name}, {count} layers in float ({', '.join(in_float)})"
-        tried.append(comparison.try_out(title, quantize(network, ranges[best.name], kept)))
+        tried.append(comparison.try_out(title, quantize(network, ranges[best.name], kept, for_openvino)))
         if comparison.accepts(tried[-1]):
             return tried, tried[-1]
         count *= 2

@@ -181,13 +181,22 @@ def test_layers_stay_in_float_or_no_file_is_written_if_limits_are_not_kept(folde
     assert "1 layers in float" in facts_of(onnx.load(folder / "m.int8.onnx"))["quantization"]
 
 
-def test_openvino_gives_the_embeddings_of_onnxruntime(folder, monkeypatch):
+@pytest.mark.parametrize("runtime", quantize.RUNTIMES)
+def test_openvino_gives_the_embeddings_of_onnxruntime(runtime, folder, monkeypatch):
     pytest.importorskip("openvino")
     from deploy.runtimes import in_openvino
 
-    run_script(folder, monkeypatch)
+    run_script(folder, monkeypatch, "--runtime", runtime)
     model = onnx.load(folder / "m.int8.onnx")
     assert mean_cosine(in_openvino(model.SerializeToString(), 1)(PIXELS), run(model)) > 0.999
+
+
+def test_for_openvino_prelu_stays_and_nothing_is_quantised_before_it(folder, monkeypatch):
+    run_script(folder, monkeypatch, "--runtime", "openvino")
+    model = onnx.load(folder / "m.int8.onnx")
+    producers = {name: node.op_type for node in model.graph.node for name in node.output}
+    read = [producers[node.input[0]] for node in model.graph.node if node.op_type == "PRelu"]
+    assert read == ["Conv"] * 3 and json.loads(facts_of(model)["quantization"])["runtime"] == "openvino"
 
 
 def test_other_files_and_missing_sets_are_refused(folder, monkeypatch):
