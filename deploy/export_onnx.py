@@ -32,6 +32,8 @@ def main() -> None:
     add("--output", required=True, metavar="FILE.onnx", help="file to write")
     add("--normalize", action="store_true", help="give embeddings of unit length")
     add("--fp16", action="store_true", help="compute in float16, which halves the file; input and output stay float32")
+    add("--split-prelu", action="store_true", help="write PReLU as operations that are faster in onnxruntime on CPUs; "
+        "same embeddings")  # fmt: skip
     add("--results", metavar="FILE.json", help="results of run_full_eval.py (--results-json), stored in the metadata")
     add("--images", metavar="FILE.bin", help="a verification set with the images to compare with (default: the first "
         "of val_targets that exists, else drawn patterns)")  # fmt: skip
@@ -50,13 +52,16 @@ def main() -> None:
     # Imported here so that --help and errors in the config come at once.
     from backbones import build_backbone
     from backbones.folding import fold_batch_norm
-    from deploy.onnx_model import describe, largest_differences, require_same, to_onnx
+    from deploy.activations import split_prelu
+    from deploy.exported_model import describe, largest_differences, require_same, to_onnx
     from deploy.sample_images import sample_images
     from utils.files import atomic_write, size_text
 
     network = build_backbone(cfg).eval()
     print(f"{args.checkpoint}: {network.loaded}", flush=True)
     model = to_onnx(fold_batch_norm(build_backbone(cfg).eval()), args.normalize, args.fp16)
+    if args.split_prelu and (left := split_prelu(model)):
+        print(f"{left} PReLUs could not be split")
     pixels, source = sample_images(cfg, args.images, 64)
     differences = largest_differences(model, network, pixels)
     listed = ", ".join(f"{value:.1e} at batch {size}" for size, value in differences.items())

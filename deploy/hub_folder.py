@@ -16,7 +16,7 @@ from torch import nn
 from backbones import build_backbone
 from backbones.folding import fold_batch_norm
 from backbones.model_folder import DESCRIPTION, INPUT, SETTINGS, WEIGHTS
-from deploy.onnx_model import describe, largest_differences, require_same, to_onnx
+from deploy.exported_model import describe, largest_differences, require_same, to_onnx
 from deploy.sample_images import sample_images
 from utils.errors import InputError
 from utils.files import write_text

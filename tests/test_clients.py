@@ -16,7 +16,7 @@ from backbones import build_backbone
 from backbones.folding import fold_batch_norm
 from data.alignment import ARCFACE_POINTS, similarity_to_arcface, warp
 from data.bin_set import read_bin
-from deploy.onnx_model import to_onnx
+from deploy.exported_model import to_onnx
 from deploy.sample_images import draw_patterns
 
 pytest.importorskip("timm")

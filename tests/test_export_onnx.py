@@ -15,9 +15,9 @@ from torch import nn
 
 from backbones import build_backbone
 from backbones.folding import fold_batch_norm
-from deploy import export_onnx, onnx_model
+from deploy import export_onnx, exported_model
 from deploy.embedder import UNIT_LENGTH
-from deploy.onnx_model import LARGEST_DIFFERENCE, largest_differences, require_same, to_onnx
+from deploy.exported_model import LARGEST_DIFFERENCE, largest_differences, require_same, to_onnx
 from deploy.sample_images import draw_patterns
 from utils.errors import InputError
 
@@ -124,7 +124,7 @@ def test_the_script_writes_the_facts_into_the_file_and_no_file_if_embeddings_dif
     assert export_onnx.facts(cfg, "", {}, True, None)["output"] == UNIT_LENGTH
     assert "64 drawn patterns" in capsys.readouterr().out
     (tmp_path / "m.onnx").unlink()
-    monkeypatch.setattr(onnx_model, "LARGEST_DIFFERENCE", -1.0)
+    monkeypatch.setattr(exported_model, "LARGEST_DIFFERENCE", -1.0)
     with pytest.raises(InputError, match="gives other embeddings"):
         export_onnx.main()
     assert not (tmp_path / "m.onnx").exists()

@@ -9,31 +9,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-import torch.nn.functional as F
 from onnx import helper
 from torch import Tensor, nn
 
 from data.images import SIZE
+from deploy.pixels import OfPixels
 from utils.errors import InputError
 
 INPUT, OUTPUT = "input", "embedding"
 BATCHES = 1, 7, 64  # sizes that are compared
 LARGEST_DIFFERENCE = 1e-5  # of a cosine from 1
-
-
-class OfPixels(nn.Module):
-    """Raw RGB pixels [N, 3, 112, 112], float32 from 0 to 255 -> embeddings [N, D] of the network.
-
-    unit_length: make the embeddings unit length; dtype: of the network's weights and of its computations.
-    """
-
-    def __init__(self, network: nn.Module, unit_length: bool, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.network, self.unit_length, self.dtype = network.to(dtype), unit_length, dtype
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        embedding = self.network(((pixels - 127.5) * (1 / 127.5)).to(self.dtype)).float()
-        return F.normalize(embedding) if self.unit_length else embedding
 
 
 def to_onnx(network: nn.Module, unit_length: bool = False, half: bool = False) -> onnx.ModelProto:
@@ -105,6 +90,17 @@ def describe(model: onnx.ModelProto, facts: Mapping[str, Any]) -> None:
     """Store the facts in the model's metadata: texts as they are, anything else as JSON."""
     texts = {name: fact if isinstance(fact, str) else json.dumps(fact) for name, fact in facts.items()}
     helper.set_model_props(model, texts)
+
+
+def facts_of(model: onnx.ModelProto) -> dict[str, str]:
+    """The model's metadata."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
 
 
 def largest_differences(model: onnx.ModelProto, network: nn.Module, pixels: Tensor) -> dict[int, float]:

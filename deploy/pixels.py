@@ -1,0 +1,20 @@
+"""A network that takes raw pixels."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class OfPixels(nn.Module):
+    """Raw RGB pixels [N, 3, 112, 112], float32 from 0 to 255 -> embeddings [N, D] of the network.
+
+    unit_length: make the embeddings unit length; dtype: of the network's weights and of its computations.
+    """
+
+    def __init__(self, network: nn.Module, unit_length: bool, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.unit_length, self.dtype = network.to(dtype), unit_length, dtype
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        embedding = self.network(((pixels - 127.5) * (1 / 127.5)).to(self.dtype)).float()
+        return F.normalize(embedding) if self.unit_length else embedding
