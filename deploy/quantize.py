@@ -105,8 +105,8 @@ def main() -> None:
     # Imported here so that --help and errors in the config come at once.
     from data.bin_set import read_bin
     from deploy.activations import split_prelu
-    from deploy.int8 import read_float_export
     from deploy.exported_model import copy_of, describe, facts_of
+    from deploy.int8 import read_float_export
     from deploy.sample_images import verification_set
     from utils.files import atomic_write, size_text
 
@@ -170,8 +170,8 @@ def search(
     model: float32, with PReLUs in parts unless `for_openvino`; pixels: uint8 RGB [N, 112, 112, 3] to calibrate on.
     """
     from deploy.activations import equalise_channels
-    from deploy.int8 import METHODS, calibrate, largest_values, layers, quantize, rank_layers
     from deploy.exported_model import copy_of
+    from deploy.int8 import METHODS, calibrate, largest_values, layers, quantize, rank_layers
 
     equal = copy_of(model)
     equalise_channels(equal, largest_values(model, pixels))

@@ -16,9 +16,9 @@ from training_sets import png, write_cvlface_set
 from data.bin_set import write_bin
 from deploy import quantize
 from deploy.activations import equalise_channels, links, split_prelu
+from deploy.exported_model import copy_of, describe, facts_of, to_onnx
 from deploy.int8 import calibrate, largest_values, layers, rank_layers
 from deploy.int8 import quantize as to_int8
-from deploy.exported_model import copy_of, describe, facts_of, to_onnx
 from deploy.sample_images import draw_patterns
 
 FACES = draw_patterns(40).numpy()
