@@ -50,10 +50,10 @@ def main() -> None:
     embedder = build_embedder(cfg, args.model, torch.device("cpu"))
     threshold = None
     if args.results:
-        if embedder.unit_length:
+        if embedder.difference:
             raise InputError(
-                f"{args.model}: exported with --normalize, so its sums of image and mirror image differ from those "
-                "that the thresholds belong to; export it without --normalize, or leave out --results"
+                f"{args.model}: {embedder.difference}, so its cosines are not those that the thresholds belong to; "
+                "name a plain float32 file of deploy/export_onnx.py, or leave out --results"
             )
         threshold = read_threshold(args.results, args.set, args.far or 1e-3, embedder.checksum)
     reader = build_face_reader(cfg, args.aligned, args.detector, args.largest)

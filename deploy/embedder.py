@@ -1,5 +1,7 @@
 """An exported ONNX file or a checkpoint -> embeddings of aligned faces."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from easydict import EasyDict
@@ -21,18 +23,18 @@ class Embedder:
     """Aligned faces, uint8 [n, 112, 112, 3] RGB -> embeddings, float32 [n, D], not normalised.
 
     network: takes images in [-1, 1], in eval mode; checksum: SHA-256 of the checkpoint, None if it is not known;
-    unit_length: whether the network makes the embeddings of images unit length, which changes the sum of two of them.
+    difference: why its cosines are not those that an evaluation of the checkpoint measures; "" if they are.
     """
 
     def __init__(
         self,
         network: nn.Module,
         checksum: str | None,
-        unit_length: bool,
+        difference: str,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self.checksum, self.unit_length = checksum, unit_length
+        self.checksum, self.difference = checksum, difference
         self._network, self._device, self._dtype = network, device, dtype
 
     def __call__(self, faces: np.ndarray, flip: bool = True) -> np.ndarray:
@@ -50,6 +52,14 @@ def build_embedder(cfg: EasyDict, model: str, device: torch.device) -> Embedder:
     if is_onnx(model):
         network = OnnxNetwork(find(EasyDict(cfg, pretrained_teacher_path=model))).eval()
         facts = network.metadata
-        return Embedder(network, facts.get("checkpoint_sha256"), facts.get("output") == UNIT_LENGTH, device, dtype)
+        return Embedder(network, facts.get("checkpoint_sha256"), _difference(facts), device, dtype)
     network = build_backbone(cfg).eval().to(device, memory_format=torch.channels_last)
-    return Embedder(network, sha256(weights_file(cfg.init_from)), False, device, dtype)
+    return Embedder(network, sha256(weights_file(cfg.init_from)), "", device, dtype)
+
+
+def _difference(facts: Mapping[str, str]) -> str:
+    if "quantization" in facts:
+        return "an int8 file"
+    if facts.get("output") == UNIT_LENGTH:
+        return "exported with --normalize, which changes the sum of image and mirror image"
+    return ""

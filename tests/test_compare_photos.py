@@ -323,12 +323,13 @@ def test_an_exported_file_knows_its_weights_and_whether_it_normalises(
     other = results_file(tmp_path / "other.json", checkpoints / "10backbone.pth")
     with pytest.raises(InputError, match="thresholds of other weights"):
         run(monkeypatch, compare, *images_of[:2], "--model", model, "--results", other)
-    unit, exported = tmp_path / "unit.onnx", onnx.load(model)
+    changed, exported = tmp_path / "changed.onnx", onnx.load(model)
     known = {entry.key: entry.value for entry in exported.metadata_props}
-    onnx.helper.set_model_props(exported, {**known, "output": UNIT_LENGTH})
-    onnx.save(exported, unit)
-    with pytest.raises(InputError, match="exported with --normalize"):
-        run(monkeypatch, compare, *images_of[:2], "--model", unit, "--results", mine)
+    for facts, words in (({"output": UNIT_LENGTH}, "exported with --normalize"), ({"quantization": "{}"}, "int8")):
+        onnx.helper.set_model_props(exported, {**known, **facts})
+        onnx.save(exported, changed)
+        with pytest.raises(InputError, match=words):
+            run(monkeypatch, compare, *images_of[:2], "--model", changed, "--results", mine)
 
 
 def test_without_mirror_images_in_the_evaluation_there_are_none_in_the_comparison(
