@@ -32,7 +32,7 @@ def main() -> None:
     add("--save", metavar="FOLDER", help="write the aligned faces to this folder, as PNG files")
     add_model_arguments(parser)
     args = parser.parse_intermixed_args()
-    if not args.results and (args.far or args.set):
+    if not args.results and (args.far is not None or args.set):
         raise InputError("--far and --set are about --results; name the file of results")
     cfg = read_model_config(args)
 
@@ -55,7 +55,8 @@ def main() -> None:
                 f"{args.model}: {embedder.difference}, so its cosines are not those that the thresholds belong to; "
                 "name a plain float32 file of deploy/export_onnx.py, or leave out --results"
             )
-        threshold = read_threshold(args.results, args.set, args.far or 1e-3, embedder.checksum)
+        far = 1e-3 if args.far is None else args.far
+        threshold = read_threshold(args.results, args.set, far, embedder.checksum)
     reader = build_face_reader(cfg, args.aligned, args.detector, args.largest)
     faces = [reader.read(path) for path in args.images]
     for number, (path, face) in enumerate(zip(args.images, faces, strict=True), 1):

@@ -11,12 +11,11 @@ from backbones import build_backbone
 from backbones.model_folder import weights_file
 from backbones.onnx_teacher import OnnxNetwork, find
 from deploy.arguments import is_onnx
+from deploy.pixels import UNIT_LENGTH
 from eval.embeddings import embed_views
 from utils.errors import InputError
 from utils.files import sha256
 from utils.precision import compute_type
-
-UNIT_LENGTH = "float32 [N, D], unit length"  # what the metadata of files exported with --normalize say of the output
 
 
 class Embedder:
@@ -50,7 +49,9 @@ def build_embedder(cfg: EasyDict, model: str, device: torch.device) -> Embedder:
     """model: an ONNX file, or the weights of the network that cfg describes. Raises InputError."""
     dtype = compute_type(cfg.dtype, device)
     if is_onnx(model):
-        network = OnnxNetwork(find(EasyDict(cfg, pretrained_teacher_path=model))).eval()
+        # The other keys are about a teacher of the config.
+        own = EasyDict(cfg, pretrained_teacher_path=model, onnx_mean=None, onnx_std=None, onnx_colours="RGB")
+        network = OnnxNetwork(find(own)).eval()
         facts = network.metadata
         return Embedder(network, facts.get("checkpoint_sha256"), _difference(facts), device, dtype)
     network = build_backbone(cfg).eval().to(device, memory_format=torch.channels_last)

@@ -2,18 +2,24 @@
 
 import json
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
+from easydict import EasyDict
 from onnx import helper
 from torch import Tensor, nn
 
+from backbones import build_backbone
+from backbones.folding import fold_batch_norm
+from backbones.model_folder import SETTINGS
 from data.images import SIZE
-from deploy.pixels import OfPixels
+from deploy.pixels import UNIT_LENGTH, OfPixels
+from deploy.sample_images import sample_images
+from eval.protocol import AllMetrics
 from utils.errors import InputError
 
 INPUT, OUTPUT = "input", "embedding"
@@ -84,6 +90,53 @@ def _remove_traces(model: onnx.ModelProto) -> None:
     """Remove where each node comes from in the source code, which torch adds, with the paths of this machine."""
     for described in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output, model.graph):
         del described.metadata_props[:]
+
+
+class Export(NamedTuple):
+    """model: as `to_onnx` made it; source: the images that were compared, in words; differences: by batch size."""
+
+    model: onnx.ModelProto
+    source: str
+    differences: dict[int, float]
+
+    def __str__(self) -> str:
+        listed = ", ".join(f"{value:.1e} at batch {size}" for size, value in self.differences.items())
+        return f"{self.source}: the cosine between onnxruntime and torch differs from 1 by at most {listed}"
+
+
+def export(
+    cfg: EasyDict,
+    network: nn.Module,
+    images: str | None = None,
+    unit_length: bool = False,
+    half: bool = False,
+    change: Callable[[onnx.ModelProto], Any] = lambda model: None,
+) -> Export:
+    """Export the weights cfg.init_from, and compare the model with `network`, which has these weights too.
+
+    images: see `sample_images`; change: what else changes the model before it is compared. Raises InputError if the
+    embeddings differ.
+    """
+    model = to_onnx(fold_batch_norm(build_backbone(cfg).eval()), unit_length, half)
+    change(model)
+    pixels, source = sample_images(cfg, images, max(BATCHES))
+    exported = Export(model, source, largest_differences(model, network, pixels))
+    require_same(exported.differences)
+    return exported
+
+
+def facts(
+    cfg: EasyDict, checksum: str, exported: Export, unit_length: bool, metrics: AllMetrics | None
+) -> dict[str, Any]:
+    """What the metadata of every exported file say. They contain no paths. checksum: SHA-256 of the checkpoint."""
+    known = {
+        "checkpoint_sha256": checksum,
+        "config": {key: cfg[key] for key in SETTINGS},
+        "input": "float32 [N, 3, 112, 112], RGB, 0 to 255",
+        "output": UNIT_LENGTH if unit_length else "float32 [N, D], not normalised",
+        "difference_from_torch": {"images": exported.source, "largest": exported.differences},
+    }
+    return known if metrics is None else {**known, "results": metrics}
 
 
 def describe(model: onnx.ModelProto, facts: Mapping[str, Any]) -> None:

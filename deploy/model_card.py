@@ -1,8 +1,6 @@
 """The model card, README.md of a model on the hub: deploy/model_card.md, filled in, and the metrics."""
 
-import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 
@@ -14,13 +12,10 @@ from backbones.teacher import REPOSITORIES
 from config.paths import HUB, is_repository, split_repository
 from data.teacher_cache import read_description
 from deploy.hub_folder import LIBRARY, ONNX
-from eval.protocol import Metrics
+from eval.protocol import AllMetrics
 from eval.protocols import PROTOCOLS
-from eval.report import markdown, methods_table, read_json
+from eval.report import markdown, methods_table
 from utils.errors import InputError
-
-# Protocol -> protocol -> set -> metrics, as in the files of results.
-AllMetrics = Mapping[str, Mapping[str, Metrics]]
 
 TEXT = Path(__file__).with_name("model_card.md")
 CODE = "https://github.com/rayyichen310/adadistill_with_adaface_loss"
@@ -35,21 +30,6 @@ TRAINING_KEYS = (
     "loss", "m", "s", "centers", "adaptive_alpha", "use_geom_margin", "geom_margin", "geom_margin_k", "feature_kd",
     "batch_size", "accumulate_steps", "num_epoch", "lr", "lr_schedule", "seed",
 )  # fmt: skip
-
-
-def read_results(path: str, checksum: str) -> AllMetrics:
-    """The metrics in a file of results. Raises InputError if there are none, or if they are those of other weights.
-
-    checksum: SHA-256 of the weights.
-    """
-    metrics = read_json(path, protocols=()).metrics
-    about = json.loads(Path(path).read_bytes())["about"]
-    scored = about.get("checkpoint_sha256", checksum) if isinstance(about, dict) else checksum
-    if scored != checksum:
-        raise InputError(f"{path}: results of other weights (sha256 {str(scored)[:16]}); score this checkpoint")
-    if not any(metrics.values()):
-        raise InputError(f"{path}: has no metrics; score the checkpoint on at least one set")
-    return metrics
 
 
 def model_card(
@@ -78,17 +58,18 @@ def model_card(
         source=f"{HUB}{name}" if on_hub else "FOLDER",
         code=CODE,
         method=_method(cfg, script),
-        settings="\n".join(f"| `{key}` | `{cfg[key]}` |" for key in TRAINING_KEYS),
-        data=_training_data(cfg),
+        settings=_settings(cfg) if script else "",
+        data=_training_data(cfg) if script else "Not stated.",
         table=markdown(methods_table("", {title: metrics}, "model")),
         groups="See the sets of RFW above." if _has_groups(metrics) else "That was not measured for this network.",
         licence=_licence(license),
     )
+    distilled = ["knowledge-distillation"] if script == "train_AdaDistill" else []
     front_matter = ModelCardData(
         license=license,
         library_name=LIBRARY,
         pipeline_tag="image-feature-extraction",
-        tags=["face-recognition", "face-verification", "knowledge-distillation", "onnx", cfg.network],
+        tags=["face-recognition", "face-verification", *distilled, "onnx", cfg.network],
         model_name=title,
         eval_results=eval_results(metrics),
     )
@@ -125,6 +106,11 @@ def training_script(config_path: Path) -> str | None:
     beginning = config_path.read_text(encoding="utf-8")[:2000]
     found = re.search(r"^# command: .*?(train_AdaDistill|train_standalone)\.py", beginning, re.MULTILINE)
     return found and found[1]
+
+
+def _settings(cfg: EasyDict) -> str:
+    rows = "\n".join(f"| `{key}` | `{cfg[key]}` |" for key in TRAINING_KEYS)
+    return f"| setting | value |\n|---|---|\n{rows}\n\n"
 
 
 def _method(cfg: EasyDict, script: str | None) -> str:

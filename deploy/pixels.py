@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+UNIT_LENGTH = "float32 [N, D], unit length"  # what the metadata of files exported with --normalize say of the output
+
 
 class OfPixels(nn.Module):
     """Raw RGB pixels [N, 3, 112, 112], float32 from 0 to 255 -> embeddings [N, D] of the network.

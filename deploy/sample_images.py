@@ -13,13 +13,14 @@ from data.images import SIZE
 
 
 def sample_images(cfg: EasyDict, path: str | None, count: int) -> tuple[Tensor, str]:
-    """uint8 RGB images [n, 112, 112, 3] with n <= count, and what they are.
+    """uint8 RGB images [count, 112, 112, 3], and what they are. A set with fewer images is repeated.
 
     path: a .bin set; None: the first of cfg.val_targets that exists, else smooth coloured patterns.
     """
     if file := verification_set(cfg, path):
         images = read_bin(file)
-        return images[spread(len(images), count)], f"{min(count, len(images))} faces of {file}"
+        positions = spread(len(images), count)
+        return images[np.resize(positions, count)], f"{len(positions)} faces of {file.name}"
     return draw_patterns(count), f"{count} drawn patterns"
 
 

@@ -1,17 +1,13 @@
 """The threshold that an evaluation measured for a false accept rate (FAR), and the verdict on a pair at it."""
 
-import json
-from pathlib import Path
 from typing import NamedTuple
 
+from deploy.results import AGAIN, read_results
 from eval.bootstrap import FALSE_ACCEPTS_FOR_INTERVAL, Estimate
 from eval.metrics import is_measurable
 from eval.protocol import IMPOSTOR_PAIRS, INTERVAL_ENDS, Metrics
-from eval.report import read_json
 from eval.verification import ALL_FARS
 from utils.errors import InputError
-
-_AGAIN = "score the checkpoint again: eval/run_full_eval.py --results-json"
 
 
 class Threshold(NamedTuple):
@@ -56,32 +52,21 @@ def read_threshold(path: str, target: str | None, far: float, checksum: str | No
     """
     if far not in ALL_FARS:
         raise InputError(f"--far {far:g}: not measured; choose one of {', '.join(f'{known:g}' for known in ALL_FARS)}")
-    results = read_json(path, protocols=())
-    about = json.loads(Path(path).read_bytes())["about"]
-    _require_weights(path, about.get("checkpoint_sha256") if isinstance(about, dict) else None, checksum)
-    sets = {name: found for name, found in results.metrics.get("verification", {}).items() if IMPOSTOR_PAIRS in found}
-    if target is None and len(sets) == 1:
-        (target,) = sets
-    if target not in sets:
-        known = ", ".join(sets) or "none"
-        wanted = f"no verification set {target}" if target else "several verification sets, or none"
-        raise InputError(f"{path}: {wanted} (it has {known}); name one with --set")
-    return _threshold_of(path, target, far, sets[target], about.get("val_flip") != "False")
-
-
-def _require_weights(path: str, scored: str | None, checksum: str | None) -> None:
-    if not scored:
-        raise InputError(f"{path}: does not state the checksum of the checkpoint; {_AGAIN}")
     if not checksum:
         raise InputError(
             f"--results {path}: the model does not state the checksum of its checkpoint, so it is unknown whether the "
             "thresholds are its own; export it with deploy/export_onnx.py, or leave out --results"
         )
-    if scored != checksum:
-        raise InputError(
-            f"{path}: thresholds of other weights (sha256 {scored[:16]}) than those of the model ({checksum[:16]}), so "
-            f"they say nothing about it; {_AGAIN}"
-        )
+    metrics, flip = read_results(path, checksum)
+    sets = {name: found for name, found in metrics.get("verification", {}).items() if IMPOSTOR_PAIRS in found}
+    if not sets:
+        raise InputError(f"{path}: has no thresholds, because no verification set was scored; {AGAIN}")
+    if target is None and len(sets) == 1:
+        (target,) = sets
+    if target not in sets:
+        wanted = f"no verification set {target}" if target else "several verification sets"
+        raise InputError(f"{path}: {wanted} (it has {', '.join(sets)}); name one with --set")
+    return _threshold_of(path, target, far, sets[target], flip)
 
 
 def _threshold_of(path: str, target: str, far: float, metrics: Metrics, flip: bool) -> Threshold:
@@ -96,5 +81,5 @@ def _threshold_of(path: str, target: str, far: float, metrics: Metrics, flip: bo
         for name in (f"thresh_at_FAR_{far}", f"TAR_at_FAR_{far}")
     )
     if threshold.value is None or tar.value is None:
-        raise InputError(f"{path}: has no threshold of {target} for FAR {far:g}; {_AGAIN}")
+        raise InputError(f"{path}: has no threshold of {target} for FAR {far:g}; {AGAIN}")
     return Threshold(target, far, threshold, tar, impostors, flip)

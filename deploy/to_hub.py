@@ -44,20 +44,21 @@ def main() -> None:
     from backbones import build_backbone
     from backbones.model_folder import weights_file
     from deploy.hub_folder import new_folder, write_description, write_onnx, write_weights
-    from deploy.model_card import model_card, read_results, training_script
+    from deploy.model_card import model_card, training_script
+    from deploy.results import read_results
     from deploy.upload import require_token, upload
     from utils.files import sha256, write_text
 
     if args.upload:
         require_token()
     checksum = sha256(weights_file(cfg.init_from))
-    metrics = read_results(args.results, checksum)
+    metrics = read_results(args.results, checksum).metrics
     network = build_backbone(cfg).eval()
     print(f"{args.checkpoint}: {network.loaded}", flush=True)
     with new_folder(args.folder) as folder:
         write_weights(folder, network)
         write_description(folder, cfg)
-        print(write_onnx(folder, cfg, network, checksum), flush=True)
+        print(write_onnx(folder, cfg, network, checksum, metrics), flush=True)
         name = args.upload or Path(args.folder).resolve().name
         script = training_script(existing_input(args.config))
         card = model_card(cfg, script, network, metrics, name, args.license, bool(args.upload))

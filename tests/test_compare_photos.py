@@ -23,8 +23,8 @@ from data.alignment import ARCFACE_POINTS
 from data.face_detector import FaceDetector
 from data.images import decode_rgb
 from deploy import compare, export_onnx, faces
-from deploy.embedder import UNIT_LENGTH
 from deploy.faces import LandmarkFinder, build_face_reader
+from deploy.pixels import UNIT_LENGTH
 from deploy.threshold import read_threshold
 from utils.errors import InputError
 from utils.files import sha256
@@ -299,13 +299,13 @@ def test_a_verdict_that_the_set_or_the_weights_cannot_support_is_refused(
         ((path, None, 1e-2, digest), "has no threshold of faces for FAR 0.01; score the checkpoint again"),
         ((path, None, 0.05, digest), "--far 0.05: not measured; choose one of 0.01, 0.001, 0.0001, 1e-05"),
         ((path, "lfw", 1e-3, digest), "no verification set lfw.*it has faces.*--set"),
-        ((path, None, 1e-3, sha256(other)), "thresholds of other weights"),
+        ((path, None, 1e-3, sha256(other)), "results of other weights"),
         ((path, None, 1e-3, None), "the model does not state the checksum"),
         (
             (results_file(tmp_path / "o.json", weights, checkpoint_sha256=None), None, 1e-3, digest),
             "does not state the",
         ),
-        ((several, None, 1e-3, digest), "several verification sets, or none .it has one, other.; name one with --set"),
+        ((several, None, 1e-3, digest), "several verification sets .it has one, other.; name one with --set"),
         ((scored, "pairs", 1e-2, digest), "pairs has 10 impostor pairs, too few for FAR 0.01, which needs 100"),
     ]:
         with pytest.raises(InputError, match=words):
@@ -320,8 +320,13 @@ def test_an_exported_file_knows_its_weights_and_whether_it_normalises(
     output = capsys.readouterr().out
     expected = "same person" if cosine_in(output) >= 0.3 else "different people"
     assert f"verdict: {expected}" in output and "threshold 0.3000" in output
+    of_a_teacher = ["onnx_colours=BGR", "onnx_mean=0", "onnx_std=1"]
+    run(monkeypatch, compare, *images_of[:2], "--model", model, "--results", mine, *of_a_teacher)
+    assert cosine_in(capsys.readouterr().out) == cosine_in(output)
+    with pytest.raises(InputError, match="--far 0: not measured"):
+        run(monkeypatch, compare, *images_of[:2], "--model", model, "--results", mine, "--far", "0")
     other = results_file(tmp_path / "other.json", checkpoints / "10backbone.pth")
-    with pytest.raises(InputError, match="thresholds of other weights"):
+    with pytest.raises(InputError, match="results of other weights"):
         run(monkeypatch, compare, *images_of[:2], "--model", model, "--results", other)
     changed, exported = tmp_path / "changed.onnx", onnx.load(model)
     known = {entry.key: entry.value for entry in exported.metadata_props}

@@ -12,13 +12,15 @@ import torch.nn.functional as F
 from golden_networks import recipe, settings
 from runs import refused
 from torch import nn
+from training_sets import png
 
 from backbones import build_backbone
 from backbones.folding import fold_batch_norm
+from data.bin_set import write_bin
 from deploy import export_onnx, exported_model
-from deploy.embedder import UNIT_LENGTH
 from deploy.exported_model import LARGEST_DIFFERENCE, largest_differences, require_same, to_onnx
-from deploy.sample_images import draw_patterns
+from deploy.pixels import UNIT_LENGTH
+from deploy.sample_images import draw_patterns, sample_images
 from utils.errors import InputError
 
 SMALL = {"width": 0.125, "embedding_size": 16}
@@ -120,14 +122,29 @@ def test_the_script_writes_the_facts_into_the_file_and_no_file_if_embeddings_dif
     facts = {entry.key: entry.value for entry in onnx.load(tmp_path / "m.onnx").metadata_props}
     assert facts["checkpoint"] == "3backbone.pth" and len(facts["checkpoint_sha256"]) == 64
     assert json.loads(facts["config"])["width"] == 0.125 and "not normalised" in facts["output"]
-    cfg = settings(**SMALL, init_from=tmp_path / "3backbone.pth")
-    assert export_onnx.facts(cfg, "", {}, True, None)["output"] == UNIT_LENGTH
+    assert json.loads(facts["difference_from_torch"])["images"] == "64 drawn patterns"
+    assert (
+        exported_model.facts(settings(), "", exported_model.Export(None, "", {}), True, None)["output"] == UNIT_LENGTH
+    )
     assert "64 drawn patterns" in capsys.readouterr().out
     (tmp_path / "m.onnx").unlink()
+    of_others = {"about": {"checkpoint_sha256": "0"}, "absent": [], "failed": [], "verification": {"lfw": {"AUC": 1}}}
+    (tmp_path / "others.json").write_text(json.dumps(of_others))
+    monkeypatch.setattr("sys.argv", [*arguments, "--results", str(tmp_path / "others.json")])
+    with pytest.raises(InputError, match=r"others\.json: results of other weights"):
+        export_onnx.main()
+    monkeypatch.setattr("sys.argv", arguments)
     monkeypatch.setattr(exported_model, "LARGEST_DIFFERENCE", -1.0)
     with pytest.raises(InputError, match="gives other embeddings"):
         export_onnx.main()
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_a_set_with_few_images_is_repeated_up_to_the_largest_batch(tmp_path):
+    write_bin(tmp_path / "few.bin", [png(face) for face in draw_patterns(6).numpy()], [True, False, True])
+    images, source = sample_images(settings(), str(tmp_path / "few.bin"), 64)
+    assert images.shape == (64, 112, 112, 3) and source == "6 faces of few.bin"
+    assert torch.equal(images[:6], draw_patterns(6)) and torch.equal(images[60:], draw_patterns(4))
 
 
 def test_another_ending_is_refused(tmp_path):

@@ -25,7 +25,8 @@ from backbones.mobilefacenet import MobileFaceNet
 from config import BASE, load_config
 from config.paths import PathError, split_repository
 from deploy.hub_folder import new_folder
-from deploy.model_card import model_card, read_results, training_script
+from deploy.model_card import model_card, training_script
+from deploy.results import read_results
 from deploy.upload import require_token, upload
 from utils.errors import InputError
 from utils.weights import WeightsError
@@ -203,6 +204,9 @@ def test_the_card_names_a_teacher_only_if_there_was_one(tmp_path):
         cfg = load_config(path)
         text = model_card(cfg, training_script(path), MobileFaceNet(16, 0.125), METRICS, "x", None, on_hub=False)
         assert words in text and ("cvlface" in text) == (words == "cvlface_ir50")
+        assert ("- knowledge-distillation" in text) == ("cvlface" in text)
+        is_known = words != "Not stated"
+        assert ("| `num_epoch` |" in text) == ("faces aligned to 112 x 112 pixels. The" in text) == is_known
     assert training_script(BASE) is None
 
 
@@ -246,10 +250,11 @@ def test_the_example_of_the_card_gives_the_cosine_of_the_network(folder, checkpo
 
 def test_results_of_other_weights_are_refused(run, checkpoints, tmp_path, arguments):
     other = [*arguments, "--checkpoint", str(checkpoints / "10backbone.pth"), "--folder", str(tmp_path / "f")]
-    assert re.search(r"results\.json: results of other weights.*score this checkpoint", refused(TO_HUB, *other))
-    (tmp_path / "empty.json").write_text('{"about": {}, "absent": [], "failed": []}')
-    with pytest.raises(InputError, match=r"empty\.json: has no metrics"):
-        read_results(str(tmp_path / "empty.json"), "")
+    assert re.search(r"results\.json: results of other weights.*score the checkpoint again", refused(TO_HUB, *other))
+    for about, words in [({"checkpoint_sha256": "a"}, "has no metrics"), ({}, "does not state the checksum")]:
+        (tmp_path / "empty.json").write_text(json.dumps({"about": about, "absent": [], "failed": []}))
+        with pytest.raises(InputError, match=rf"empty\.json: {words}"):
+            read_results(str(tmp_path / "empty.json"), "a")
     assert not (tmp_path / "f").exists()
 
 
