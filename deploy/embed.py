@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from deploy.arguments import add_model_arguments, read_model_config
-from utils.errors import InputError, describe_error, exit_on_input_error
+from utils.errors import InputError, exit_on_input_error
 
 
 def main() -> None:
@@ -40,8 +40,9 @@ def main() -> None:
     from tqdm import tqdm
 
     from data.folder_set import find_images
+    from data.images import ImageError
     from deploy.embedder import build_embedder
-    from deploy.faces import build_face_reader
+    from deploy.faces import FaceError, build_face_reader
     from utils.distributed import process_group
     from utils.files import atomic_write
 
@@ -60,10 +61,10 @@ def main() -> None:
                 try:
                     faces.append(reader.read(Path(args.folder, path)).pixels)
                     names.append(path)
-                except (InputError, OSError) as error:
+                except (ImageError, FaceError) as error:
                     if not args.skip_bad:
-                        raise InputError(f"{describe_error(error)} (or leave out such images: --skip-bad)") from error
-                    bar.write(f"left out: {describe_error(error)}", file=sys.stderr)
+                        raise InputError(f"{error} (or leave out such images: --skip-bad)") from error
+                    bar.write(f"left out: {error}", file=sys.stderr)
                 bar.update()
             if faces:
                 rows.append(embedder(np.stack(faces)))

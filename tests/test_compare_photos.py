@@ -142,7 +142,7 @@ def test_images_that_cannot_be_used_are_refused_with_their_name(detector, images
     (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(InputError, match=r"text\.jpg: its 8 bytes are not an image"):
         read(tmp_path / "text.jpg")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(InputError, match=r"absent\.jpg: no such file or directory; check the path"):
         read(tmp_path / "absent.jpg")
     far_away = write_yunet(tmp_path / "far.onnx", (ARCFACE_POINTS + CORNER) / 4)
     with pytest.raises(InputError, match=r"a\.png: the face is only 28 pixels across"):

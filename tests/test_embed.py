@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from conftest import ROOT
 from runs import heed_signals
 
 from backbones.mobilefacenet import MobileFaceNet
+from data.face_detector import FaceDetector
 from data.images import encode_png
 from deploy import embed
 from utils.errors import InputError
@@ -79,6 +81,46 @@ def test_images_that_cannot_be_used_end_the_run_or_are_listed_and_left_out(folde
     with pytest.raises(InputError, match="none of its 7 images can be used"):
         run(monkeypatch, *arguments, "--skip-bad")
     assert len(np.load(output)) == len(FILES)  # the earlier files stay
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "words"),
+    [
+        (["--detector", "absent.onnx"], FileNotFoundError, "absent.onnx"),
+        (["--detector", "page.onnx"], InputError, r"page\.onnx: not a YuNet"),
+        (["landmarks_path=absent"], InputError, "set landmarks_path to the weights"),
+    ],
+)
+def test_what_is_wrong_with_the_finder_of_faces_is_no_bad_image(folder, checkpoints, monkeypatch, flags, error, words):
+    """--skip-bad does not leave out all photos, and is not advised."""
+    monkeypatch.chdir(folder.parent)
+    Path("page.onnx").write_text("<!doctype html>")
+    (folder / "photo.png").write_bytes(encode_png(np.zeros((200, 300, 3), np.uint8)))
+    arguments = folder, "--model", checkpoints / "5backbone.pth", "--output", "faces.npy", *SMALL, *flags
+    for more in ([], ["--skip-bad"]):
+        with pytest.raises(error, match=words) as raised:
+            run(monkeypatch, *arguments, *more)
+        assert "--skip-bad" not in str(raised.value) and not Path("faces.npy").exists()
+
+
+def test_a_detector_that_fails_on_a_photo_is_no_bad_image(folder, checkpoints, monkeypatch):
+    """Some files of other networks open, but cannot be run."""
+
+    class Detector:
+        def detect(self, image):
+            raise cv2.error("wrong outputs")
+
+    def open_detector(self, path):
+        self._path, self._detector = path, Detector()
+
+    monkeypatch.setattr(FaceDetector, "__init__", open_detector)
+    monkeypatch.setattr(FaceDetector, "_refusal", lambda self, error: InputError(f"{self._path}: not a YuNet"))
+    (folder / "photo.png").write_bytes(encode_png(np.zeros((200, 300, 3), np.uint8)))
+    output = folder.parent / "faces.npy"
+    arguments = folder, "--model", checkpoints / "5backbone.pth", "--output", output, "--detector", "m.onnx", *SMALL
+    with pytest.raises(InputError, match=r"m\.onnx: not a YuNet$"):
+        run(monkeypatch, *arguments, "--skip-bad")
+    assert not output.exists()
 
 
 def test_ctrl_c_leaves_no_file(folder, checkpoints):
