@@ -31,6 +31,9 @@ def main() -> None:
     if output.suffix != ".npy":
         raise InputError(f"--output {output}: must end in .npy")
     names_file = output.with_suffix(".txt")
+    for file in (output, names_file):
+        if file.is_dir():
+            raise InputError(f"--output {output}: {file} is a folder; choose another name")
     if names_file.exists() and not output.exists():
         raise InputError(f"{names_file}: exists without {output.name}, so it has other content; choose another name")
     cfg = read_model_config(args)
@@ -44,13 +47,14 @@ def main() -> None:
     from deploy.embedder import build_embedder
     from deploy.faces import FaceError, build_face_reader
     from utils.distributed import process_group
-    from utils.files import atomic_write
+    from utils.files import atomic_write, make_writable_folder
 
     paths = find_images(args.folder)
     if broken := [path for path in paths if "\n" in path]:
         raise InputError(
             f"{broken[0]!r}: a line break in its name; rename it, because {names_file} has a name per line"
         )
+    make_writable_folder(output.parent)  # an error now, and not after all the work
     reader = build_face_reader(cfg, args.aligned, args.detector, args.largest)
     names, rows = [], []
     with process_group(args.device) as device, tqdm(total=len(paths), desc="embedding", unit="image") as bar:

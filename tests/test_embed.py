@@ -17,6 +17,7 @@ from backbones.mobilefacenet import MobileFaceNet
 from data.face_detector import FaceDetector
 from data.images import encode_png
 from deploy import embed
+from deploy.faces import FaceReader
 from utils.errors import InputError
 
 SMALL = ["embedding_size=16", "width=0.125"]
@@ -152,3 +153,25 @@ def test_other_files_are_not_overwritten(folder, checkpoints, monkeypatch, outpu
     with pytest.raises(InputError, match=words):
         run(monkeypatch, folder, "--model", checkpoints / "5backbone.pth", "--output", folder.parent / output, *SMALL)
     assert (folder.parent / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("output", "error", "words"),
+    [
+        ("one.npy", InputError, r"--output one\.npy: one\.npy is a folder"),
+        ("two.npy", InputError, r"--output two\.npy: two\.txt is a folder"),
+        ("file/faces.npy", OSError, "file: cannot be written .*; choose another folder"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    folder, checkpoints, monkeypatch, output, error, words
+):
+    monkeypatch.chdir(folder.parent)
+    for name in ("one.npy", "two.txt"):
+        Path(name).mkdir()
+    Path("file").write_text("mine")
+    before = sorted(os.listdir())
+    monkeypatch.setattr(FaceReader, "read", lambda self, path: pytest.fail("an image was read"))
+    with pytest.raises(error, match=words):
+        run(monkeypatch, folder, "--model", checkpoints / "5backbone.pth", "--output", output, *SMALL)
+    assert sorted(os.listdir()) == before
