@@ -99,16 +99,16 @@ class FaceReader:
                 "side); use a larger photo"
             )
         faces = self._find(photo)
-        if not faces:
+        transform = similarity_to_arcface(faces[0].points[None])[0] if faces else np.full((2, 3), np.nan)
+        pixels = pixels_across(transform)
+        if np.isnan(pixels):  # nothing found, or five points that are all equal
             raise FaceError(
                 f"{path}: no face found by {self._find.name}; use a photo in which the face is upright, larger or "
                 f"sharper, or align it to {SIZE}x{SIZE} yourself (docs/data.md)"
             )
         if len(faces) > 1 and not self._largest:
             raise FaceError(f"{path}: {len(faces)} faces; cut out the one you mean, or take the largest with --largest")
-        transform = similarity_to_arcface(faces[0].points[None])[0]
-        pixels = pixels_across(transform)
-        if not pixels >= FEWEST_PIXELS:
+        if pixels < FEWEST_PIXELS:
             raise FaceError(
                 f"{path}: the face is only {pixels:.0f} pixels across, too small to be recognised (at least "
                 f"{FEWEST_PIXELS}); use a photo with a larger face"

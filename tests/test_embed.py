@@ -41,6 +41,7 @@ def folder(tmp_path, images) -> Path:
         file = tmp_path / "faces" / other
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(b"no image")
+    os.mkfifo(tmp_path / "faces" / "pipe.png")  # to open it would wait for ever
     return tmp_path / "faces"
 
 
@@ -124,21 +125,27 @@ def test_a_detector_that_fails_on_a_photo_is_no_bad_image(folder, checkpoints, m
     assert not output.exists()
 
 
+# embed.py with a last image that is read from a pipe.
+WAITING = """
+import pathlib, sys
+from deploy import embed
+from utils.errors import exit_on_input_error
+read = pathlib.Path.read_bytes
+pathlib.Path.read_bytes = lambda path: read(path.parent.parent / "waiting" if path.name == "f.png" else path)
+with exit_on_input_error():
+    embed.main()
+"""
+
+
 def test_ctrl_c_leaves_no_file(folder, checkpoints):
-    """It comes while the script waits for the last image, a pipe."""
-    os.mkfifo(folder / "pipe.png")
+    """It comes while the script waits for the last image."""
+    os.mkfifo(folder.parent / "waiting")
     output = folder.parent / "out" / "faces.npy"
-    command = [
-        sys.executable,
-        ROOT / "deploy/embed.py",
-        folder,
-        "--model",
-        checkpoints / "5backbone.pth",
-        "--output",
-        output,
-    ]
-    process = subprocess.Popen([*command, *SMALL], stderr=subprocess.PIPE, preexec_fn=heed_signals)
-    with open(folder / "pipe.png", "wb"):  # returns when the script opens the pipe
+    arguments = [folder, "--model", checkpoints / "5backbone.pth", "--output", output, *SMALL]
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING, *arguments], cwd=ROOT, stderr=subprocess.PIPE, preexec_fn=heed_signals
+    )
+    with open(folder.parent / "waiting", "wb"):  # returns when the script opens the pipe
         process.send_signal(signal.SIGINT)
         process.wait(60)
     process.stderr.close()
