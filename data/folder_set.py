@@ -79,8 +79,8 @@ class FolderDataset(FaceDataset):
 def find_images(folder: str | os.PathLike) -> list[str]:
     """The paths, relative to `folder` and sorted, of all images in it and in the folders inside it.
 
-    Hidden files and folders, those of tools, links to folders, and files that are not images are left out. Raises
-    DataError if there is no image, or for a broken link.
+    Hidden files and folders, those of tools, links to folders, pipes, and files that are not images are left out.
+    Raises DataError if there is no image, or for a broken link.
     """
     left_out: Counter[str] = Counter()
     folders, found = [Path(folder)], []
@@ -88,7 +88,7 @@ def find_images(folder: str | os.PathLike) -> list[str]:
         for entry in _visible(folders.pop(), left_out):
             if entry.is_dir(follow_symlinks=False):
                 folders.append(Path(entry.path))
-            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+            elif entry.is_file() and entry.name.lower().endswith(IMAGE_SUFFIXES):
                 found.append(os.path.relpath(entry.path, folder))
     if not found:
         raise DataError(f"{folder}: contains no images ({', '.join(IMAGE_SUFFIXES)})")

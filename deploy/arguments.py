@@ -12,7 +12,7 @@ from utils.errors import InputError
 
 def is_onnx(model: str) -> bool:
     """Whether --model names an ONNX file and not a checkpoint."""
-    return model.endswith(".onnx")
+    return model.lower().endswith(".onnx")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

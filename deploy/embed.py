@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from deploy.arguments import add_model_arguments, read_model_config
-from utils.errors import InputError, describe_error, exit_on_input_error
+from utils.errors import InputError, exit_on_input_error
 
 
 def main() -> None:
@@ -31,6 +31,9 @@ def main() -> None:
     if output.suffix != ".npy":
         raise InputError(f"--output {output}: must end in .npy")
     names_file = output.with_suffix(".txt")
+    for file in (output, names_file):
+        if file.is_dir():
+            raise InputError(f"--output {output}: {file} is a folder; choose another name")
     if names_file.exists() and not output.exists():
         raise InputError(f"{names_file}: exists without {output.name}, so it has other content; choose another name")
     cfg = read_model_config(args)
@@ -40,16 +43,18 @@ def main() -> None:
     from tqdm import tqdm
 
     from data.folder_set import find_images
+    from data.images import ImageError
     from deploy.embedder import build_embedder
-    from deploy.faces import build_face_reader
+    from deploy.faces import FaceError, build_face_reader
     from utils.distributed import process_group
-    from utils.files import atomic_write
+    from utils.files import atomic_write, make_writable_folder
 
     paths = find_images(args.folder)
     if broken := [path for path in paths if "\n" in path]:
         raise InputError(
             f"{broken[0]!r}: a line break in its name; rename it, because {names_file} has a name per line"
         )
+    make_writable_folder(output.parent)  # an error now, and not after all the work
     reader = build_face_reader(cfg, args.aligned, args.detector, args.largest)
     names, rows = [], []
     with process_group(args.device) as device, tqdm(total=len(paths), desc="embedding", unit="image") as bar:
@@ -60,10 +65,10 @@ def main() -> None:
                 try:
                     faces.append(reader.read(Path(args.folder, path)).pixels)
                     names.append(path)
-                except (InputError, OSError) as error:
+                except (ImageError, FaceError) as error:
                     if not args.skip_bad:
-                        raise InputError(f"{describe_error(error)} (or leave out such images: --skip-bad)") from error
-                    bar.write(f"left out: {describe_error(error)}", file=sys.stderr)
+                        raise InputError(f"{error} (or leave out such images: --skip-bad)") from error
+                    bar.write(f"left out: {error}", file=sys.stderr)
                 bar.update()
             if faces:
                 rows.append(embedder(np.stack(faces)))

@@ -17,8 +17,8 @@ from backbones.cvlface_landmarks import SIZE as SEEN
 from backbones.hub import MissingWeights
 from data.alignment import pixels_across, similarity_to_arcface, warp
 from data.face_detector import FaceDetector, Found, shrink, to_photo
-from data.images import SIZE, decode_aligned, decode_rgb
-from utils.errors import InputError
+from data.images import SIZE, ImageError, decode_aligned, decode_rgb
+from utils.errors import InputError, describe_error
 
 # Faces with fewer pixels are recognised clearly less often: see "Low resolution" in docs/results.md.
 FEWEST_PIXELS = 32
@@ -74,8 +74,12 @@ class FaceReader:
         self._open_finder, self._largest = open_finder, largest
 
     def read(self, path: str | os.PathLike) -> Face:
-        """Raises InputError if there is no face, if there are several, or if it is too small; and OSError."""
-        encoded = Path(path).read_bytes()
+        """Raises ImageError if the file cannot be read or decoded, and FaceError if there is no face, if there are
+        several, or if it is too small. Other errors are those of what finds the faces, not of this image."""
+        try:
+            encoded = Path(path).read_bytes()
+        except OSError as error:
+            raise ImageError(describe_error(error)) from error
         if self._open_finder is None:
             return Face(decode_aligned(encoded, str(path)), "aligned face")
         photo = decode_rgb(encoded, str(path))
@@ -95,16 +99,16 @@ class FaceReader:
                 "side); use a larger photo"
             )
         faces = self._find(photo)
-        if not faces:
+        transform = similarity_to_arcface(faces[0].points[None])[0] if faces else np.full((2, 3), np.nan)
+        pixels = pixels_across(transform)
+        if np.isnan(pixels):  # nothing found, or five points that are all equal
             raise FaceError(
                 f"{path}: no face found by {self._find.name}; use a photo in which the face is upright, larger or "
                 f"sharper, or align it to {SIZE}x{SIZE} yourself (docs/data.md)"
             )
         if len(faces) > 1 and not self._largest:
             raise FaceError(f"{path}: {len(faces)} faces; cut out the one you mean, or take the largest with --largest")
-        transform = similarity_to_arcface(faces[0].points[None])[0]
-        pixels = pixels_across(transform)
-        if not pixels >= FEWEST_PIXELS:
+        if pixels < FEWEST_PIXELS:
             raise FaceError(
                 f"{path}: the face is only {pixels:.0f} pixels across, too small to be recognised (at least "
                 f"{FEWEST_PIXELS}); use a photo with a larger face"

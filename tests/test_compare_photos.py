@@ -1,6 +1,8 @@
 """Two photos: faces are found and aligned, the cosine is that of the evaluation, and so is the threshold."""
 
 import json
+import shutil
+import struct
 import sys
 from pathlib import Path
 
@@ -142,7 +144,7 @@ def test_images_that_cannot_be_used_are_refused_with_their_name(detector, images
     (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(InputError, match=r"text\.jpg: its 8 bytes are not an image"):
         read(tmp_path / "text.jpg")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(InputError, match=r"absent\.jpg: no such file or directory; check the path"):
         read(tmp_path / "absent.jpg")
     far_away = write_yunet(tmp_path / "far.onnx", (ARCFACE_POINTS + CORNER) / 4)
     with pytest.raises(InputError, match=r"a\.png: the face is only 28 pixels across"):
@@ -150,8 +152,12 @@ def test_images_that_cannot_be_used_are_refused_with_their_name(detector, images
             write(tmp_path / "a.png", photo((images[0], 160, 240)))
         )
     equal = write_yunet(tmp_path / "equal.onnx", np.full((5, 2), 3.0))
-    with pytest.raises(InputError, match=r"a\.png: the face is only nan pixels"):
+    with pytest.raises(InputError, match=r"a\.png: no face found by YuNet"):
         build_face_reader(load_config(), False, str(equal), False).read(tmp_path / "a.png")
+    header = struct.pack(">I4sIIBBBBB", 13, b"IHDR", 8064, 6048, 8, 2, 0, 0, 0)
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header)
+    with pytest.raises(InputError, match=r"huge\.png: 8064x6048 pixels, too large \(at most 33554432 .*; shrink it"):
+        read(tmp_path / "huge.png")
     with pytest.raises(InputError, match=r"a\.png: 640x480 pixels; faces must be aligned"):
         build_face_reader(load_config(), True, None, False).read(tmp_path / "a.png")
 
@@ -244,12 +250,13 @@ def cosine_in(text: str) -> float:
 
 
 def test_onnx_and_checkpoint_give_the_score_of_the_evaluation(
-    model, checkpoints, scored, images_of, monkeypatch, capsys
+    model, checkpoints, scored, images_of, tmp_path, monkeypatch, capsys
 ):
     with np.load(scored.with_suffix(".npz")) as arrays:
         scores = arrays["verification/pairs/score"]
+    capital = shutil.copy(model, tmp_path / "SMALL.ONNX")
     for pair in (0, 7):
-        for arguments in (["--model", model], ["--model", checkpoints / "5backbone.pth", *SMALL]):
+        for arguments in (["--model", model], ["--model", capital], ["--model", checkpoints / "5backbone.pth", *SMALL]):
             run(monkeypatch, compare, *images_of[2 * pair : 2 * pair + 2], *arguments)
             output = capsys.readouterr().out
             assert cosine_in(output) == pytest.approx(scores[pair], abs=6e-5)

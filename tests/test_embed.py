@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,8 +14,10 @@ from conftest import ROOT
 from runs import heed_signals
 
 from backbones.mobilefacenet import MobileFaceNet
+from data.face_detector import FaceDetector
 from data.images import encode_png
 from deploy import embed
+from deploy.faces import FaceReader
 from utils.errors import InputError
 
 SMALL = ["embedding_size=16", "width=0.125"]
@@ -38,6 +41,7 @@ def folder(tmp_path, images) -> Path:
         file = tmp_path / "faces" / other
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(b"no image")
+    os.mkfifo(tmp_path / "faces" / "pipe.png")  # to open it would wait for ever
     return tmp_path / "faces"
 
 
@@ -81,21 +85,67 @@ def test_images_that_cannot_be_used_end_the_run_or_are_listed_and_left_out(folde
     assert len(np.load(output)) == len(FILES)  # the earlier files stay
 
 
+@pytest.mark.parametrize(
+    ("flags", "error", "words"),
+    [
+        (["--detector", "absent.onnx"], FileNotFoundError, "absent.onnx"),
+        (["--detector", "page.onnx"], InputError, r"page\.onnx: not a YuNet"),
+        (["landmarks_path=absent"], InputError, "set landmarks_path to the weights"),
+    ],
+)
+def test_what_is_wrong_with_the_finder_of_faces_is_no_bad_image(folder, checkpoints, monkeypatch, flags, error, words):
+    """--skip-bad does not leave out all photos, and is not advised."""
+    monkeypatch.chdir(folder.parent)
+    Path("page.onnx").write_text("<!doctype html>")
+    (folder / "photo.png").write_bytes(encode_png(np.zeros((200, 300, 3), np.uint8)))
+    arguments = folder, "--model", checkpoints / "5backbone.pth", "--output", "faces.npy", *SMALL, *flags
+    for more in ([], ["--skip-bad"]):
+        with pytest.raises(error, match=words) as raised:
+            run(monkeypatch, *arguments, *more)
+        assert "--skip-bad" not in str(raised.value) and not Path("faces.npy").exists()
+
+
+def test_a_detector_that_fails_on_a_photo_is_no_bad_image(folder, checkpoints, monkeypatch):
+    """Some files of other networks open, but cannot be run."""
+
+    class Detector:
+        def detect(self, image):
+            raise cv2.error("wrong outputs")
+
+    def open_detector(self, path):
+        self._path, self._detector = path, Detector()
+
+    monkeypatch.setattr(FaceDetector, "__init__", open_detector)
+    monkeypatch.setattr(FaceDetector, "_refusal", lambda self, error: InputError(f"{self._path}: not a YuNet"))
+    (folder / "photo.png").write_bytes(encode_png(np.zeros((200, 300, 3), np.uint8)))
+    output = folder.parent / "faces.npy"
+    arguments = folder, "--model", checkpoints / "5backbone.pth", "--output", output, "--detector", "m.onnx", *SMALL
+    with pytest.raises(InputError, match=r"m\.onnx: not a YuNet$"):
+        run(monkeypatch, *arguments, "--skip-bad")
+    assert not output.exists()
+
+
+# embed.py with a last image that is read from a pipe.
+WAITING = """
+import pathlib, sys
+from deploy import embed
+from utils.errors import exit_on_input_error
+read = pathlib.Path.read_bytes
+pathlib.Path.read_bytes = lambda path: read(path.parent.parent / "waiting" if path.name == "f.png" else path)
+with exit_on_input_error():
+    embed.main()
+"""
+
+
 def test_ctrl_c_leaves_no_file(folder, checkpoints):
-    """It comes while the script waits for the last image, a pipe."""
-    os.mkfifo(folder / "pipe.png")
+    """It comes while the script waits for the last image."""
+    os.mkfifo(folder.parent / "waiting")
     output = folder.parent / "out" / "faces.npy"
-    command = [
-        sys.executable,
-        ROOT / "deploy/embed.py",
-        folder,
-        "--model",
-        checkpoints / "5backbone.pth",
-        "--output",
-        output,
-    ]
-    process = subprocess.Popen([*command, *SMALL], stderr=subprocess.PIPE, preexec_fn=heed_signals)
-    with open(folder / "pipe.png", "wb"):  # returns when the script opens the pipe
+    arguments = [folder, "--model", checkpoints / "5backbone.pth", "--output", output, *SMALL]
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING, *arguments], cwd=ROOT, stderr=subprocess.PIPE, preexec_fn=heed_signals
+    )
+    with open(folder.parent / "waiting", "wb"):  # returns when the script opens the pipe
         process.send_signal(signal.SIGINT)
         process.wait(60)
     process.stderr.close()
@@ -110,3 +160,25 @@ def test_other_files_are_not_overwritten(folder, checkpoints, monkeypatch, outpu
     with pytest.raises(InputError, match=words):
         run(monkeypatch, folder, "--model", checkpoints / "5backbone.pth", "--output", folder.parent / output, *SMALL)
     assert (folder.parent / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("output", "error", "words"),
+    [
+        ("one.npy", InputError, r"--output one\.npy: one\.npy is a folder"),
+        ("two.npy", InputError, r"--output two\.npy: two\.txt is a folder"),
+        ("file/faces.npy", OSError, "file: cannot be written .*; choose another folder"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    folder, checkpoints, monkeypatch, output, error, words
+):
+    monkeypatch.chdir(folder.parent)
+    for name in ("one.npy", "two.txt"):
+        Path(name).mkdir()
+    Path("file").write_text("mine")
+    before = sorted(os.listdir())
+    monkeypatch.setattr(FaceReader, "read", lambda self, path: pytest.fail("an image was read"))
+    with pytest.raises(error, match=words):
+        run(monkeypatch, folder, "--model", checkpoints / "5backbone.pth", "--output", output, *SMALL)
+    assert sorted(os.listdir()) == before
