@@ -10,6 +10,7 @@ from utils.errors import InputError
 
 MEAN = "mean"  # the mean accuracy of the verification sets
 ACCURACY = "Accuracy-Flip"
+WHY_NO_VALUE = "because a set has too few pairs for it, or was not scored; name another metric"
 
 
 class Criterion(NamedTuple):
