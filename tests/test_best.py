@@ -41,6 +41,8 @@ def test_the_best_checkpoint_has_the_best_value_and_is_the_earliest_of_equal_one
     [
         ("verification.cfp.Accuracy-Flip", SETS, r"keep_best=verification.cfp.Accuracy-Flip: no set .* \(sets: verifi"),
         ("verification.lfw.acc", SETS, "no set that exists and is evaluated has this metric"),
+        ("verification.lfw.Accuracy-Gap", SETS, "no set .* metrics of the summary verification.rfw cannot be used"),
+        ("verification.rfw.SER", SETS, "no set .* metrics of the summary verification.rfw cannot be used"),
         ("verification.lfw.XNorm", SETS, "no value of this metric is better"),
         ("mean", SETS[2:], "keep_best=mean needs a verification set"),
         ("mean", [], "keep_best=mean needs a verification set"),
