@@ -119,7 +119,8 @@ def run_in(exported):
     return run
 
 
-# The environments differ in InsightFace only.
+# The environments differ in InsightFace and in the packages that it brings: opencv-python with 2.1,
+# opencv-python-headless and more with 0.7.3. The versions of OpenCV and NumPy are not pinned.
 OLD, NEW = ("insightface_0.7.txt", "insightface"), ("insightface.txt", "insightface", "opencv", "onnxruntime")
 
 
