@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 source ./environment.sh
-make_environment requirements/{requirement,timm,deploy,openvino,test}.txt
+make_environment requirements/{requirement,timm,deploy,test}.txt
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
 # Two processes; each test file runs in one of them.
