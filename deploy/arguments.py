@@ -1,4 +1,4 @@
-"""The command line that compare.py and embed.py share. This module does not import torch, so `--help` is fast."""
+"""What the command lines of this folder share. This module does not import torch, so `--help` is fast."""
 
 import argparse
 
@@ -39,7 +39,13 @@ def read_model_config(args: argparse.Namespace) -> EasyDict:
     if is_onnx(args.model):
         args.model = str(existing_input(args.model, "export_onnx.py makes it"))
         return load_config(args.config, args.overrides, conflicts=())
-    overrides = [*network_overrides(args.model), *args.overrides, f"init_from={args.model}"]
-    cfg = load_config(args.config, overrides, conflicts=())
-    existing_weights(args.model)
+    return read_checkpoint_config(args.config, args.model, args.overrides)
+
+
+def read_checkpoint_config(config: str, checkpoint: str, overrides: list[str]) -> EasyDict:
+    """The config of the network in a checkpoint, or in a folder or repository of deploy/to_hub.py. Raises InputError,
+    also if the weights are missing."""
+    overrides = [*network_overrides(checkpoint), *overrides, f"init_from={checkpoint}"]
+    cfg = load_config(config, overrides, conflicts=())
+    existing_weights(checkpoint)
     return cfg

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config import BASE, load_config
-from config.paths import existing_weights
-from eval.arguments import network_overrides
+from config import BASE
+from deploy.arguments import read_checkpoint_config
 from utils.errors import InputError, exit_on_input_error
 from utils.packages import require_packages
 
@@ -38,9 +37,7 @@ def main() -> None:
         "of val_targets that exists, else drawn patterns)")  # fmt: skip
     add("overrides", nargs="*", metavar="key=value", help="keys of the config, such as network=iresnet50")
     args = parser.parse_intermixed_args()
-    overrides = [*network_overrides(args.checkpoint), *args.overrides, f"init_from={args.checkpoint}"]
-    cfg = load_config(args.config, overrides, conflicts=())
-    existing_weights(args.checkpoint)
+    cfg = read_checkpoint_config(args.config, args.checkpoint, args.overrides)
     output = Path(args.output)
     if output.suffix not in FORMATS:
         raise InputError(f"--output {output}: must end in {' or '.join(FORMATS)}")
@@ -49,7 +46,7 @@ def main() -> None:
 
     from backbones import build_backbone
     from backbones.folding import fold_batch_norm
-    from deploy.pixels import OfPixels
+    from deploy.pixels import OfPixels, cosines
     from deploy.sample_images import sample_images
     from utils.files import atomic_write, size_text
 
@@ -59,8 +56,8 @@ def main() -> None:
     pixels = images.permute(0, 3, 1, 2).float().contiguous()
     content, embeddings = convert(folded, pixels)
     with torch.inference_mode():
-        expected = network((pixels - 127.5) / 127.5).double().numpy()
-    difference = largest_difference(embeddings, expected)
+        expected = network((pixels - 127.5) / 127.5).numpy()
+    difference = float(np.abs(1 - cosines(embeddings, expected)).max())
     print(f"{source}: the cosine between {output.suffix} and torch differs from 1 by at most {difference:.1e}")
     if not difference <= LARGEST_DIFFERENCE:
         raise InputError(
@@ -70,13 +67,6 @@ def main() -> None:
     with atomic_write(output) as file:
         file.write(content)
     print(f"written: {output} ({size_text(len(content))})")
-
-
-def largest_difference(one: np.ndarray, other: np.ndarray) -> float:
-    """By how much the cosines of rows [N, D] differ from 1."""
-    one = one.astype(np.float64)
-    cosines = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
-    return float(np.abs(1 - cosines).max())
 
 
 def to_executorch(network: nn.Module, pixels: Tensor) -> tuple[bytes, np.ndarray]:

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from config import BASE, load_config
-from config.paths import existing_weights
-from eval.arguments import network_overrides
+from config import BASE
+from deploy.arguments import read_checkpoint_config
 from utils.errors import InputError, exit_on_input_error
 from utils.packages import require_packages
 
@@ -40,9 +39,7 @@ def main() -> None:
         "of val_targets that exists, else drawn patterns)")  # fmt: skip
     add("overrides", nargs="*", metavar="key=value", help="keys of the config, such as network=iresnet50")
     args = parser.parse_intermixed_args()
-    overrides = [*network_overrides(args.checkpoint), *args.overrides, f"init_from={args.checkpoint}"]
-    cfg = load_config(args.config, overrides, conflicts=())
-    existing_weights(args.checkpoint)
+    cfg = read_checkpoint_config(args.config, args.checkpoint, args.overrides)
     output = Path(args.output)
     if output.suffix != ".onnx":
         raise InputError(f"--output {output}: must end in .onnx")

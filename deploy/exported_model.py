@@ -17,7 +17,7 @@ from backbones import build_backbone
 from backbones.folding import fold_batch_norm
 from backbones.model_folder import SETTINGS
 from data.images import SIZE
-from deploy.pixels import UNIT_LENGTH, OfPixels
+from deploy.pixels import UNIT_LENGTH, OfPixels, cosines
 from deploy.sample_images import sample_images
 from eval.protocol import AllMetrics
 from utils.errors import InputError
@@ -168,11 +168,9 @@ def largest_differences(model: onnx.ModelProto, network: nn.Module, pixels: Tens
     for size in BATCHES:
         batch = pixels[:size]
         with torch.inference_mode():
-            expected = network((batch - 127.5) / 127.5).double().numpy()
-        embeddings = session.run([OUTPUT], {INPUT: batch.numpy()})[0].astype(np.float64)
-        products = (embeddings * expected).sum(1)
-        cosines = products / np.linalg.norm(embeddings, axis=1) / np.linalg.norm(expected, axis=1)
-        found[size] = float(np.abs(1 - cosines).max())
+            expected = network((batch - 127.5) / 127.5).numpy()
+        embeddings = session.run([OUTPUT], {INPUT: batch.numpy()})[0]
+        found[size] = float(np.abs(1 - cosines(embeddings, expected)).max())
     return found
 
 

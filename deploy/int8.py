@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from deploy.activations import links
 from deploy.exported_model import INPUT, copy_of, facts_of
+from deploy.pixels import cosines
 from deploy.runtimes import in_onnxruntime
 from utils.errors import InputError
 
@@ -146,12 +147,6 @@ def layers(model: onnx.ModelProto) -> dict[str, list[str]]:
         if found:
             found[next(reversed(found))].append(node.name)
     return found
-
-
-def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The cosine of each row with the same row of the other array, float64 [N]."""
-    one, other = one.astype(np.float64), other.astype(np.float64)
-    return (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
 
 
 def rank_layers(

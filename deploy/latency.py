@@ -17,9 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from easydict import EasyDict
 
-from config import BASE, load_config
-from config.paths import existing_weights
-from eval.arguments import network_overrides
+from config import BASE
+from deploy.arguments import read_checkpoint_config
 from utils.errors import InputError, exit_on_input_error
 from utils.packages import require_packages
 
@@ -55,9 +54,7 @@ def main() -> None:
     threads = [int(part) for part in args.threads.split(",")]
     cfg = None
     if args.checkpoint:
-        overrides = [*network_overrides(args.checkpoint), *args.overrides, f"init_from={args.checkpoint}"]
-        cfg = load_config(args.config, overrides, conflicts=())
-        existing_weights(args.checkpoint)
+        cfg = read_checkpoint_config(args.config, args.checkpoint, args.overrides)
     require_packages("the comparison", "deploy.txt", "onnx", "onnxruntime")
 
     # Imported here so that --help and errors in the arguments come at once.

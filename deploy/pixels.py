@@ -1,5 +1,6 @@
-"""A network that takes raw pixels."""
+"""A network that takes raw pixels, and the comparison of its embeddings."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,3 +21,9 @@ class OfPixels(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         embedding = self.network(((pixels - 127.5) * (1 / 127.5)).to(self.dtype)).float()
         return F.normalize(embedding) if self.unit_length else embedding
+
+
+def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The cosine of each row [N, D] with the same row of the other array, float64 [N]."""
+    one, other = one.astype(np.float64), other.astype(np.float64)
+    return (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)

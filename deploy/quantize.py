@@ -67,7 +67,7 @@ class Comparison:
 
     def try_out(self, name: str, model: "onnx.ModelProto") -> Candidate:
         """Embed the set, and report the result."""
-        from deploy.int8 import cosines
+        from deploy.pixels import cosines
 
         embeddings = self._embed(model, name)
         found = cosines(embeddings, self.expected)

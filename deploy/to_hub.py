@@ -15,9 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from config import load_config
-from config.paths import HUB, existing_input, existing_weights, split_repository
-from eval.arguments import network_overrides
+from config.paths import HUB, existing_input, split_repository
+from deploy.arguments import read_checkpoint_config
 from utils.errors import InputError, exit_on_input_error
 from utils.packages import require_packages
 
@@ -35,9 +34,7 @@ def main() -> None:
     add("overrides", nargs="*", metavar="key=value", help="keys of the config")
     args = parser.parse_intermixed_args()
     check(args)
-    overrides = [*network_overrides(args.checkpoint), *args.overrides, f"init_from={args.checkpoint}"]
-    cfg = load_config(args.config, overrides, conflicts=())
-    existing_weights(args.checkpoint)
+    cfg = read_checkpoint_config(args.config, args.checkpoint, args.overrides)
     require_packages("a model with an ONNX file", "deploy.txt", "onnx", "onnxscript", "onnxruntime")
 
     # Imported here so that --help and errors in the config come at once.
