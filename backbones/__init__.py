@@ -10,7 +10,7 @@ from backbones.cvlface_landmarks import LandmarkNetwork
 from backbones.loading import embedding_size_of, load_weights
 from backbones.model_folder import SETTINGS, find_model, is_model
 from backbones.onnx_teacher import OnnxNetwork
-from backbones.teacher import Release, load
+from backbones.teacher import Release, find_landmarks, load
 from config import names
 
 NETWORKS: dict[str, Callable[[EasyDict], nn.Module]] = names.resolve(names.NETWORKS | names.TEACHER_NETWORKS)
@@ -61,10 +61,21 @@ def build_teacher(cfg: EasyDict, release: Release | None = None) -> nn.Module:
     network = _without_weights(lambda: _build_network(cfg, release))
     load(network, release, cfg.teacher_width)
     if release.landmarks:
-        network.landmark_network = _without_weights(LandmarkNetwork)
-        load(network.landmark_network, release.landmarks, cfg.teacher_width)
+        network.landmark_network = _load_landmark_network(release.landmarks)
         network.loaded += f"; key points by {release.landmarks.origin}: {network.landmark_network.loaded}"
     return network.eval().requires_grad_(False)
+
+
+def build_landmark_network(cfg: EasyDict) -> LandmarkNetwork:
+    """CVLFace's landmark network, frozen, in eval mode, with the weights that `landmarks_path` or `landmarks_repo_id`
+    names. Raises WeightsError."""
+    return _load_landmark_network(find_landmarks(cfg)).eval().requires_grad_(False)
+
+
+def _load_landmark_network(release: Release) -> LandmarkNetwork:
+    network = _without_weights(LandmarkNetwork)
+    load(network, release, width=1.0)
+    return network
 
 
 def teacher_embedding_size(cfg: EasyDict, release: Release) -> int:

@@ -1,6 +1,7 @@
 """Teachers in ONNX files, such as the networks of InsightFace's model packs (w600k_r50.onnx), run by onnxruntime.
 
-They are for embeddings that are computed once and stored (`teacher_embeddings`): a batch passes through host memory.
+In training, they are for embeddings that are computed once and stored (`teacher_embeddings`): a batch passes through
+host memory.
 """
 
 from importlib.util import find_spec
@@ -104,6 +105,11 @@ class OnnxNetwork(nn.Module):
         provider = self._session.get_providers()[0].removesuffix("ExecutionProvider")
         return f"{self._signature()}; takes {scale}, {colours}; onnxruntime on {provider}"
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The texts that the file's writer stored in it, by name."""
+        return self._session.get_modelmeta().custom_metadata_map
+
     @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
         if x.device != self._device:
@@ -142,15 +148,15 @@ class OnnxNetwork(nn.Module):
     def _check_signature(self) -> None:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1:
-            raise self._refusal("a teacher has one input and one output")
+            raise self._refusal("a face network has one input and one output")
         shape = inputs[0].shape
         fits = len(shape) == 4 and all(
             size == wanted or not isinstance(size, int) for size, wanted in zip(shape[1:], (3, SIZE, SIZE), strict=True)
         )
         if not fits or inputs[0].type not in _TYPES:
-            raise self._refusal(f"a teacher takes float images [N, 3, {SIZE}, {SIZE}]")
+            raise self._refusal(f"a face network takes float images [N, 3, {SIZE}, {SIZE}]")
         if len(outputs[0].shape) not in (0, 2):  # 0: not stated
-            raise self._refusal("a teacher gives embeddings [N, dimensions]")
+            raise self._refusal("a face network gives embeddings [N, dimensions]")
 
     def _signature(self) -> str:
         def words(values: list) -> str:
@@ -159,4 +165,4 @@ class OnnxNetwork(nn.Module):
         return f"{words(self._session.get_inputs())} -> {words(self._session.get_outputs())}"
 
     def _refusal(self, reason: str) -> WeightsError:
-        return WeightsError(f"{self._path}: no teacher: {reason}; its signature is {self._signature()}")
+        return WeightsError(f"{self._path}: not a face network: {reason}; its signature is {self._signature()}")

@@ -16,7 +16,16 @@ from utils.file_kinds import describe_other_kind
 from utils.files import sha256
 from utils.weights import WeightsError
 
-__all__ = ["REPOSITORIES", "MissingWeights", "Release", "find_cvlface", "find_file", "find_plain", "load"]
+__all__ = [
+    "REPOSITORIES",
+    "MissingWeights",
+    "Release",
+    "find_cvlface",
+    "find_file",
+    "find_landmarks",
+    "find_plain",
+    "load",
+]
 
 REPOSITORIES = {
     "cvlface_ir18": "minchul/cvlface_adaface_ir18_webface4m",
@@ -119,7 +128,7 @@ def find_cvlface(cfg: EasyDict) -> Release:
     if not release.network.endswith("kprpe"):
         return release
     try:
-        return release._replace(landmarks=_find_landmarks(cfg))
+        return release._replace(landmarks=find_landmarks(cfg))
     except MissingWeights as error:
         error.found = release
         raise
@@ -152,8 +161,8 @@ def _find_on_hub(repository: str, revision: str, cache: str | None) -> Release:
     return Release(network, weights, f"{repository}@{commit}", bgr)
 
 
-def _find_landmarks(cfg: EasyDict) -> Release:
-    """The landmark network in a file, in a folder or on the hub. Raises WeightsError."""
+def find_landmarks(cfg: EasyDict) -> Release:
+    """CVLFace's landmark network in a file, in a folder or on the hub. Raises WeightsError."""
     if not cfg.landmarks_path:
         repository, revision = cfg.landmarks_repo_id, cfg.landmarks_revision or "main"
         weights = download(repository, WEIGHTS, revision, cfg.teacher_cache or None, (WEIGHTS,), _LANDMARK_KEYS)

@@ -75,7 +75,7 @@ NETWORKS: dict[str, Rule] = {
     "teacher_repo_id": Text('Hugging Face repository of the teacher; "": the published one (cvlface only)'),
     "teacher_revision": Text('branch, tag or commit of the repository; "": main. A commit pins the weights'),
     "teacher_cache": Path('folder for downloaded teachers; "": the cache of huggingface_hub', is_output=True),
-    "landmarks_path": Path('weights of the network that finds key points for KP-RPE: a file or folder; "": download'),
+    "landmarks_path": Path('weights of the network for key points (KP-RPE, photos): a file or folder; "": download'),
     "landmarks_repo_id": Text("Hugging Face repository of this network"),
     "landmarks_revision": Text('branch, tag or commit of this repository; "": main'),
     "onnx_mean": Number(

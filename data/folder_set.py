@@ -76,6 +76,25 @@ class FolderDataset(FaceDataset):
         return Path(self.source, os.fsdecode(bytes(self._paths[position])))
 
 
+def find_images(folder: str | os.PathLike) -> list[str]:
+    """The paths, relative to `folder` and sorted, of all images in it and in the folders inside it.
+
+    Hidden files and folders, those of tools, links to folders, pipes, and files that are not images are left out.
+    Raises DataError if there is no image, or for a broken link.
+    """
+    left_out: Counter[str] = Counter()
+    folders, found = [Path(folder)], []
+    while folders:
+        for entry in _visible(folders.pop(), left_out):
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(Path(entry.path))
+            elif entry.is_file() and entry.name.lower().endswith(IMAGE_SUFFIXES):
+                found.append(os.path.relpath(entry.path, folder))
+    if not found:
+        raise DataError(f"{folder}: contains no images ({', '.join(IMAGE_SUFFIXES)})")
+    return sorted(found)
+
+
 def _visible(folder: str | os.PathLike, left_out: Counter[str]) -> list[os.DirEntry]:
     """The entries of a folder that are not hidden and do not belong to tools; the others are counted.
 

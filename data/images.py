@@ -27,7 +27,9 @@ def decode_rgb(encoded: bytes | memoryview | np.ndarray, name: str) -> np.ndarra
     # OpenCV has the same limit, unless the program imported OpenCV before data/__init__.py could set it.
     width, height = stated_size(data.data)
     if width * height > MAX_PIXELS:
-        raise ImageError(f"{name}: {width}x{height} pixels, too large (at most {MAX_PIXELS} pixels are decoded)")
+        raise ImageError(
+            f"{name}: {width}x{height} pixels, too large (at most {MAX_PIXELS} pixels are decoded); shrink it"
+        )
     image = _decode(data)
     if image is None:
         raise ImageError(

@@ -7,19 +7,15 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.images import SIZE, decode_rgb
+from data.alignment import similarity_to_arcface, warp
+from data.images import decode_rgb
 from utils.errors import InputError
 from utils.text import needs_conversion, read_text
 
-# Eyes, nose and corners of the mouth in a face aligned for ArcFace, in pixels (x, y).
-ARCFACE_POINTS = np.array(
-    [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
-)
 PREFIXES = ("ijbb", "ijbc")
 LISTS = {  # the files in meta/: the fields of a line, and their description in error messages
     "face_tid_mid": (
@@ -35,8 +31,6 @@ LISTS = {  # the files in meta/: the fields of a line, and their description in 
         "two templates and a label as integers",
     ),
 }
-# In square pixels. A face whose eyes are 10 pixels apart has about 770; five equal points have 1e-11 by rounding.
-_MIN_COVARIANCE = 1e-6
 MAX_NAME = 255  # bytes of a file name on common file systems
 _CHUNK = 4096  # lines that are read at a time in the search for the first line that cannot be read
 # NumPy gives a DeprecationWarning for a fraction in place of an integer.
@@ -92,27 +86,7 @@ class NistSet(torch.utils.data.Dataset):
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise NistSetError(f"{path}: listed in meta, but cannot be read ({reason}); fetch it again") from error
-        # Bilinear interpolation; black outside the photo.
-        return cv2.warpAffine(decode_rgb(encoded, str(path)), self._transforms[position], (SIZE, SIZE))
-
-
-def similarity_to_arcface(points: np.ndarray) -> np.ndarray:
-    """The similarity transforms (rotation, scale, shift) that map five points as closely as possible to ARCFACE_POINTS.
-
-    points: float64 [N, 5, 2]. Returns matrices, float64 [N, 2, 3]; NaN for points that are all equal or not finite.
-
-    This is the least-squares solution of Umeyama, "Least-squares estimation of transformation parameters between two
-    point patterns", 1991, for the plane. If a point (x, y) is written as x + iy, a similarity is z -> a z + b. The
-    normal equations then give a = sum(conj(z') w') / sum(|z'|^2), where z' and w' are deviations from the means.
-    """
-    with np.errstate(all="ignore"):
-        z, w = points @ [1, 1j], ARCFACE_POINTS @ [1, 1j]
-        z_mean, w_mean = z.mean(1), w.mean()
-        deviations = z - z_mean[:, None]
-        covariance = (deviations.conj() * (w - w_mean)).sum(1)
-        a = np.where(abs(covariance) > _MIN_COVARIANCE, covariance / (abs(deviations) ** 2).sum(1), np.nan)
-        b = w_mean - a * z_mean
-    return np.stack([a.real, -a.imag, b.real, a.imag, a.real, b.imag], axis=1).reshape(-1, 2, 3)
+        return warp(decode_rgb(encoded, str(path)), self._transforms[position])
 
 
 def _find_lists(path: str) -> list[Path]:

@@ -10,17 +10,17 @@ written if its embeddings differ from those of torch.
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from easydict import EasyDict
-
-from config import BASE, load_config
-from config.paths import existing_weights
-from eval.arguments import network_overrides
+from config import BASE
+from deploy.arguments import read_checkpoint_config
 from utils.errors import InputError, exit_on_input_error
 from utils.packages import require_packages
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def main() -> None:
@@ -32,65 +32,44 @@ def main() -> None:
     add("--output", required=True, metavar="FILE.onnx", help="file to write")
     add("--normalize", action="store_true", help="give embeddings of unit length")
     add("--fp16", action="store_true", help="compute in float16, which halves the file; input and output stay float32")
+    add("--split-prelu", action="store_true", help="write PReLU as operations that are faster in onnxruntime on CPUs; "
+        "same embeddings")  # fmt: skip
     add("--results", metavar="FILE.json", help="results of run_full_eval.py (--results-json), stored in the metadata")
     add("--images", metavar="FILE.bin", help="a verification set with the images to compare with (default: the first "
         "of val_targets that exists, else drawn patterns)")  # fmt: skip
     add("overrides", nargs="*", metavar="key=value", help="keys of the config, such as network=iresnet50")
     args = parser.parse_intermixed_args()
-    overrides = [*network_overrides(args.checkpoint), *args.overrides, f"init_from={args.checkpoint}"]
-    cfg = load_config(args.config, overrides, conflicts=())
-    existing_weights(args.checkpoint)
+    cfg = read_checkpoint_config(args.config, args.checkpoint, args.overrides)
     output = Path(args.output)
     if output.suffix != ".onnx":
         raise InputError(f"--output {output}: must end in .onnx")
-    results = read_metrics(args.results) if args.results else None
-
     require_packages("an export to ONNX", "deploy.txt", "onnx", "onnxscript", "onnxruntime")
 
     # Imported here so that --help and errors in the config come at once.
     from backbones import build_backbone
-    from backbones.folding import fold_batch_norm
-    from deploy.onnx_model import describe, largest_differences, require_same, to_onnx
-    from deploy.sample_images import sample_images
-    from utils.files import atomic_write, size_text
+    from backbones.model_folder import weights_file
+    from deploy.activations import split_prelu
+    from deploy.exported_model import describe, export, facts
+    from deploy.results import read_results
+    from utils.about import run_facts
+    from utils.files import atomic_write, sha256, size_text
 
+    checksum = sha256(weights_file(cfg.init_from))
+    metrics = read_results(args.results, checksum).metrics if args.results else None
     network = build_backbone(cfg).eval()
     print(f"{args.checkpoint}: {network.loaded}", flush=True)
-    model = to_onnx(fold_batch_norm(build_backbone(cfg).eval()), args.normalize, args.fp16)
-    pixels, source = sample_images(cfg, args.images, 64)
-    differences = largest_differences(model, network, pixels)
-    listed = ", ".join(f"{value:.1e} at batch {size}" for size, value in differences.items())
-    print(f"{source}: the cosine between onnxruntime and torch differs from 1 by at most {listed}")
-    require_same(differences)
-    describe(model, facts(cfg, source, differences, results))
+
+    def change(model: "onnx.ModelProto") -> None:
+        if args.split_prelu and (left := split_prelu(model)):
+            print(f"{left} PReLUs could not be split")
+
+    exported = export(cfg, network, args.images, args.normalize, args.fp16, change)
+    print(exported)
+    known = {"checkpoint": Path(cfg.init_from).name, **facts(cfg, checksum, exported, args.normalize, metrics)}
+    describe(exported.model, {**known, **run_facts()})
     with atomic_write(output) as file:
-        file.write(model.SerializeToString())
+        file.write(exported.model.SerializeToString())
     print(f"written: {output} ({size_text(output.stat().st_size)})")
-
-
-def read_metrics(path: str) -> dict[str, Any]:
-    """The metrics in a file of results."""
-    from eval.report import read_json
-
-    return read_json(path).metrics
-
-
-def facts(cfg: EasyDict, source: str, differences: dict[int, float], results: dict | None) -> dict[str, Any]:
-    """What the metadata of the file say."""
-    from backbones.model_folder import weights_file
-    from utils.about import run_facts
-    from utils.files import sha256
-
-    keys = ("network", "embedding_size", "width", "SE", "activation")
-    known = {
-        "checkpoint": Path(cfg.init_from).name,
-        "checkpoint_sha256": sha256(weights_file(cfg.init_from)),
-        "config": {key: cfg[key] for key in keys},
-        "input": "float32 [N, 3, 112, 112], RGB, 0 to 255",
-        "difference_from_torch": {"images": source, "largest": differences},
-        **run_facts(),
-    }
-    return known if results is None else {**known, "results": results}
 
 
 if __name__ == "__main__":

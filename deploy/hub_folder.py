@@ -13,11 +13,9 @@ from easydict import EasyDict
 from safetensors.torch import save
 from torch import nn
 
-from backbones import build_backbone
-from backbones.folding import fold_batch_norm
 from backbones.model_folder import DESCRIPTION, INPUT, SETTINGS, WEIGHTS
-from deploy.onnx_model import describe, largest_differences, require_same, to_onnx
-from deploy.sample_images import sample_images
+from deploy.exported_model import describe, export, facts
+from eval.protocol import AllMetrics
 from utils.errors import InputError
 from utils.files import write_text
 
@@ -83,24 +81,13 @@ def write_description(folder: Path, cfg: EasyDict) -> None:
     write_text(folder / DESCRIPTION, json.dumps(content, indent=1) + "\n")
 
 
-def write_onnx(folder: Path, cfg: EasyDict, network: nn.Module, checksum: str) -> str:
+def write_onnx(folder: Path, cfg: EasyDict, network: nn.Module, checksum: str, metrics: AllMetrics) -> str:
     """Write model.onnx, and return in words how far its embeddings are from those of `network`.
 
-    checksum: of the checkpoint, for the metadata, which contain no paths and no command. Raises InputError if the
-    embeddings differ.
+    checksum: of the checkpoint; metrics: both for the metadata. Raises InputError if the embeddings differ.
     """
-    model = to_onnx(fold_batch_norm(build_backbone(cfg).eval()))
-    pixels, source = sample_images(cfg, None, 64)
-    differences = largest_differences(model, network, pixels)
-    require_same(differences)
-    facts = {
-        "checkpoint_sha256": checksum,
-        "config": {key: cfg[key] for key in SETTINGS},
-        "input": "float32 [N, 3, 112, 112], RGB, 0 to 255",
-        "versions": f"torch {torch.__version__}, onnx {onnx.__version__}",
-    }
-    describe(model, facts)
-    (folder / ONNX).write_bytes(model.SerializeToString())
-    return (
-        f"{source}: the cosine between onnxruntime and torch differs from 1 by at most {max(differences.values()):.1e}"
-    )
+    exported = export(cfg, network)
+    versions = f"torch {torch.__version__}, onnx {onnx.__version__}"
+    describe(exported.model, {**facts(cfg, checksum, exported, False, metrics), "versions": versions})
+    (folder / ONNX).write_bytes(exported.model.SerializeToString())
+    return str(exported)

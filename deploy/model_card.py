@@ -1,8 +1,6 @@
 """The model card, README.md of a model on the hub: deploy/model_card.md, filled in, and the metrics."""
 
-import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 
@@ -12,14 +10,12 @@ from torch import nn
 
 from backbones.teacher import REPOSITORIES
 from config.paths import HUB, is_repository, split_repository
+from data.teacher_cache import read_description
 from deploy.hub_folder import LIBRARY, ONNX
-from eval.protocol import Metrics
+from eval.protocol import AllMetrics
 from eval.protocols import PROTOCOLS
-from eval.report import markdown, methods_table, read_json
+from eval.report import markdown, methods_table
 from utils.errors import InputError
-
-# Protocol -> protocol -> set -> metrics, as in the files of results.
-AllMetrics = Mapping[str, Mapping[str, Metrics]]
 
 TEXT = Path(__file__).with_name("model_card.md")
 CODE = "https://github.com/rayyichen310/adadistill_with_adaface_loss"
@@ -36,24 +32,9 @@ TRAINING_KEYS = (
 )  # fmt: skip
 
 
-def read_results(path: str, checksum: str) -> AllMetrics:
-    """The metrics in a file of results. Raises InputError if there are none, or if they are those of other weights.
-
-    checksum: SHA-256 of the weights.
-    """
-    metrics = read_json(path, protocols=()).metrics
-    about = json.loads(Path(path).read_bytes())["about"]
-    scored = about.get("checkpoint_sha256", checksum) if isinstance(about, dict) else checksum
-    if scored != checksum:
-        raise InputError(f"{path}: results of other weights (sha256 {str(scored)[:16]}); score this checkpoint")
-    if not any(metrics.values()):
-        raise InputError(f"{path}: has no metrics; score the checkpoint on at least one set")
-    return metrics
-
-
 def model_card(
     cfg: EasyDict,
-    config_path: Path,
+    script: str | None,
     network: nn.Module,
     metrics: AllMetrics,
     name: str,
@@ -62,7 +43,7 @@ def model_card(
 ) -> str:
     """The text of README.md.
 
-    config_path: the config of the run, whose first lines say which script trained it; name: owner/name if the model
+    script: what trained the network, as `training_script` says; name: owner/name if the model
     goes to the hub (`on_hub`), or else any name. Paths of this machine are not stated.
     """
     title = name.rpartition("/")[2]
@@ -76,18 +57,19 @@ def model_card(
         onnx=f'hf_hub_download("{name}", "{ONNX}")' if on_hub else f'"{ONNX}"',
         source=f"{HUB}{name}" if on_hub else "FOLDER",
         code=CODE,
-        method=_method(cfg, config_path),
-        settings="\n".join(f"| `{key}` | `{cfg[key]}` |" for key in TRAINING_KEYS),
-        data=_training_data(cfg),
+        method=_method(cfg, script),
+        settings=_settings(cfg) if script else "",
+        data=_training_data(cfg) if script else "Not stated.",
         table=markdown(methods_table("", {title: metrics}, "model")),
         groups="See the sets of RFW above." if _has_groups(metrics) else "That was not measured for this network.",
         licence=_licence(license),
     )
+    distilled = ["knowledge-distillation"] if script == "train_AdaDistill" else []
     front_matter = ModelCardData(
         license=license,
         library_name=LIBRARY,
         pipeline_tag="image-feature-extraction",
-        tags=["face-recognition", "face-verification", "knowledge-distillation", "onnx", cfg.network],
+        tags=["face-recognition", "face-verification", *distilled, "onnx", cfg.network],
         model_name=title,
         eval_results=eval_results(metrics),
     )
@@ -119,15 +101,35 @@ def eval_results(metrics: AllMetrics) -> list[EvalResult]:
     return found
 
 
-def _method(cfg: EasyDict, config_path: Path) -> str:
+def training_script(config_path: Path) -> str | None:
+    """train_AdaDistill or train_standalone: what wrote the config of a run; None for any other config."""
     beginning = config_path.read_text(encoding="utf-8")[:2000]
-    if re.search(r"^# command: .*train_standalone", beginning, re.MULTILINE):
+    found = re.search(r"^# command: .*?(train_AdaDistill|train_standalone)\.py", beginning, re.MULTILINE)
+    return found and found[1]
+
+
+def _settings(cfg: EasyDict) -> str:
+    rows = "\n".join(f"| `{key}` | `{cfg[key]}` |" for key in TRAINING_KEYS)
+    return f"| setting | value |\n|---|---|\n{rows}\n\n"
+
+
+def _method(cfg: EasyDict, script: str | None) -> str:
+    if script is None:
+        return "Not stated: the config of this model is not that of the output folder of a training run."
+    if script == "train_standalone":
         return f"Trained as a classifier, without a teacher, by the [training code]({CODE})."
-    centers = "running averages of the embeddings of a frozen teacher" if cfg.centers == "ema" else "the teacher's"
+    several = len(cfg.teacher_embeddings) > 1
+    whose = "frozen teachers" if several else "a frozen teacher"
+    centers = f"running averages of the embeddings of {whose}" if cfg.centers == "ema" else "the teacher's"
+    projection = ""
+    if cfg.teacher_projection != "none":
+        whose = "teachers'" if several else "teacher's"
+        projection = f" The {whose} embeddings were projected to {cfg.embedding_size} dimensions by PCA."
     return (
         f"Trained by AdaDistill (Boutros, Štruc, Damer; ECCV 2024) with the [training code]({CODE}): as a classifier "
-        f"whose class centers are {centers}. Teacher: {_teacher(cfg)}. With `use_geom_margin` and AdaFace, the margin "
-        "grows where the teacher is confident and the student lags behind."
+        f"whose class centers are {centers}. {_teachers(cfg) if several else f'Teacher: {_teacher(cfg)}.'}{projection} "
+        "With `use_geom_margin` and AdaFace, the margin grows where the teacher is confident and the student lags "
+        "behind."
     )
 
 
@@ -136,9 +138,35 @@ def _teacher(cfg: EasyDict) -> str:
     path, repository = cfg.pretrained_teacher_path, cfg.teacher_repo_id or REPOSITORIES.get(cfg.teacher)
     if is_repository(path):
         path, repository = "", split_repository(path)[0]
+    return _named(cfg.teacher, path, repository)
+
+
+def _teachers(cfg: EasyDict) -> str:
+    """The teachers that made the files of embeddings, as their descriptions say, and their shares."""
+    weights = cfg.teacher_cosine_weights or [1] * len(cfg.teacher_embeddings)
+    listed = [
+        f"{_teacher_of(Path(path))} ({weight / sum(weights):.0%})"
+        for path, weight in zip(cfg.teacher_embeddings, weights, strict=True)
+    ]
+    return f"Teachers, with their shares in the cosine: {', '.join(listed)}."
+
+
+def _teacher_of(path: Path) -> str:
+    """The teacher that made a file of embeddings; without its description, the name of the file."""
+    try:
+        description = read_description(path)
+    except InputError:
+        return f"that of `{path.name}`"
+    origin = str(description.get("about", {}).get("teacher", ""))
+    repository = re.fullmatch(r"([\w.-]+/[\w.-]+)@[0-9a-f]{40}", origin)
+    network = str(description.get("teacher", {}).get("network"))
+    return _named(network, "" if repository else origin, repository and repository[1])
+
+
+def _named(network: str, path: str, repository: str | None) -> str:
     if path or not repository:
-        return f"`{cfg.teacher}`" + (f" (`{Path(path).name}`)" if path else "")
-    return f"`{cfg.teacher}` ([{repository}](https://huggingface.co/{repository}))"
+        return f"`{network}`" + (f" (`{Path(path).name}`)" if path else "")
+    return f"`{network}` ([{repository}](https://huggingface.co/{repository}))"
 
 
 def _training_data(cfg: EasyDict) -> str:

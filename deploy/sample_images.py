@@ -13,17 +13,28 @@ from data.images import SIZE
 
 
 def sample_images(cfg: EasyDict, path: str | None, count: int) -> tuple[Tensor, str]:
-    """uint8 RGB images [n, 112, 112, 3] with n <= count, and what they are.
+    """uint8 RGB images [count, 112, 112, 3], and what they are. A set with fewer images is repeated.
 
     path: a .bin set; None: the first of cfg.val_targets that exists, else smooth coloured patterns.
     """
-    candidates = [Path(path)] if path else [Path(cfg.val_rec, f"{target}.bin") for target in cfg.val_targets]
-    for file in candidates:
-        if path or file.is_file():
-            images = read_bin(file)
-            positions = np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)
-            return images[positions], f"{len(positions)} faces of {file}"
+    if file := verification_set(cfg, path):
+        images = read_bin(file)
+        positions = spread(len(images), count)
+        return images[np.resize(positions, count)], f"{len(positions)} faces of {file.name}"
     return draw_patterns(count), f"{count} drawn patterns"
+
+
+def verification_set(cfg: EasyDict, path: str | None) -> Path | None:
+    """The .bin set at `path`, or the first of cfg.val_targets that exists."""
+    if path:
+        return Path(path)
+    candidates = (Path(cfg.val_rec, f"{target}.bin") for target in cfg.val_targets)
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def spread(length: int, count: int) -> np.ndarray:
+    """At most `count` evenly spaced positions, from 0 to length - 1."""
+    return np.linspace(0, length - 1, min(count, length)).astype(int)
 
 
 def draw_patterns(count: int) -> Tensor:

@@ -15,9 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from config import load_config
-from config.paths import HUB, existing_input, existing_weights, split_repository
-from eval.arguments import network_overrides
+from config.paths import HUB, existing_input, split_repository
+from deploy.arguments import read_checkpoint_config
 from utils.errors import InputError, exit_on_input_error
 from utils.packages import require_packages
 
@@ -35,31 +34,31 @@ def main() -> None:
     add("overrides", nargs="*", metavar="key=value", help="keys of the config")
     args = parser.parse_intermixed_args()
     check(args)
-    overrides = [*network_overrides(args.checkpoint), *args.overrides, f"init_from={args.checkpoint}"]
-    cfg = load_config(args.config, overrides, conflicts=())
-    existing_weights(args.checkpoint)
+    cfg = read_checkpoint_config(args.config, args.checkpoint, args.overrides)
     require_packages("a model with an ONNX file", "deploy.txt", "onnx", "onnxscript", "onnxruntime")
 
     # Imported here so that --help and errors in the config come at once.
     from backbones import build_backbone
     from backbones.model_folder import weights_file
     from deploy.hub_folder import new_folder, write_description, write_onnx, write_weights
-    from deploy.model_card import model_card, read_results
+    from deploy.model_card import model_card, training_script
+    from deploy.results import read_results
     from deploy.upload import require_token, upload
     from utils.files import sha256, write_text
 
     if args.upload:
         require_token()
     checksum = sha256(weights_file(cfg.init_from))
-    metrics = read_results(args.results, checksum)
+    metrics = read_results(args.results, checksum).metrics
     network = build_backbone(cfg).eval()
     print(f"{args.checkpoint}: {network.loaded}", flush=True)
     with new_folder(args.folder) as folder:
         write_weights(folder, network)
         write_description(folder, cfg)
-        print(write_onnx(folder, cfg, network, checksum), flush=True)
+        print(write_onnx(folder, cfg, network, checksum, metrics), flush=True)
         name = args.upload or Path(args.folder).resolve().name
-        card = model_card(cfg, existing_input(args.config), network, metrics, name, args.license, bool(args.upload))
+        script = training_script(existing_input(args.config))
+        card = model_card(cfg, script, network, metrics, name, args.license, bool(args.upload))
         write_text(folder / "README.md", card)
     print(f"written: {args.folder}")
     if args.upload:

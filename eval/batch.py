@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from eval.best import Criterion
+from eval.best import WHY_NO_VALUE, Criterion
 from eval.protocols import (
     PROTOCOLS,
     Results,
@@ -72,7 +72,8 @@ class BatchEvaluation:
 
     All ranks call `score`; only rank 0 calls `finish`. scored: the checkpoints with results, in the order of the calls;
     failed: "checkpoint: reason" of the checkpoints that could not be loaded; vanished: those that were removed after
-    they were listed; best and best_note: the best checkpoint, for JSON files and in words, known after `finish`.
+    they were listed; best and best_note: the best checkpoint, for JSON files and in words, known after `finish`
+    (None and the reason if none has a value).
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class BatchEvaluation:
         metrics = {checkpoint.label: checkpoint.results.metrics for checkpoint in self.scored}
         table = methods_table("Summary [%]", metrics, "checkpoint")
         notes = [*self.vanished, *(f"failed: {reason}" for reason in self.failed)]
-        notes += [self.best_note] if self.best else []
+        notes += [self.best_note] if self.best_note else []
         write_rows(self.reports / "summary.csv", self._summary_rows())
         lines = "".join(f"- {note}\n" for note in [*notes, *notes_on(self.scored)])
         write_text(self.reports / "summary.md", f"{markdown(table)}\n\n{lines}")
@@ -138,12 +139,13 @@ class BatchEvaluation:
         return table
 
     def _mark_best(self) -> None:
-        """Set `best`, and mark this checkpoint."""
-        if self._criterion is None:
+        """Set `best` and `best_note`, and mark this checkpoint."""
+        if self._criterion is None or not self.scored:
             return
         values = [self._criterion.value(flatten(checkpoint.results.metrics)) for checkpoint in self.scored]
         position = self._criterion.best(values)
         if position is None:
+            self.best_note = f"no best checkpoint: none has a value of {self._criterion.name}, {WHY_NO_VALUE}"
             return
         chosen = self.scored[position] = self.scored[position]._replace(is_best=True)
         value, metric = values[position], self._criterion.name

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from eval import rfw
 from eval.protocol import Display, Metrics
 from eval.protocols import PROTOCOLS
 from eval.sets import EvaluationSet
@@ -10,6 +11,7 @@ from utils.errors import InputError
 
 MEAN = "mean"  # the mean accuracy of the verification sets
 ACCURACY = "Accuracy-Flip"
+WHY_NO_VALUE = "because a set has too few pairs for it, or was not scored; name another metric"
 
 
 class Criterion(NamedTuple):
@@ -56,7 +58,8 @@ def build_criterion(setting: str, name: str, sets: Sequence[EvaluationSet]) -> C
     for evaluation_set in sets:
         metric = name.removeprefix(f"{evaluation_set.result_name}.")
         protocol = PROTOCOLS[evaluation_set.protocol]
-        if metric == name or metric not in (*protocol.displays, *(column.metric for column in protocol.columns)):
+        metrics_of_sets = {*protocol.displays, *(column.metric for column in protocol.columns)} - rfw.DISPLAYS.keys()
+        if metric == name or metric not in metrics_of_sets:
             continue
         display = protocol.display(metric)
         if display.better is None:
@@ -65,5 +68,6 @@ def build_criterion(setting: str, name: str, sets: Sequence[EvaluationSet]) -> C
     known = ", ".join(evaluation_set.result_name for evaluation_set in sets) or "none"
     raise InputError(
         f"{setting}={name}: no set that exists and is evaluated has this metric; name a metric of one of them (sets: "
-        f"{known}) as results do, for example verification.lfw.{ACCURACY}, or {MEAN}"
+        f"{known}) as results do, for example verification.lfw.{ACCURACY}, or {MEAN}; "
+        "metrics of the summary verification.rfw cannot be used"
     )

@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # slow to import, and needed only where something is drawn
 
 # The metrics of a set by name. None: the metric does not exist, such as the threshold of a FAR that accepts no pair.
 Metrics = dict[str, float | None]
+# Protocol -> set -> metrics, as in the files of results.
+AllMetrics = Mapping[str, Mapping[str, Metrics]]
 # The arrays from which the metrics of a set are computed, by name: scores, decisions, ranks.
 Arrays = dict[str, np.ndarray]
 

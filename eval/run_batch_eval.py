@@ -79,7 +79,7 @@ def main() -> None:
     print(f"\n{latex(table) if args.latex else markdown(table)}")
     if args.latex:
         write_text(reports / "summary.tex", latex(table) + "\n")
-    if batch.best:
+    if batch.best_note:
         print(f"\n{batch.best_note}")
     if args.results_json:
         results = {scored.name: scored.results for scored in batch.scored}

@@ -52,6 +52,7 @@ def main() -> None:
             "checkpoint": cfg.init_from,
             "checkpoint_sha256": weights,
             "config": str(existing_input(args.config)),
+            "val_flip": str(cfg.val_flip),
             **run_facts(),
         }
         if rank() != 0:

@@ -41,6 +41,8 @@ def test_the_best_checkpoint_has_the_best_value_and_is_the_earliest_of_equal_one
     [
         ("verification.cfp.Accuracy-Flip", SETS, r"keep_best=verification.cfp.Accuracy-Flip: no set .* \(sets: verifi"),
         ("verification.lfw.acc", SETS, "no set that exists and is evaluated has this metric"),
+        ("verification.lfw.Accuracy-Gap", SETS, "no set .* metrics of the summary verification.rfw cannot be used"),
+        ("verification.rfw.SER", SETS, "no set .* metrics of the summary verification.rfw cannot be used"),
         ("verification.lfw.XNorm", SETS, "no value of this metric is better"),
         ("mean", SETS[2:], "keep_best=mean needs a verification set"),
         ("mean", [], "keep_best=mean needs a verification set"),
@@ -75,6 +77,13 @@ def test_batch_evaluation_marks_the_best_checkpoint(root, checkpoints, tmp_path)
     accuracies = [float(row["verification.pairs.Accuracy-Flip"]) for row in rows[:3]]
     assert rows[accuracies.index(max(accuracies))]["is_best"] == "1"
     assert "no set that exists" in score(*arguments, "--best", "verification.x.EER", code=2).stderr
+
+    metric = "verification.pairs.TAR_at_FAR_0.0001"  # the set has ten impostor pairs
+    done = score(*arguments, "--results-json", tmp_path / "none.json", "--best", metric)
+    note = f"no best checkpoint: none has a value of {metric}, because a set has too few pairs for it"
+    for text in (done.stdout, (tmp_path / "summary.md").read_text(), (tmp_path / "report.html").read_text()):
+        assert text.count(note) == 1 and "(best)" not in text
+    assert json.loads((tmp_path / "none.json").read_text())["best"] is None
 
 
 def content(step):
@@ -125,6 +134,22 @@ def test_the_best_checkpoint_is_never_removed_and_always_named(tmp_path, monkeyp
             expected[step] = accuracy
         assert named(tmp_path) == list(expected)[-1]
         assert complete_steps(tmp_path) == sorted({named(tmp_path), step})
+
+
+def test_an_evaluation_without_a_value_is_reported_where_the_set_was_due(tmp_path):
+    log = Log()
+    saver, best = follow(tmp_path, 1, log, "mean")
+    no_values = {1: {LFW: None, OTHER: None}, 2: {"tinyface.tinyface_0.1.rank-20": 7.0}, 3: {LFW: 0.5}}
+    for step, values in no_values.items():
+        saver.save(step, content(step))
+        best.update(step, values)
+    saver.finish()
+    assert not (tmp_path / FILE).exists()
+    assert [line.split(", because")[0] for line in log.lines if "keep_best" in line] == [
+        f"WARNING: keep_best: mean has no value at step {step}" for step in (1, 3)
+    ]
+    best.update(3, {LFW: 0.5, OTHER: 0.5})
+    assert named(tmp_path) == 3 and "WARNING" not in log.lines[-1]
 
 
 def test_a_checkpoint_that_could_not_be_saved_is_not_the_best(tmp_path, monkeypatch):

@@ -9,8 +9,8 @@ from conftest import ROOT
 from test_readme import blocks
 from training_sets import image_of
 
+from data.alignment import ARCFACE_POINTS
 from data.bin_set import read_bin
-from data.nist_set import ARCFACE_POINTS
 from demo.make_demo_data import encoded_face
 
 PAGE = (ROOT / "docs" / "data.md").read_text()

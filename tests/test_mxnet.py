@@ -6,23 +6,18 @@ files.
 
 import hashlib
 import json
-import os
 import platform
-import shutil
 import struct
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from environments import environment
 
 from data.bin_set import write_bin
 from data.recordio import MAGIC, IndexedRecordReader, RecordWriter, write_record_set
 
-REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements" / "mxnet.txt"
 WORD = struct.pack("<I", MAGIC)
 PAYLOADS = [
     b"",
@@ -67,39 +62,12 @@ print(json.dumps([[hashlib.sha256(image.tobytes()).hexdigest() for image in imag
 """
 
 
-def environment_without_python_settings():
-    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-
-
 @pytest.fixture(scope="module")
 def run_mxnet():
     """run_mxnet(script, *arguments): run a script in the environment of MXNet, and return its output."""
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         pytest.skip("MXNet is available for Linux on x86-64 only")
-    digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
-    folder = Path(tempfile.gettempdir()) / f"adadistill-mxnet-{digest}"
-    ready, python = folder / "ready", str(folder / "bin" / "python")
-    if not ready.exists():
-        if shutil.which("python3.11") is None:
-            pytest.skip("MXNet needs a python3.11 on PATH")
-        shutil.rmtree(folder, ignore_errors=True)
-        for command in (
-            ["python3.11", "-m", "venv", str(folder)],
-            [python, "-m", "pip", "install", "-q", "-r", str(REQUIREMENTS)],
-            [python, "-c", "import mxnet"],
-        ):
-            done = subprocess.run(command, env=environment_without_python_settings(), capture_output=True, text=True)
-            if done.returncode:
-                pytest.skip(f"MXNet cannot be installed: {' '.join(command)}: {done.stderr.strip().splitlines()[-1:]}")
-        ready.touch()
-
-    def run(script, *arguments):
-        command = [python, "-c", script, *map(str, arguments)]
-        done = subprocess.run(command, env=environment_without_python_settings(), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return run
+    return environment("mxnet.txt", "mxnet")
 
 
 def png(number):

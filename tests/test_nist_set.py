@@ -8,8 +8,9 @@ import pytest
 import torch
 from nist_folders import ARCFACE, COUNT, aligned, photo, png, write_folder, write_small_folder
 
+from data.alignment import similarity_to_arcface
 from data.arrow_set import TemplateSet
-from data.nist_set import NistSet, is_nist, similarity_to_arcface
+from data.nist_set import NistSet, is_nist
 from data.workers import keep_batch
 
 

@@ -25,7 +25,8 @@ from backbones.mobilefacenet import MobileFaceNet
 from config import BASE, load_config
 from config.paths import PathError, split_repository
 from deploy.hub_folder import new_folder
-from deploy.model_card import model_card, read_results
+from deploy.model_card import model_card, training_script
+from deploy.results import read_results
 from deploy.upload import require_token, upload
 from utils.errors import InputError
 from utils.weights import WeightsError
@@ -156,7 +157,7 @@ def test_a_folder_is_written_whole_or_not_at_all_and_replaces_only_its_own_kind(
 
 def card(metrics: dict = METRICS, *overrides: str, name: str = SOMEONE, license: str | None = "mit") -> ModelCard:
     cfg = load_config(overrides=[*SMALL, *overrides])
-    text = model_card(cfg, BASE, MobileFaceNet(16, 0.125), metrics, name, license, on_hub=True)
+    text = model_card(cfg, "train_AdaDistill", MobileFaceNet(16, 0.125), metrics, name, license, on_hub=True)
     return ModelCard(text)
 
 
@@ -192,11 +193,38 @@ def test_the_card_states_data_teacher_licence_and_limits():
     assert "No licence has been chosen" in card(license=None).text and card(license=None).data.license is None
 
 
-def test_the_card_of_a_network_without_a_teacher_says_so(tmp_path):
+def test_the_card_names_a_teacher_only_if_there_was_one(tmp_path):
     path = tmp_path / "config.py"
-    path.write_text("# command: train/train_standalone.py network=iresnet50\n\npreset = {}\n")
-    text = model_card(load_config(path), path, MobileFaceNet(16, 0.125), METRICS, "x", None, on_hub=False)
-    assert "without a teacher" in text and "cvlface" not in text
+    for script, words in [
+        ("'/a b/train/train_standalone.py' output=train_AdaDistill.py", "without a teacher"),
+        ("train/train_AdaDistill.py output=train_standalone.py", "cvlface_ir50"),
+        ("eval/run_full_eval.py", "Not stated"),
+    ]:
+        path.write_text(f"# command: {script}\n\npreset = {{}}\n")
+        cfg = load_config(path)
+        text = model_card(cfg, training_script(path), MobileFaceNet(16, 0.125), METRICS, "x", None, on_hub=False)
+        assert words in text and ("cvlface" in text) == (words == "cvlface_ir50")
+        assert ("- knowledge-distillation" in text) == ("cvlface" in text)
+        is_known = words != "Not stated"
+        assert ("| `num_epoch` |" in text) == ("faces aligned to 112 x 112 pixels. The" in text) == is_known
+    assert training_script(BASE) is None
+
+
+def test_the_card_names_several_teachers_and_the_projection(tmp_path):
+    described = {"network": "cvlface_ir101", "sha256": "0"}, {"network": "onnx", "sha256": "1"}
+    origins = f"minchul/ir101@{'a' * 40}", "/secret/w600k_r50.onnx"
+    files = [tmp_path / f"{name}.npy" for name in ("one", "two", "three")]
+    for file, teacher, origin in zip(files, described, origins, strict=False):
+        content = {"teacher": teacher, "embeddings": {"shape": [5, 2, 512]}, "about": {"teacher": origin}}
+        file.with_suffix(".json").write_text(json.dumps(content))
+    listed = f"teacher_embeddings={','.join(map(str, files))}"
+    text = card(METRICS, listed, "teacher_projection=pca", "teacher_cosine_weights=2,1,1").text
+    assert "[minchul/ir101](https://huggingface.co/minchul/ir101)) (50%)" in text
+    assert "`onnx` (`w600k_r50.onnx`) (25%), that of `three.npy` (25%)" in text and "/secret" not in text
+    assert "The teachers' embeddings were projected to 16 dimensions by PCA" in text and "cvlface_ir50" not in text
+    one = card(METRICS, f"teacher_embeddings={files[0]}", "teacher_projection=pca").text
+    assert "Teacher: `cvlface_ir50`" in one and "The teacher's embeddings were projected to 16" in one
+    assert "projected" not in card().text
 
 
 def run_example(folder: Path, faces: np.ndarray, **environment: str) -> float:
@@ -222,10 +250,11 @@ def test_the_example_of_the_card_gives_the_cosine_of_the_network(folder, checkpo
 
 def test_results_of_other_weights_are_refused(run, checkpoints, tmp_path, arguments):
     other = [*arguments, "--checkpoint", str(checkpoints / "10backbone.pth"), "--folder", str(tmp_path / "f")]
-    assert re.search(r"results\.json: results of other weights.*score this checkpoint", refused(TO_HUB, *other))
-    (tmp_path / "empty.json").write_text('{"about": {}, "absent": [], "failed": []}')
-    with pytest.raises(InputError, match=r"empty\.json: has no metrics"):
-        read_results(str(tmp_path / "empty.json"), "")
+    assert re.search(r"results\.json: results of other weights.*score the checkpoint again", refused(TO_HUB, *other))
+    for about, words in [({"checkpoint_sha256": "a"}, "has no metrics"), ({}, "does not state the checksum")]:
+        (tmp_path / "empty.json").write_text(json.dumps({"about": about, "absent": [], "failed": []}))
+        with pytest.raises(InputError, match=rf"empty\.json: {words}"):
+            read_results(str(tmp_path / "empty.json"), "a")
     assert not (tmp_path / "f").exists()
 
 

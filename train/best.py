@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.best import Criterion, build_criterion
+from eval.best import WHY_NO_VALUE, Criterion, build_criterion
 from eval.protocol import Metrics
 from eval.sets import EvaluationSet
 from train.checkpoint import PARTS, Saver, complete_steps, damage, prune
@@ -57,6 +57,10 @@ class BestCheckpoint:
         if self._criterion is None:
             return
         value = self._criterion.value(metrics)
+        is_due = any(name in metrics for name in self._criterion.metrics)  # else only other sets were evaluated
+        if value is None and is_due:
+            name = self._criterion.name
+            self._log.line(f"WARNING: keep_best: {name} has no value at step {step}, {WHY_NO_VALUE}")
         if self._criterion.best([self._value, value]) != 1:
             return
         self._saver.finish()

@@ -48,15 +48,16 @@ def require_same_weights(release: Release, wanted: dict[str, Any]) -> None:
 def _require_same_weights(release: Release, wanted: dict[str, Any]) -> None:
     found = release.describe()
     different = [name for name in wanted if not name.endswith("origin") and found.get(name) != wanted[name]]
+    if not different:
+        return
     if different == ["landmarks_sha256"]:
         path, repository, revision = release.landmarks.weights, "landmarks_path", "landmarks_revision"
     else:
         path, repository, revision = release.weights, "pretrained_teacher_path", "teacher_revision"
-    if different:
-        raise WeightsError(
-            f"{path}: rank {rank()} found other weights than rank 0 ({', '.join(different)}); set {repository} to a "
-            f"file that is the same on all nodes, or {revision} to one commit"
-        )
+    raise WeightsError(
+        f"{path}: rank {rank()} found other weights than rank 0 ({', '.join(different)}); set {repository} to a "
+        f"file that is the same on all nodes, or {revision} to one commit"
+    )
 
 
 def build_cached_teacher(

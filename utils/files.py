@@ -103,5 +103,5 @@ def make_writable_folder(path: str | os.PathLike) -> Path:
             file.write(b"")
         (path / ".writable").unlink()
     except OSError as error:
-        raise OSError(f"{path}: cannot be written ({error.strerror}); set `output` to another folder") from error
+        raise OSError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
     return path
