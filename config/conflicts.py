@@ -76,6 +76,13 @@ TEACHER = [
         "as teacher_embeddings and teacher_projection=none",
     ),
 ]
+SAMPLING = [
+    Conflict(
+        lambda cfg: cfg.sample_rate < 1 and cfg.shard_centers == "off",
+        "sample_rate below 1 is part of the head whose centers can be split over the ranks; set shard_centers=auto, or "
+        "sample_rate=1",
+    ),
+]
 BATCH = [
     Conflict(
         lambda cfg: cfg.batch_size == 1 and not cfg.sync_bn,
@@ -95,7 +102,7 @@ RESUMING = [
 
 # The conflicts that concern a script. Training without a teacher ignores the teacher's keys, evaluation all of them.
 DISTILLATION = [*DATA, *EMBEDDINGS, *TEACHER, *BATCH, *RESUMING]
-STANDALONE = [*DATA, *BATCH, *RESUMING]
+STANDALONE = [*DATA, *SAMPLING, *BATCH, *RESUMING]
 
 
 def find_conflict(cfg: EasyDict, conflicts: Sequence[Conflict]) -> str | None:

@@ -109,6 +109,12 @@ HEAD: dict[str, Rule] = {
     "centers": Choice(
         '"ema": moving averages of teacher embeddings; "fixed": read from a header.pth and never moved', names.CENTERS
     ),
+    "shard_centers": Choice(
+        'split the centers over the ranks: "on", "off"; "auto": from 500,000 identities on', ["auto", "on", "off"]
+    ),
+    "sample_rate": Number(
+        "part of the trained centers in each step (Partial FC); only train_standalone.py uses it", above=0, at_most=1
+    ),
     "adaptive_alpha": Flag("alpha = cos_st * conf_t; False: alpha = cos_st"),
     "use_geom_margin": Flag("add the geometry-aware term to the margin; only AdaFace uses it"),
     "geom_margin": Choice(
@@ -215,7 +221,7 @@ MAY_CHANGE = frozenset(
         *("teacher_cosine_weights", "teacher_projection"),
         *("batch_size", "accumulate_steps"),  # as long as the number of images per step is the same
         *("num_epoch", "max_steps", "lr", "lr_schedule", "lr_milestones", "warmup_epoch"),
-        *("dtype", "compile", "max_bad_steps", "rank_timeout"),
+        *("shard_centers", "dtype", "compile", "max_bad_steps", "rank_timeout"),
         *OUTPUT,
         *EVALUATION,
     }

@@ -13,10 +13,14 @@ from config import names
 from heads.geometry import GeometryTerm
 from heads.head import AdaDistillHead, HeadOutput, MarginSoftmax, TrainedCentersHead
 from heads.margins import Margin
+from heads.sharded import ShardedAdaDistillHead, ShardedTrainedCentersHead, owned_classes
+from utils.distributed import world_size
 from utils.weights import WeightsError, read_state_dicts
 
 __all__ = ["MARGINS", "HeadOutput", "build_head", "build_standalone_head"]
 
+CLASSES_TO_SHARD = 500_000  # shard_centers = "auto" splits the centers over several ranks from here on
+ROWS_PER_DRAW = 8192  # random centers drawn at a time; a multiple of 16, so that they are those of a single draw
 MARGINS: dict[str, type[Margin]] = names.resolve(names.MARGINS)
 
 
@@ -30,35 +34,60 @@ def build_head(cfg: EasyDict) -> AdaDistillHead:
     if cfg.use_geom_margin and softmax.margin.takes_geometry:
         penalty = resolve_name(names.GEOMETRY[cfg.geom_margin])(cfg)
         geometry = GeometryTerm(penalty, cfg.geom_margin_w, cfg.geom_margin_warmup_epoch)
-    return AdaDistillHead(
-        softmax,
-        centers=resolve_name(names.CENTERS[cfg.centers])(cfg),
+    build_centers = resolve_name(names.CENTERS[cfg.centers])
+    parts = dict(
         moving=cfg.centers == "ema",
         adaptive_alpha=cfg.adaptive_alpha,
         geometry=geometry,
         feature_kd=resolve_name(names.FEATURE_KD[cfg.feature_kd]),
         feature_kd_weight=cfg.feature_kd_weight,
     )
+    if not _shards_centers(cfg):
+        return AdaDistillHead(softmax, build_centers(cfg, range(cfg.num_classes)), **parts)
+    centers = build_centers(cfg, owned_classes(cfg.num_classes), more_rows=1)
+    return ShardedAdaDistillHead(softmax, centers, cfg.num_classes, **parts)
 
 
 def build_standalone_head(cfg: EasyDict) -> TrainedCentersHead:
     """The head for training without a teacher: head(student, labels) -> HeadOutput. Needs cfg.num_classes."""
-    return TrainedCentersHead(_build_softmax(cfg), initial_centers(cfg))
+    softmax = _build_softmax(cfg)
+    if not _shards_centers(cfg) and cfg.sample_rate == 1:
+        return TrainedCentersHead(softmax, initial_centers(cfg, range(cfg.num_classes)))
+    centers = initial_centers(cfg, owned_classes(cfg.num_classes))
+    return ShardedTrainedCentersHead(softmax, centers, cfg.num_classes, cfg.sample_rate)
+
+
+def _shards_centers(cfg: EasyDict) -> bool:
+    """Whether each rank has the centers of a part of the classes."""
+    large = cfg.num_classes >= CLASSES_TO_SHARD and world_size() > 1
+    return cfg.shard_centers == "on" or (cfg.shard_centers == "auto" and large)
 
 
 def _build_softmax(cfg: EasyDict) -> MarginSoftmax:
     return MarginSoftmax(MARGINS[cfg.loss].from_config(cfg), cfg.s)
 
 
-def initial_centers(cfg: EasyDict) -> Tensor:
-    """Random centers [num_classes, embedding_size]: normal with standard deviation 0.01, seeded with cfg.seed."""
+def initial_centers(cfg: EasyDict, classes: range, more_rows: int = 0) -> Tensor:
+    """Random centers [n, embedding_size] of n classes: normal with standard deviation 0.01, seeded with cfg.seed.
+
+    They are the rows `classes` of the centers of all classes, followed by `more_rows` rows of zeros.
+    """
     generator = torch.Generator().manual_seed(cfg.seed)
-    centers = torch.randn(cfg.num_classes, cfg.embedding_size, generator=generator)
-    return centers.mul_(0.01)  # in place: a second copy would be 4 GB for two million classes
+    centers = torch.zeros(len(classes) + more_rows, cfg.embedding_size)
+    for start in range(0, classes.stop, ROWS_PER_DRAW):  # not all at once: 4 GB for two million classes
+        stop = min(start + ROWS_PER_DRAW, cfg.num_classes)
+        drawn = torch.randn(stop - start, cfg.embedding_size, generator=generator)
+        first, last = max(start, classes.start), min(stop, classes.stop)
+        if first < last:
+            centers[first - classes.start : last - classes.start] = drawn[first - start : last - start]
+    return centers.mul_(0.01)
 
 
-def teacher_centers(cfg: EasyDict) -> Tensor:
-    """The class centers [num_classes, embedding_size] from the teacher's header file. Raises WeightsError."""
+def teacher_centers(cfg: EasyDict, classes: range, more_rows: int = 0) -> Tensor:
+    """The centers [n, embedding_size] of n classes from the teacher's header file. Raises WeightsError.
+
+    They are followed by `more_rows` rows of zeros.
+    """
     path = cfg.pretrained_teacher_header_path
     states = read_state_dicts(path).values()
     kernels = [state["kernel"] for state in states if "kernel" in state]
@@ -69,4 +98,6 @@ def teacher_centers(cfg: EasyDict) -> Tensor:
             f"{path}: has {found or 'no kernel'} (expected kernel {expected}, that is [embedding_size, num_classes]); "
             "take the header of the teacher that was trained on this record set"
         )
-    return kernels[0].float().t().contiguous()
+    centers = torch.zeros(len(classes) + more_rows, cfg.embedding_size)
+    centers[: len(classes)] = kernels[0][:, classes.start : classes.stop].t()
+    return centers

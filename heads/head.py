@@ -15,7 +15,7 @@ from heads.cross_entropy import add_block, block_cross_entropy
 from heads.geometry import GeometryTerm
 from heads.margins import Margin
 from heads.unit_centers import UnitCenters
-from utils.distributed import all_gather, all_gather_rows
+from utils.distributed import all_gather, all_gather_rows, rank
 
 
 class HeadOutput(NamedTuple):
@@ -98,9 +98,17 @@ class MarginSoftmax(nn.Module):
 
 
 class Head(nn.Module):
-    """Base class of heads: a margin softmax, `centers` [C, D], and the content of the header file."""
+    """Base class of heads: a margin softmax, `centers` [C, D], and the content of the header file.
+
+    classes: the number of all classes; owned: those whose centers this rank has, or None for all.
+    """
 
     centers: Tensor
+    owned: range | None = None
+
+    @property
+    def classes(self) -> int:
+        return len(self.centers)
 
     def __init__(self, softmax: MarginSoftmax) -> None:
         super().__init__()
@@ -113,6 +121,14 @@ class Head(nn.Module):
         if centers.shape != self.centers.shape:
             raise ValueError(f"centers: shape {list(centers.shape)} (expected {list(self.centers.shape)})")
         self.centers.copy_(centers)
+
+    def own_centers(self) -> Tensor:
+        """The centers that this rank has, without gradient: a view, which may be written to."""
+        return self.centers.detach()
+
+    def full_centers(self) -> Tensor | None:
+        """All centers [C, D] on the CPU of rank 0; None on the other ranks. Every rank must call it."""
+        return self.centers.detach().cpu() if rank() == 0 else None
 
     def set_epoch(self, epoch: float) -> None:
         """Set the fractional epoch, for the warm-up of the geometry-aware term."""
@@ -127,13 +143,16 @@ class Head(nn.Module):
     def header(self) -> dict[str, Tensor]:
         """The public layout of header.pth: `kernel` [D, C], and the margin's statistics if it has any.
 
-        The kernel is a view of the centers, because a transposed copy would need as much memory again.
+        The kernel is a view of the centers, because a transposed copy would need as much memory again. A head with the
+        centers of one rank leaves it out.
         """
-        return {"kernel": self.centers.detach().t(), **self.softmax.margin.state_dict()}
+        kernel = {"kernel": self.centers.detach().t()} if self.owned is None else {}
+        return {**kernel, **self.softmax.margin.state_dict()}
 
     def load_header(self, header: dict[str, Tensor]) -> None:
-        """Load what `header` returned."""
-        self.set_centers(header["kernel"].t())
+        """Load a header, of a whole or a sharded head. Without a kernel, the centers stay as they are."""
+        if "kernel" in header:
+            self.set_centers(header["kernel"].t())
         self.softmax.margin.load_state_dict({key: value for key, value in header.items() if key != "kernel"})
 
 

@@ -15,25 +15,63 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from heads.centers import confidence, move_centers, similarity, teacher_term, update_weight
 from heads.cross_entropy import ClassSums, class_gradients, finish, sum_classes
-from heads.head import AdaDistillHead, HeadOutput, MarginSoftmax, TrainedCentersHead, means_of, norms_of
-from utils.distributed import all_gather_rows, max_of_ranks, rank, rows_of_sum, sum_over_ranks, world_size
+from heads.head import AdaDistillHead, Head, HeadOutput, MarginSoftmax, TrainedCentersHead, means_of, norms_of
+from heads.unit_centers import ROWS_PER_BLOCK, autocast_type, unit_length
+from utils.distributed import (
+    all_gather_rows,
+    max_of_ranks,
+    rank,
+    rows_of_sum,
+    rows_on_rank_0,
+    sum_over_ranks,
+    world_size,
+)
+from utils.errors import InputError
 
 
-def classes_of_rank(classes: int, number: int, ranks: int) -> range:
-    """The classes that rank `number` of `ranks` owns: ranges whose sizes differ by at most one."""
-    return range(classes * number // ranks, classes * (number + 1) // ranks)
+def owned_classes(classes: int, number: int | None = None, ranks: int | None = None) -> range:
+    """The classes that rank `number` of `ranks` owns (default: this rank): ranges of one size, the last one shorter.
+
+    The same as of torch's DTensor. Raises InputError if a rank has none.
+    """
+    ranks = world_size() if ranks is None else ranks
+    number = rank() if number is None else number
+    size = -(-classes // ranks)
+    if size * (ranks - 1) >= classes:
+        raise InputError(f"{classes} classes cannot be split over {ranks} ranks; set shard_centers=off")
+    return range(size * number, min(size * (number + 1), classes))
 
 
-class ShardedAdaDistillHead(AdaDistillHead):
+class _ShardedHead(Head):
+    """What is common to heads with the centers of this rank's classes only."""
+
+    owned: range
+    classes: int = 0
+
+    @torch.no_grad()
+    def set_centers(self, centers: Tensor) -> None:
+        expected = [self.classes, self.centers.shape[1]]
+        if list(centers.shape) != expected:
+            raise ValueError(f"centers: shape {list(centers.shape)} (expected {expected})")
+        self.own_centers().copy_(centers[self.owned.start : self.owned.stop])
+
+    def own_centers(self) -> Tensor:
+        return self.centers.detach()[: len(self.owned)]
+
+    def full_centers(self) -> Tensor | None:
+        return rows_on_rank_0(self.own_centers(), self.classes)
+
+
+class ShardedAdaDistillHead(_ShardedHead, AdaDistillHead):
     """AdaDistillHead with the centers of this rank's classes only. All ranks have batches of one size.
 
-    centers: raw centers [n, D] of `classes_of_rank`; classes: the number of all classes. In memory there is one more
-    row: samples of other ranks' classes read and write it, so that no operation depends on how many there are.
+    centers: raw centers [n + 1, D] of the n `owned_classes`, and one row more: samples of other ranks' classes read and
+    write it, so that no operation depends on how many there are. classes: the number of all classes.
     """
 
-    def __init__(self, softmax, centers: Tensor, classes: int, **parts) -> None:
-        super().__init__(softmax, torch.cat([centers, torch.zeros_like(centers[:1])]), **parts)
-        self.classes, self.owned = classes, classes_of_rank(classes, rank(), world_size())
+    def __init__(self, softmax: MarginSoftmax, centers: Tensor, classes: int, **parts) -> None:
+        super().__init__(softmax, centers, **parts)
+        self.classes, self.owned = classes, owned_classes(classes)
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> HeadOutput:
         f_s = student.to(self.centers.dtype)
@@ -53,7 +91,7 @@ class ShardedAdaDistillHead(AdaDistillHead):
             if self.geometry is not None:
                 penalty, geo = self.geometry(conf_t, cos_st, self.epoch)
             batch = _Batch(all_s, norms, rows, is_own, geo)
-            unit_centers = self.unit_centers.get(self.centers)
+            unit_centers = self.unit_centers.get(self.centers)[: len(self.owned)]
             losses, gradient, _, margin = _cross_entropy(self.softmax, batch, self.centers, unit_centers, self.classes)
             part = slice(rank() * len(f_s), (rank() + 1) * len(f_s))
         loss = _WithGradient.apply(losses[part].mean(), f_s, rows_of_sum(gradient) / len(f_s))
@@ -73,16 +111,18 @@ class ShardedAdaDistillHead(AdaDistillHead):
             self._moves.append((rows, old))
 
 
-class ShardedTrainedCentersHead(TrainedCentersHead):
+class ShardedTrainedCentersHead(_ShardedHead, TrainedCentersHead):
     """TrainedCentersHead with the centers of this rank's classes only. All ranks have batches of one size.
 
-    centers: raw centers [n, D] of `classes_of_rank`; classes: the number of all classes. The gradient of the centers is
+    centers: raw centers [n, D] of the `owned_classes`; classes: the number of all classes. sample_rate: the part of
+    them that takes part in a step, as in Partial FC (An et al., CVPR 2022): the classes of the batch and random others,
+    drawn from torch's default generator. Weight decay and momentum act on all centers. The gradient of the centers is
     that of the mean loss of the global batch, so it needs no mean over the ranks.
     """
 
-    def __init__(self, softmax: MarginSoftmax, centers: Tensor, classes: int) -> None:
+    def __init__(self, softmax: MarginSoftmax, centers: Tensor, classes: int, sample_rate: float = 1.0) -> None:
         super().__init__(softmax, centers)
-        self.classes, self.owned = classes, classes_of_rank(classes, rank(), world_size())
+        self.classes, self.owned, self.sample_rate = classes, owned_classes(classes), sample_rate
 
     def forward(self, student: Tensor, labels: Tensor) -> HeadOutput:
         f_s = student.to(self.centers.dtype)
@@ -91,16 +131,29 @@ class ShardedTrainedCentersHead(TrainedCentersHead):
             all_s, labels, norms = all_gather_rows(f_s.detach(), labels, own_norm)
             is_own = (labels >= self.owned.start) & (labels < self.owned.stop)
             rows = torch.where(is_own, labels - self.owned.start, 0)
+            centers, chosen = self.centers.detach(), None
+            if self.training and self.sample_rate < 1:
+                chosen = self._choose(rows, is_own)
+                centers, rows = centers[chosen], torch.searchsorted(chosen, rows).clamp_(max=len(chosen) - 1)
             batch = _Batch(all_s, norms, rows, is_own, torch.zeros_like(norms))
-            unit_centers = F.normalize(self.centers, eps=1e-12)
+            unit_centers = unit_length(centers, autocast_type(centers))
             losses, by_f_s, by_centers, margin = _cross_entropy(
-                self.softmax, batch, self.centers, unit_centers, self.classes
+                self.softmax, batch, centers.requires_grad_(), unit_centers, self.classes
             )
+            if chosen is not None:
+                by_centers = torch.zeros_like(self.centers).index_copy_(0, chosen, by_centers)
             part = slice(rank() * len(f_s), (rank() + 1) * len(f_s))
-            gradients = rows_of_sum(by_f_s) / len(f_s), by_centers / len(all_s)
+            gradients = rows_of_sum(by_f_s) / len(f_s), by_centers.div_(len(all_s))
         loss = _WithGradient.apply(losses[part].mean(), f_s, gradients[0], self.centers, gradients[1])
         stats = {"loss": loss.detach(), **means_of({"margin": margin[part]}), **norms_of(own_norm)}
         return HeadOutput(loss, stats)
+
+    def _choose(self, rows: Tensor, is_own: Tensor) -> Tensor:
+        """Ascending rows [k] of the centers that take part in a step, with the own ones of the batch, `rows` [B]."""
+        n = len(self.centers)
+        order = torch.rand(n, device=rows.device).scatter_reduce_(0, rows, 2.0 * is_own, "amax")
+        count = max(int(self.sample_rate * n), min(n, len(rows)))
+        return order.topk(count, sorted=False).indices.sort().values
 
 
 class _Batch(NamedTuple):
@@ -120,8 +173,8 @@ def _cross_entropy(
     """For the global batch: the cross-entropy [B], the derivatives of its sum, and the margin [B].
 
     The derivatives are this rank's part of that by f_s [B, D], and that by the centers [n, D] if they are trained.
-    centers: of this rank [n, D], or more rows; unit_centers: the same at unit length; classes: the number of all
-    classes.
+    centers: of this rank [n, D], or more rows; unit_centers [n, D]: at unit length, in the data type of the products;
+    classes: the number of all classes.
     """
     s, bound, is_own = softmax.s, softmax.margin.bound, batch.is_own
     trained = centers.requires_grad
@@ -134,10 +187,9 @@ def _cross_entropy(
     sum_over_ranks(combined)
     target, margin = combined
     own_rows = torch.where(is_own, batch.rows, -1)
-    owned = unit_centers[: len(classes_of_rank(classes, rank(), world_size()))]
     with torch.autocast(f_s.device.type, enabled=False):
         unit = unit_f_s.detach()
-        sums = sum_classes(unit, target, owned, own_rows, classes, s, bound, softmax.add_block, True)
+        sums = sum_classes(unit, target, unit_centers, own_rows, classes, s, bound, softmax.add_block, True)
         sums = _over_ranks(sums)
         losses, by_unit_f_s, by_target = finish(sums, target, s)
         by_f_s, *by_w_y = torch.autograd.grad(
@@ -145,12 +197,20 @@ def _cross_entropy(
         )
         if not trained:
             return losses, by_f_s, None, margin
-        by_unit = class_gradients(sums, -by_target, unit, owned, own_rows, s, bound)
+        by_unit = class_gradients(sums, -by_target, unit, unit_centers, own_rows, s, bound)
         # Through the normalisation: only what is perpendicular to the center changes the cosine.
-        by_centers = by_unit.addcmul_((by_unit * owned).sum(1, keepdim=True), owned, value=-1)
-        by_centers /= centers.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        by_centers = _perpendicular(by_unit, unit_centers)
+        by_centers /= centers.detach().norm(dim=1, keepdim=True).clamp_min(1e-12)
         by_centers.index_add_(0, batch.rows, torch.where(is_own[:, None], by_w_y[0], 0))
     return losses, by_f_s, by_centers, margin
+
+
+def _perpendicular(gradients: Tensor, unit_centers: Tensor) -> Tensor:
+    """Each gradient without its part along the center, in place. Both [n, D]."""
+    for part, unit in zip(gradients.split(ROWS_PER_BLOCK), unit_centers.split(ROWS_PER_BLOCK), strict=True):
+        unit = unit.to(part.dtype)
+        part.addcmul_((part * unit).sum(1, keepdim=True), unit, value=-1)
+    return gradients
 
 
 def _over_ranks(sums: ClassSums) -> ClassSums:

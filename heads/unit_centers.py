@@ -23,13 +23,10 @@ class UnitCenters:
 
     def get(self, centers: Tensor) -> Tensor:
         """The unit centers [C, D] of `centers` [C, D]. If autocast is on, they have its data type."""
-        device = centers.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else centers.dtype
+        dtype = autocast_type(centers)
         if not self._up_to_date(centers, dtype):
             with torch.inference_mode(False), torch.no_grad():  # later steps write to it
-                self._unit = torch.empty_like(centers, dtype=dtype)
-                for rows, unit in zip(centers.split(ROWS_PER_BLOCK), self._unit.split(ROWS_PER_BLOCK), strict=True):
-                    unit.copy_(F.normalize(rows, eps=1e-12))
+                self._unit = unit_length(centers, dtype)
             self._guard = _InPlaceGuard.of(centers)
         return self._unit
 
@@ -49,6 +46,20 @@ class UnitCenters:
 
     def __reduce__(self) -> tuple[type, tuple]:
         return UnitCenters, ()  # copies and pickles of a head start without unit centers
+
+
+def autocast_type(centers: Tensor) -> torch.dtype:
+    """The data type of autocast, if it is on, else that of the centers."""
+    device = centers.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else centers.dtype
+
+
+def unit_length(centers: Tensor, dtype: torch.dtype) -> Tensor:
+    """The centers [C, D] at unit length, in another data type and without gradient."""
+    result = torch.empty_like(centers, dtype=dtype)
+    for rows, unit in zip(centers.detach().split(ROWS_PER_BLOCK), result.split(ROWS_PER_BLOCK), strict=True):
+        unit.copy_(F.normalize(rows, eps=1e-12))
+    return result
 
 
 class _InPlaceGuard(torch.autograd.Function):

@@ -9,17 +9,20 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+import heads
 from config import load_config
 from heads import build_head, build_standalone_head
 from heads.head import AdaDistillHead, TrainedCentersHead
-from heads.sharded import ShardedAdaDistillHead, ShardedTrainedCentersHead, classes_of_rank
-from utils.distributed import rank, world_size
+from heads.sharded import owned_classes
+from utils.distributed import rank
+from utils.errors import InputError
 
 WORLDS = (1, 2, 3, 4)
 CLASSES, SIZE, STEPS = 21, 32, 3  # 21 classes: slices of several sizes on 2 and 4 ranks
 # Every slice of every number of ranks has a class; 3 and 7 are there several times, on every rank.
 LABELS = torch.tensor([3, 7, 3, 7, 11, 3, 3, 7, 20, 7, 3, 0])
 TRAINED = {"trained centers, AdaFace": [], "trained centers, with the maximum": ["s=100", "loss=CosFace"]}
+SAMPLED = ["num_classes=91", "s=8"]
 CASES = {
     "AdaFace with geometry": [],
     "with the maximum": ["s=100", "loss=ArcFace"],
@@ -39,15 +42,6 @@ def global_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return 4 * (teacher / 5 + 0.7 * torch.randn(12, SIZE, generator=generator)), teacher
 
 
-def sharded(head: AdaDistillHead) -> ShardedAdaDistillHead:
-    """The head with the slice of this rank."""
-    own = classes_of_rank(CLASSES, rank(), world_size())
-    return ShardedAdaDistillHead(
-        head.softmax, head.centers[own.start : own.stop], CLASSES, moving=head.moving, geometry=head.geometry,
-        adaptive_alpha=head.adaptive_alpha, feature_kd=head.feature_kd, feature_kd_weight=head.feature_kd_weight,
-    )  # fmt: skip
-
-
 def run(head: AdaDistillHead, part: slice) -> list[dict[str, torch.Tensor]]:
     """Some steps of the head on a part of the global batch, the second of which is undone; then one in eval mode."""
     head.set_epoch(0.7)
@@ -60,7 +54,7 @@ def run(head: AdaDistillHead, part: slice) -> list[dict[str, torch.Tensor]]:
         (3 * output.loss).backward()  # a factor, as of accumulated gradients
         head.end_step(torch.tensor(step == 1))
         assert teacher.grad is None
-        results.append({"centers": head.centers[: len(head.owned)] if hasattr(head, "owned") else head.centers})
+        results.append({"centers": head.own_centers()})
         results[-1] |= {f"stat {name}": value for name, value in output.stats.items()}
         results[-1] |= {f"norm {name}": value for name, value in head.softmax.margin.state_dict().items()}
         results[-1] |= {"loss": output.loss.detach(), "gradient": student.grad}
@@ -83,6 +77,19 @@ def train(head: TrainedCentersHead, part: slice) -> list[dict[str, torch.Tensor]
     return results
 
 
+def sample(part: slice) -> dict[str, torch.Tensor]:
+    """One step of trained centers of which 40 % take part."""
+    head = build_standalone_head(load_config(overrides=settings(*SAMPLED, "sample_rate=0.4")))
+    chosen, choose = [], head._choose
+    head._choose = lambda *arguments: chosen.append(choose(*arguments)) or chosen[-1]
+    torch.manual_seed(5 + rank())
+    student = global_batch(0)[0][part].clone().requires_grad_()
+    output = head(student, 4 * LABELS[part])
+    output.loss.backward()
+    chosen = chosen[0] + head.owned.start
+    return {"loss": output.loss.detach(), "gradient": student.grad, "centers": head.centers.grad, "chosen": chosen}
+
+
 def work(number: int, folder: str) -> None:
     torch.set_num_threads(1)
     for world in WORLDS:
@@ -91,15 +98,14 @@ def work(number: int, folder: str) -> None:
         dist.init_process_group("gloo", init_method=f"file://{folder}/init{world}", rank=number, world_size=world)
         share = 12 // world
         part = slice(number * share, (number + 1) * share)
-        heads = {name: build_head(load_config(overrides=settings(*more))) for name, more in CASES.items()}
-        results = {name: run(sharded(head), part) for name, head in heads.items()}
+        results = {}
+        for name, more in CASES.items():
+            results[name] = run(build_head(load_config(overrides=settings(*more, "shard_centers=on"))), part)
         for name, more in TRAINED.items():
-            head = build_standalone_head(load_config(overrides=settings(*more)))
-            own = classes_of_rank(CLASSES, rank(), world_size())
-            slice_of_head = ShardedTrainedCentersHead(
-                head.softmax, head.centers.detach()[own.start : own.stop], CLASSES
-            )
-            results[name] = train(slice_of_head, part)
+            head = build_standalone_head(load_config(overrides=settings(*more, "shard_centers=on")))
+            results[name] = train(head, part)
+        results["sampled"] = sample(part)
+        results["full centers"] = head.full_centers()
         torch.save(results, f"{folder}/{world}_{number}.pt")
         dist.barrier()
         dist.destroy_process_group()
@@ -152,8 +158,46 @@ def assert_near(found: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> 
     torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance * float(wanted.abs().max()))
 
 
+@pytest.mark.parametrize("world", WORLDS)
+def test_sampled_centers_are_the_softmax_over_the_chosen_classes(folder, world):
+    ranks = [torch.load(folder / f"{world}_{number}.pt")["sampled"] for number in range(world)]
+    chosen = torch.cat([part["chosen"] for part in ranks])
+    assert chosen.tolist() == sorted(set(chosen.tolist())) and set((4 * LABELS).tolist()) <= set(chosen.tolist())
+    assert 36 - world < len(chosen) < 60
+    head = build_standalone_head(load_config(overrides=settings(*SAMPLED))).double()
+    student = global_batch(0)[0].double().requires_grad_()
+    loss, _ = head.softmax(
+        student, head.centers[chosen], torch.searchsorted(chosen, 4 * LABELS), torch.zeros(12).double()
+    )
+    loss.backward()
+    assert_near(torch.stack([part["loss"] for part in ranks]).mean().double(), loss.detach(), 1e-6)
+    assert_near(torch.cat([part["gradient"] for part in ranks]).double() / world, student.grad, 1e-6)
+    assert_near(torch.cat([part["centers"] for part in ranks]).double(), head.centers.grad, 1e-6)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_rank_0_gathers_all_centers(folder, world):
+    ranks = [torch.load(folder / f"{world}_{number}.pt") for number in range(world)]
+    parts = [results[list(TRAINED)[-1]][-1]["centers"] for results in ranks]
+    assert torch.equal(ranks[0]["full centers"], torch.cat(parts))
+    assert all(results["full centers"] is None for results in ranks[1:])
+
+
+def test_initial_centers_of_a_slice_are_those_of_a_single_draw(monkeypatch):
+    cfg = load_config(overrides=["dataset=custom", "num_classes=103", "embedding_size=24"])
+    expected = 0.01 * torch.randn(103, 24, generator=torch.Generator().manual_seed(cfg.seed))
+    monkeypatch.setattr(heads, "ROWS_PER_DRAW", 16)
+    for classes in (range(103), range(20, 61), range(90, 103)):
+        centers = heads.initial_centers(cfg, classes, more_rows=1)
+        assert torch.equal(centers[:-1], expected[classes.start : classes.stop]) and not centers[-1].any()
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
-def test_every_class_has_one_owner_and_slices_differ_by_at_most_one(ranks):
-    parts = [classes_of_rank(CLASSES, number, ranks) for number in range(ranks)]
-    assert [one for part in parts for one in part] == list(range(CLASSES))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+def test_every_class_has_one_owner_as_in_a_tensor_that_torch_splits(ranks):
+    parts = [owned_classes(CLASSES, number, ranks) for number in range(ranks)]
+    assert [list(part) for part in parts] == [part.tolist() for part in torch.arange(CLASSES).chunk(ranks)]
+
+
+def test_more_ranks_than_classes_are_refused():
+    with pytest.raises(InputError, match="9 classes cannot be split over 8 ranks"):
+        owned_classes(9, 0, 8)

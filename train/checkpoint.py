@@ -1,12 +1,14 @@
 """Checkpoints of a run, four files per step.
 
 <step>backbone.pth holds the student, <step>header.pth the class centers, <step>state.pth everything else that resuming
-needs, and <step>sha256.txt the checksums of these three files, in the format of `sha256sum -c`.
+needs, and <step>sha256.txt the checksums of the others, in the format of `sha256sum -c`. A run whose centers are split
+over the ranks also writes the folder <step>centers.dcp (see shards.py), and <step>header.pth only if it is small.
 """
 
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
+from train.shards import FOLDER, Shards
 from utils.errors import InputError, describe_error
 from utils.files import atomic_write, sha256, write_text
 from utils.weights import WeightsError, read_weights_file
@@ -31,19 +34,25 @@ class Checkpoint(NamedTuple):
     """The content of the three files.
 
     backbone: the state dict of the bare student; header: `kernel` [D, C] (the centers, transposed) and the margin's
-    statistics; state: optimiser, loss scale, bad steps and the settings that must not change.
+    statistics, or None if the centers are only in shards; state: optimiser, loss scale, bad steps and the settings that
+    must not change.
     """
 
     backbone: dict[str, Tensor]
-    header: dict[str, Tensor]
+    header: dict[str, Tensor] | None
     state: dict[str, Any]
 
 
-def save(folder: str | os.PathLike, step: int, checkpoint: Checkpoint) -> Path:
+def save(folder: str | os.PathLike, step: int, checkpoint: Checkpoint, shards: Shards | None = None) -> Path:
     """Write the files atomically, the state and the checksums last. Returns the path of the backbone file."""
     remove(folder, step)  # files of an older checkpoint of this step must not mix with the new ones
     sums = ""
+    if shards is not None:
+        os.rename(shards.folder, Path(folder, f"{step}{FOLDER}"))
+        sums = "".join(f"{digest}  {step}{FOLDER}/{name}\n" for name, digest in shards.sums.items())
     for part, content in zip(PARTS, checkpoint, strict=True):
+        if content is None:
+            continue
         with atomic_write(Path(folder, f"{step}{part}")) as file:
             written = _HashedFile(file)
             torch.save(content, written)
@@ -98,10 +107,15 @@ class Saver:
         self.unsaved: int | None = None
         self.protected: set[int] = set()
 
-    def save(self, step: int, checkpoint: Checkpoint) -> None:
+    def save(self, step: int, checkpoint: Checkpoint, shards: Shards | None = None) -> None:
         """Copy the checkpoint to host memory. The thread then writes it and removes older ones (see `prune`)."""
         self.finish()
-        self._writing = self._thread.submit(self._write, step, _copied(checkpoint))
+        self._writing = self._thread.submit(self._write, step, _copied(checkpoint), shards)
+
+    def fail(self, step: int, error: OSError) -> None:
+        """Take note that the shards of a checkpoint could not be written."""
+        self.finish()
+        self._log_line(self._describe_failure(step, error))
 
     def poll(self) -> None:
         """Log the outcome of the last save, if it has ended."""
@@ -115,25 +129,28 @@ class Saver:
             for line in writing.result():
                 self._log_line(line)
 
-    def _write(self, step: int, checkpoint: Checkpoint) -> list[str]:
+    def _write(self, step: int, checkpoint: Checkpoint, shards: Shards | None) -> list[str]:
         """Write and prune in the thread; returns lines for the log.
 
         The thread does not log them itself: a worker that is forked meanwhile would inherit the locks of the log.
         """
         try:
-            lines = [f"saved {save(self._folder, step, checkpoint)}"]
+            lines = [f"saved {save(self._folder, step, checkpoint, shards)}"]
             self.unsaved = None
         except OSError as error:
-            self.unsaved = step
-            return [
-                f"NOT SAVED: the checkpoint of step {step} ({describe_error(error)}); training continues and tries "
-                "again at the next checkpoint, and older ones are intact"
-            ]
+            return [self._describe_failure(step, error)]
         try:
             prune(self._folder, self._keep, self.protected)
         except OSError as error:
             lines.append(f"NOT REMOVED: checkpoints older than the {self._keep} newest ({describe_error(error)})")
         return lines
+
+    def _describe_failure(self, step: int, error: OSError) -> str:
+        self.unsaved = step
+        return (
+            f"NOT SAVED: the checkpoint of step {step} ({describe_error(error)}); training continues and tries again "
+            "at the next checkpoint, and older ones are intact"
+        )
 
 
 def _copied(value: Any) -> Any:
@@ -155,17 +172,27 @@ def damage(folder: str | os.PathLike, step: int) -> str | None:
     written atomically.
     """
     sums = Path(folder, f"{step}{SUMS}")
-    names = [f"{step}{part}" for part in PARTS]
     if not sums.exists():
         return None
-    lines = "".join(f"([0-9a-f]{{64}})  {re.escape(name)}\n" for name in names)
-    written = re.fullmatch(lines, sums.read_text(encoding="utf-8", errors="replace"))
-    if written is None:
+    names = [f"{step}{part}" for part in PARTS if Path(folder, f"{step}{part}").exists()]
+    names += [f"{step}{FOLDER}/{path.name}" for path in sorted(Path(folder, f"{step}{FOLDER}").glob("*"))]
+    text = sums.read_text(encoding="utf-8", errors="replace")
+    written = {line[66:]: line[:64] for line in text.splitlines()}
+    wanted = "".join(rf"[0-9a-f]{{64}}  {step}[\w.]+(/[\w.-]+)?\n" for _ in written)
+    if not re.fullmatch(wanted, text) or not written.keys() >= set(names):
         return f"{sums}: broken: must hold the checksums of {', '.join(names)}"
-    for name, digest in zip(names, written.groups(), strict=True):
+    for name, digest in written.items():
+        if not Path(folder, name).exists():
+            return f"{Path(folder, name)}: missing, but {sums.name} has its checksum"
         if sha256(Path(folder, name)) != digest:
             return f"{Path(folder, name)}: broken: cut short or changed since it was written, as {sums.name} says"
     return None
+
+
+def require_intact(folder: str | os.PathLike, step: int) -> None:
+    """Raise CheckpointError if a file of the checkpoint does not match its checksum."""
+    if problem := damage(folder, step):
+        raise CheckpointError(f"{problem}; resume from an older step")
 
 
 def load(folder: str | os.PathLike, step: int) -> Checkpoint:
@@ -174,7 +201,13 @@ def load(folder: str | os.PathLike, step: int) -> Checkpoint:
     if step not in steps:
         available = ", ".join(map(str, steps)) or "none"
         raise CheckpointError(f"{folder}: no complete checkpoint of step {step}; available steps: {available}")
-    return Checkpoint(*(_read(Path(folder, f"{step}{part}")) for part in PARTS))
+    paths = [Path(folder, f"{step}{part}") for part in PARTS]
+    return Checkpoint(*(_read(path) if path.exists() else None for path in paths))
+
+
+def has_shards(folder: str | os.PathLike, step: int) -> bool:
+    """Whether the centers of this step are in shards."""
+    return Path(folder, f"{step}{FOLDER}").is_dir()
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -185,8 +218,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def complete_steps(folder: str | os.PathLike) -> list[int]:
-    """The steps whose three files exist, ascending."""
-    return [step for step, parts in _files(folder).items() if parts >= set(PARTS)]
+    """The steps whose three files exist, ascending. Shards may take the place of the header."""
+    return [step for step, parts in _files(folder).items() if not _missing(parts)]
+
+
+def _missing(parts: set[str]) -> list[str]:
+    """The files that a checkpoint lacks, of which `parts` exist."""
+    return sorted(set(PARTS) - parts - ({PARTS[1]} if FOLDER in parts else set()))
 
 
 def _files(folder: str | os.PathLike) -> dict[int, set[str]]:
@@ -194,7 +232,7 @@ def _files(folder: str | os.PathLike) -> dict[int, set[str]]:
     found: dict[int, set[str]] = {}
     for name in os.listdir(folder) if os.path.isdir(folder) else []:
         match = re.fullmatch(r"(\d+)(\w+\.\w+)", name)
-        if match and match[2] in (*PARTS, SUMS):
+        if match and match[2] in (*PARTS, SUMS, FOLDER):
             found.setdefault(int(match[1]), set()).add(match[2])
     return dict(sorted(found.items()))
 
@@ -221,13 +259,15 @@ def remove(folder: str | os.PathLike, step: int) -> None:
     """Remove the checkpoint of `step`, if it exists: the state first, so that an interruption leaves it incomplete."""
     for part in (*reversed(PARTS), SUMS):
         Path(folder, f"{step}{part}").unlink(missing_ok=True)
+    if has_shards(folder, step):
+        shutil.rmtree(Path(folder, f"{step}{FOLDER}"))
 
 
 def remove_unfinished(folder: str | os.PathLike) -> None:
     """Delete temporary files that interrupted writes left behind."""
     for path in Path(folder).glob(".*.part"):
         if re.fullmatch(r"\..+\.\d+\.part", path.name):
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def step_to_resume(folder: str | os.PathLike, newest: bool, global_step: int) -> tuple[int, list[str]]:
@@ -241,8 +281,8 @@ def step_to_resume(folder: str | os.PathLike, newest: bool, global_step: int) ->
     if newest:
         problems = []
         for step, parts in reversed(_files(folder).items()):
-            if missing := set(PARTS) - parts:
-                problem = f"{folder}: step {step} lacks {', '.join(sorted(missing))}: writing it was interrupted"
+            if missing := _missing(parts):
+                problem = f"{folder}: step {step} lacks {', '.join(missing)}: writing it was interrupted"
             else:
                 problem = damage(folder, step)
             if problem is None:

@@ -25,7 +25,16 @@ from train.step import StepResult, TrainingStep
 from train.step_profile import StepProfile
 from train.tasks import Task
 from utils.about import describe_run
-from utils.distributed import Agreement, barrier, from_rank_0, mean_over_ranks, on_rank_0, rank, world_size
+from utils.distributed import (
+    Agreement,
+    barrier,
+    from_rank_0,
+    mean_over_ranks,
+    on_rank_0,
+    rank,
+    report_activity,
+    world_size,
+)
 from utils.errors import InputError
 from utils.files import write_text
 
@@ -152,9 +161,18 @@ class Trainer:
 
     def _save(self) -> None:
         barrier()
+        report_activity(self.step, "saving", has_collectives=True)
         if rank() == 0:
             self.log.retry()
-            self.files.saver.save(self.step, self.state.checkpoint())
+        try:
+            shards = self.state.write_shards(self.step)
+        except OSError as error:
+            if rank() == 0:
+                self.files.saver.fail(self.step, error)
+            return
+        checkpoint = self.state.checkpoint()
+        if rank() == 0:
+            self.files.saver.save(self.step, checkpoint, shards)
 
     def _with_preview(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield the batches. Before the first step of a run, rank 0 saves a picture of the first batch."""

@@ -12,9 +12,12 @@ from config.rules import MAY_CHANGE, RULES
 from data.dataset import FaceDataset
 from train import checkpoint
 from train.checkpoint import Checkpoint, CheckpointError
+from train.shards import Shards, read_shards, write_shards
 from train.step import TrainingStep
 from train.tasks import Task
 from utils.distributed import on_all_ranks, on_rank_0
+
+HEADER_LIMIT = 2**30  # bytes of the centers up to which rank 0 gathers them, to write header.pth beside the shards
 
 
 class RunState:
@@ -41,9 +44,26 @@ class RunState:
         self._others = {key: cfg[key] for key in cfg if key not in (*fixed, "output", "resume", "global_step")}
 
     def checkpoint(self) -> Checkpoint:
-        """The current state. Its tensors change with the next step."""
+        """The current state, without shards. Every rank must call it. Its tensors change with the next step."""
+        head = self._task.head
         state = {**self._take_step.state(), "run": self._identity, "may_change": self._others}
-        return Checkpoint(self._task.student.state_dict(), self._task.head.header(), state)
+        header = head.header()
+        if head.owned is not None:
+            state["margin"] = header
+            state["optimizer"]["state"].pop(self._take_step.position(head.centers), None)
+            if head.classes * head.own_centers()[:1].nbytes > HEADER_LIMIT:
+                header = None
+            elif (centers := head.full_centers()) is not None:  # on rank 0
+                header = {"kernel": centers.t(), **header}
+        return Checkpoint(self._task.student.state_dict(), header, state)
+
+    def write_shards(self, step: int) -> Shards | None:
+        """Write the centers of all ranks, and their momentum; None if each rank has all centers. Raises OSError."""
+        head = self._task.head
+        if head.owned is None:
+            return None
+        slices = {"centers": head.own_centers(), **self._take_step.momentum(head.centers)}
+        return write_shards(self._folder, step, slices, head.classes)
 
     def resume(self) -> tuple[int, list[str]]:
         """Load the checkpoint that the config asks for. Every rank must call it. Raises CheckpointError.
@@ -57,11 +77,12 @@ class RunState:
         then = f"resuming from step {step}" if step else "starting from step 0"
         notes = [f"NOT RESUMED: {problem}; {then}" for problem in problems]
         if step:
-            notes += self._load(on_all_ranks(lambda: checkpoint.load(folder, step)), f"{folder}: step {step}")
+            notes += self._load(on_all_ranks(lambda: checkpoint.load(folder, step)), step)
             on_rank_0(lambda: checkpoint.remove_after(folder, step))
         return step, notes
 
-    def _load(self, saved: Checkpoint, source: str) -> list[str]:
+    def _load(self, saved: Checkpoint, step: int) -> list[str]:
+        source = f"{self._folder}: step {step}"
         before = saved.state["run"]
         if not before.keys() >= self._identity.keys():
             before = {**on_rank_0(self._settings_in_config_file), **before}
@@ -71,13 +92,30 @@ class RunState:
                 "new run from its weights (init_from) in another output"
             )
         self._task.student.load_state_dict(saved.backbone)
-        self._task.head.load_header(saved.header)
+        self._load_centers(saved, step)
         self._take_step.load(saved.state)
         notes = [f"changed: {change}" for change in _differences(saved.state.get("may_change", {}), self._others)]
         if unknown := [key for key in self._identity if key not in before]:
             stored = f"written by an older version that did not store {', '.join(unknown)}"
             notes.append(f"WARNING: {source}: {stored}; these were not compared")
         return notes
+
+    def _load_centers(self, saved: Checkpoint, step: int) -> None:
+        """Load centers and norm statistics, and add the momentum of the centers to the state of the optimiser."""
+        head, position = self._task.head, self._take_step.position(self._task.head.centers)
+        optimizer = saved.state["optimizer"]["state"]
+        if not checkpoint.has_shards(self._folder, step):
+            head.load_header(saved.header)
+            if head.owned is not None and position in optimizer:
+                momentum = optimizer[position]["momentum_buffer"]
+                optimizer[position]["momentum_buffer"] = momentum[head.owned.start : head.owned.stop].clone()
+            return
+        on_rank_0(lambda: checkpoint.require_intact(self._folder, step))
+        tensors = read_shards(self._folder, step, head.owned)
+        head.load_header(saved.state["margin"])
+        head.own_centers().copy_(tensors["centers"])
+        if "momentum" in tensors:
+            optimizer[position] = {"momentum_buffer": tensors["momentum"]}
 
     def _settings_in_config_file(self) -> dict[str, Any]:
         """The keys in the run's config.py, for checkpoints of older versions, which state few. Executes nothing."""

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from easydict import EasyDict
 from torch import Tensor, nn
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.profiler import record_function
 
 from data.loader import Batch
 from train.bad_steps import BadSteps, skippable_sgd
 from train.schedules import build_learning_rate
 from train.tasks import Task
-from utils.distributed import rank, report_activity
+from utils.distributed import rank, report_activity, sum_over_ranks, world_size
 from utils.precision import compute_type
 
 
@@ -37,8 +38,13 @@ class TrainingStep:
         self.learning_rate = build_learning_rate(cfg, total_batch)
         self.parameters = [p for module in (task.student, task.head) for p in module.parameters() if p.requires_grad]
         self.optimizer = skippable_sgd(self.parameters, cfg.lr, cfg.momentum, cfg.weight_decay)
+        # The gradient of sharded centers is different on each rank; all others are the same on all ranks.
+        head = task.head
+        self._own = [head.centers] if head.owned is not None and isinstance(head.centers, nn.Parameter) else []
+        self._shared = [p for p in self.parameters if not any(p is own for own in self._own)]
         # A margin softmax of scale 64 has large gradients: torch's default scale, 65536, overflows for many steps.
-        self.scaler = torch.amp.GradScaler(device.type, init_scale=1024.0, enabled=self.dtype == torch.float16)
+        scaler_type = ShardedGradScaler if self._own and world_size() > 1 else torch.amp.GradScaler
+        self.scaler = scaler_type(device.type, init_scale=1024.0, enabled=self.dtype == torch.float16)
         self.bad_steps = BadSteps(self.optimizer, task.student, task.head, cfg.max_bad_steps, device)
 
     def __call__(self, batches: Iterator[Batch], done: int) -> StepResult:
@@ -65,11 +71,30 @@ class TrainingStep:
                     self.scaler.scale(output.loss * factor).backward()
         with record_function("optimiser"):
             self.scaler.unscale_(self.optimizer)
-            grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_grad_norm)
+            grad_norm = self._clip_gradients()
             self.bad_steps.take_step(done + 1, output.stats, grad_norm)
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
         return StepResult(lr, {**output.stats, "grad_norm": grad_norm})
+
+    def _clip_gradients(self) -> Tensor:
+        """Scale the gradients down to the largest norm that is allowed. Returns the norm of all ranks', a tensor []."""
+        norm = nn.utils.get_total_norm([p.grad for p in self._shared if p.grad is not None])
+        if self._own:
+            squares = nn.utils.get_total_norm([p.grad for p in self._own]).square()
+            sum_over_ranks(squares)
+            norm = (norm.square() + squares).sqrt()
+        nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad_norm, norm)
+        return norm
+
+    def position(self, parameter: Tensor) -> int | None:
+        """The number of a parameter in the state of the optimiser; None if it is not trained."""
+        return next((number for number, p in enumerate(self.parameters) if p is parameter), None)
+
+    def momentum(self, parameter: Tensor) -> dict[str, Tensor]:
+        """{"momentum": the momentum of a parameter}; {} if it has none."""
+        state = self.optimizer.state.get(parameter, {})
+        return {"momentum": state["momentum_buffer"]} if state else {}
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint stores."""

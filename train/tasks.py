@@ -23,7 +23,7 @@ from train.projection import build_embeddings
 from train.sanity import teacher_notes
 from train.teachers import build_live_teacher, require_same_weights
 from train.wrapping import maybe_compile, missing_for_compiling, share_gradients, should_compile, without_sharing
-from utils.distributed import on_rank_0, rank
+from utils.distributed import on_rank_0, rank, world_size
 from utils.precision import compute_type
 
 
@@ -47,7 +47,10 @@ class Task:
             student = prelu.replace_prelus(student)
         self.student = student.to(device, memory_format=torch.channels_last)
         self.head = head.to(device)
-        self._sharing = share_gradients(self.student, device), share_gradients(self.head, device)
+        if head.owned is not None:
+            self.notes += (f"the centers of {head.classes:,} classes are split over {world_size()} ranks",)
+        shared_head = share_gradients(self.head, device) if head.owned is None else self.head
+        self._sharing = share_gradients(self.student, device), shared_head
         self._student, self._head = maybe_compile(self._sharing[0], cfg.compile, device), self._sharing[1]
         if not compiling and cfg.compile == "auto" and device.type == "cuda":
             missing = ", ".join(missing_for_compiling(device))
@@ -64,6 +67,8 @@ class Task:
 
 class Distillation(Task):
     """A student with a frozen teacher, which is the live network or a file with its embeddings of the training set."""
+
+    ignored = ("sample_rate",)
 
     def __init__(self, cfg: EasyDict, dataset: FaceDataset, device: torch.device) -> None:
         self._view = cfg.teacher_view
@@ -87,6 +92,8 @@ class Distillation(Task):
             self.head.softmax.compile_blocks()
         if cfg.use_geom_margin and not self.head.softmax.margin.takes_geometry:
             self.notes += (f"use_geom_margin is ignored: {cfg.loss} has no geometry term (AdaFace has one)",)
+        if cfg.sample_rate < 1:
+            self.notes += ("sample_rate is ignored: it is for trained centers (train_standalone.py)",)
         if cfg.pretrained_teacher_header_path and cfg.centers == "ema":
             self.notes += ("pretrained_teacher_header_path is ignored: with centers = 'ema' they start at random",)
 
@@ -129,6 +136,8 @@ class Standalone(Task):
 
     def __init__(self, cfg: EasyDict, device: torch.device) -> None:
         super().__init__(cfg, build_standalone_head(cfg), device)
+        if self.head.owned is not None and should_compile(cfg.compile, device):
+            self.head.softmax.compile_blocks()
 
     def forward(self, batch: Batch) -> HeadOutput:
         with record_function("student"):

@@ -22,6 +22,8 @@ from utils.precision import forbid_tf32
 TIMEOUT = 1800.0  # seconds
 JOIN_TIMEOUT = 300.0  # seconds for the ranks, which torchrun starts together, to find each other
 NCCL_EXTRA = 120.0  # seconds added to NCCL's timeout, so that gloo reports a lost rank before NCCL ends the process
+# Newer versions of torch renamed it, and warn of the old name.
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 _heartbeat: Heartbeat | None = None
 _host_group: dist.ProcessGroup | None = None  # for tensors in host memory; None: the default group
 _watched: list[BaseProcess] = []  # worker processes of this process
@@ -32,7 +34,7 @@ class CollectiveError(RuntimeError):
 
 
 @contextmanager
-def _collective() -> Iterator[None]:
+def collective() -> Iterator[None]:
     """Raise CollectiveError if a collective of torch in this block fails."""
     try:
         yield
@@ -178,7 +180,7 @@ def all_gather(tensor: Tensor) -> Tensor:
     if world_size() == 1:
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
-    with _collective():
+    with collective():
         dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
 
@@ -199,7 +201,7 @@ def mean_over_ranks(values: dict[str, Tensor]) -> dict[str, float]:
     """0-d tensors by name -> their means over the ranks, on every rank."""
     stacked = torch.stack([value.detach().double() for value in values.values()])
     if world_size() > 1:
-        with _collective():
+        with collective():
             dist.all_reduce(stacked)
     return dict(zip(values, (stacked / world_size()).tolist(), strict=True))
 
@@ -207,7 +209,7 @@ def mean_over_ranks(values: dict[str, Tensor]) -> dict[str, float]:
 def sum_over_ranks(tensor: Tensor) -> None:
     """In place, the sum of a tensor over the ranks, on every rank. Shapes must be equal."""
     if world_size() > 1:
-        with _collective():
+        with collective():
             dist.all_reduce(tensor)
 
 
@@ -215,7 +217,7 @@ def max_of_ranks(tensor: Tensor) -> Tensor:
     """The elementwise maximum of a tensor over the ranks, on every rank. Shapes must be equal."""
     largest = tensor.clone()
     if world_size() > 1:
-        with _collective():
+        with collective():
             dist.all_reduce(largest, op=dist.ReduceOp.MAX)
     return largest
 
@@ -225,9 +227,25 @@ def rows_of_sum(tensor: Tensor) -> Tensor:
     if world_size() == 1:
         return tensor
     rows = torch.empty_like(tensor[: len(tensor) // world_size()])
-    with _collective():
-        dist.reduce_scatter_tensor(rows, tensor.contiguous())
+    with collective():
+        _reduce_scatter(rows, tensor.contiguous())
     return rows
+
+
+def rows_on_rank_0(rows: Tensor, total: int) -> Tensor | None:
+    """All ranks' rows [n, ...], `total` of them, one after another, on the CPU of rank 0; None on the other ranks."""
+    rows = rows.detach().cpu().contiguous()
+    if world_size() == 1:
+        return rows
+    counts = from_all_ranks(len(rows))
+    with collective():
+        if rank() != 0:
+            dist.send(rows, 0, group=_host_group)
+            return None
+        result = rows.new_empty(total, *rows.shape[1:])
+        for source, part in enumerate(result.split(counts)):
+            part.copy_(rows) if source == 0 else dist.recv(part, source, group=_host_group)
+    return result
 
 
 def max_over_ranks(number: int) -> int:
@@ -235,7 +253,7 @@ def max_over_ranks(number: int) -> int:
     if world_size() == 1:
         return number
     largest = torch.tensor([number])
-    with _collective():
+    with collective():
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
     return int(largest)
 
@@ -243,7 +261,7 @@ def max_over_ranks(number: int) -> int:
 def barrier() -> None:
     """Wait until every rank has called this. Does not wait for GPUs."""
     if world_size() > 1:
-        with _collective():
+        with collective():
             dist.all_reduce(torch.zeros(1), group=_host_group)
 
 
@@ -252,7 +270,7 @@ def from_rank_0(value: Any) -> Any:
     if world_size() == 1:
         return value
     values = [value]
-    with _collective():
+    with collective():
         dist.broadcast_object_list(values, src=0)
     return values[0]
 
@@ -282,21 +300,26 @@ def on_all_ranks(function: Callable[[], Any]) -> Any:
         result = function()
     except (InputError, OSError, KeyboardInterrupt) as caught:
         error = caught
-    if world_size() > 1:
-        errors = [None] * world_size()
-        with _collective():
-            dist.all_gather_object(errors, error)
-        error = next((e for e in errors if e is not None), None)
+    error = next((e for e in from_all_ranks(error) if e is not None), None)
     if error is not None:
         raise error
     return result
+
+
+def from_all_ranks(value: Any) -> list[Any]:
+    """The values of all ranks, in their order, on every rank."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        with collective():
+            dist.all_gather_object(values, value)
+    return values
 
 
 @torch.no_grad()
 def broadcast_buffers(module: nn.Module) -> None:
     """Overwrite the buffers of the module with those of rank 0."""
     if world_size() > 1:
-        with _collective():
+        with collective():
             for buffer in module.buffers():
                 dist.broadcast(buffer, src=0)
 
@@ -316,12 +339,12 @@ class Agreement:
         self._requests = torch.tensor(requests, dtype=torch.int32)
         self._work = None
         if world_size() > 1:
-            with _collective():
+            with collective():
                 self._work = dist.all_reduce(self._requests, group=_host_group, async_op=True)
 
     def read(self) -> list[bool]:
         """For each request, whether any rank made it."""
         if self._work is not None:
-            with _collective():
+            with collective():
                 self._work.wait()
         return self._requests.bool().tolist()
