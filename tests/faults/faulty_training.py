@@ -61,9 +61,9 @@ def main():
             self.passes += 1
             is_faulty_pass = int(first) <= self.passes <= int(last)
             self.is_faulty = is_faulty_pass and rank() == int(faulty_rank)
+            output = super().forward(batch)
             if is_faulty_pass and what == "hang_with_delay" and rank() == int(faulty_rank) + 1:
                 time.sleep(6)
-            output = super().forward(batch)
             return AFTER[what](output) if self.is_faulty and what in AFTER else output
 
         def _teacher_embeddings(self, batch):
