@@ -40,14 +40,14 @@ class Heartbeat:
     """A thread that writes the heartbeats of this rank to the store through which the ranks found each other.
 
     The thread also ends this process if another rank found that this one hangs. timeout: seconds after which a
-    collective fails.
+    collective fails; attempt: a text that is new each time torchrun restarts the ranks, because it keeps the store.
     """
 
-    def __init__(self, rank: int, ranks: int, timeout: float) -> None:
+    def __init__(self, rank: int, ranks: int, timeout: float, attempt: str = "") -> None:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=60))
-        # When torchrun restarts the ranks, the store still has the entries of the previous attempt.
-        self._store = dist.PrefixStore(f"heartbeat{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        self._store = dist.PrefixStore(f"heartbeat{attempt}", store)
+        self._host = f"{host}:{port}"
         self._rank, self._ranks, self._timeout = rank, ranks, timeout
         self._activity = Activity(0, 0, "starting", False, time.monotonic())
         self._stopped, self._activity_changed = threading.Event(), threading.Event()
@@ -107,7 +107,10 @@ class Heartbeat:
         except (dist.DistError, RuntimeError):
             if not in_collective:
                 return None
-            return "another rank ended, and with it the store through which the ranks find each other; see its output"
+            return (
+                f"the store through which the ranks find each other, on {self._host}, has ended, and with it torchrun "
+                "and the ranks on that machine; see their output"
+            )
         return "; or ".join(_describe(r, last[r], "hangs:") for r in hanging) or "a collective failed on all ranks"
 
     def _ranks_with(self, state: str) -> list[int]:
