@@ -104,7 +104,7 @@ def test_a_machine_that_is_lost_is_named_by_the_other_within_the_timeout(start_a
     start = time.monotonic()
     send(signal.SIGKILL, [agents[lost].pid, *descendants(agents[lost].pid)])
     assert agents[1 - lost].wait(timeout=60) != 0
-    assert time.monotonic() - start < 20 + 10, "the run ended long after the timeout"
+    assert time.monotonic() - start < 60, "the run ended long after the timeout"
     named = rf"rank 1 \(process \d+ on {socket.gethostname()}\) died" if lost else r"on 127\.0\.0\.1:\d+, has ended"
     assert re.search(rf"error \(rank {1 - lost}\): .*{named}", printed(tmp_path)[1 - lost])
 
