@@ -13,7 +13,7 @@ from backbones.cvlface_landmarks import LandmarkNetwork
 from config import load_config
 from data.dataset import build_dataset
 from data.recordio import write_record_set
-from data.teacher_cache_writer import EmbeddingWriter
+from data.teacher_cache_writer import Batches, EmbeddingWriter
 from demo.make_demo_data import encoded_face
 from train.teachers import describe_embeddings
 from utils.errors import InputError
@@ -50,8 +50,8 @@ def make_inputs(folder: Path, images: int, classes: int, given: list[str]) -> tu
     path = folder / "teacher.npy"
     cfg = load_config(overrides=settings)
     with EmbeddingWriter(path, describe_embeddings(cfg, build_dataset(cfg))) as writer:
-        for positions in np.array_split(np.arange(images), -(-images // 4096)):
-            writer.write(positions, torch.randn(len(positions), 2, cfg.embedding_size))
+        for positions in Batches(writer.share, 4096):
+            writer.write(int(positions[0]), torch.randn(len(positions), 2, cfg.embedding_size))
     return settings, f"teacher_embeddings={path}"
 
 

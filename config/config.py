@@ -59,6 +59,7 @@ config.onnx_mean = None  # teacher "onnx" takes (pixel - onnx_mean) / onnx_std; 
 config.onnx_std = None  # see onnx_mean; None: by InsightFace's rule
 config.onnx_colours = "RGB"  # colour order that teacher "onnx" takes
 config.teacher_embeddings = []  # .npy file of the teacher's embeddings, created if missing; or several; []: run it live
+config.teacher_embeddings_type = "float16"  # how a number is stored in the file: "float16"; "int8": half the size
 config.teacher_cosine_weights = []  # weights of the cosines of several teachers, one per file; []: equal
 config.teacher_projection = "none"  # "pca": project teacher_embeddings to embedding_size dimensions; "none": do not
 config.teacher_view = "same"  # images for the teacher; "same": augmented as for the student; "clean": not augmented

@@ -86,6 +86,9 @@ NETWORKS: dict[str, Rule] = {
     "teacher_embeddings": PathList(
         ".npy file of the teacher's embeddings, created if missing; or several; []: run it live", ".npy"
     ),
+    "teacher_embeddings_type": Choice(
+        'how a number is stored in the file: "float16"; "int8": half the size', ["float16", "int8"]
+    ),
     "teacher_cosine_weights": NumberList(
         "weights of the cosines of several teachers, one per file; []: equal", positive=True
     ),
@@ -218,7 +221,7 @@ MAY_CHANGE = frozenset(
             "teacher_embeddings",
         ),
         *("onnx_mean", "onnx_std", "onnx_colours"),
-        *("teacher_cosine_weights", "teacher_projection"),
+        *("teacher_embeddings_type", "teacher_cosine_weights", "teacher_projection"),
         *("batch_size", "accumulate_steps"),  # as long as the number of images per step is the same
         *("num_epoch", "max_steps", "lr", "lr_schedule", "lr_milestones", "warmup_epoch"),
         *("shard_centers", "dtype", "compile", "max_bad_steps", "rank_timeout"),

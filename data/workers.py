@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils.distributed import killed_worker, watch_workers
 from utils.errors import InputError, WorkerError, describe_error
@@ -30,7 +30,7 @@ PATIENCE = 25
 
 
 def decoded_batches(
-    images: Dataset, batches: Sequence[Sequence[int]], num_workers: int, pin_memory: bool = False
+    images: Dataset, batches: Sequence[Sequence[int]] | Sampler, num_workers: int, pin_memory: bool = False
 ) -> Iterator[tuple[Sequence[int], Tensor]]:
     """Yield each of `batches` with its images, uint8 [n, 112, 112, 3], decoded by `num_workers` processes.
 

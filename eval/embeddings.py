@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
 from data.images import SIZE, to_input
@@ -62,7 +62,7 @@ def batches_of_rank(count: int, batch_size: int) -> list[np.ndarray]:
 def embed_batches(
     network: Callable[[Tensor], Tensor],
     images: Dataset,
-    batches: Sequence[Sequence[int]],
+    batches: Sequence[Sequence[int]] | Sampler,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     flip: bool = True,

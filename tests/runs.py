@@ -1,8 +1,11 @@
 """Functions that run the training scripts, read their output, and compare two runs."""
 
 import json
+import os
 import re
 import signal
+import subprocess
+import time
 from pathlib import Path
 
 import torch
@@ -61,6 +64,38 @@ def assert_same_checkpoint(one: Path, other: Path, step: int) -> None:
 def value(settings: list[str], key: str) -> str:
     """Return the value of a key in a list of overrides."""
     return dict(setting.split("=") for setting in settings)[key]
+
+
+def descendants(process: int) -> list[int]:
+    """Return the child processes of a process, their children, and so on."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rsplit(") ", 1)[1].split()[1])
+        except (OSError, IndexError):
+            continue
+        if parent == process:
+            found += [int(folder.name), *descendants(int(folder.name))]
+    return found
+
+
+def send(number: int, processes: list[int]) -> None:
+    """Send a signal to the processes that still exist."""
+    for process in processes:
+        try:
+            os.kill(process, number)
+        except ProcessLookupError:
+            continue
+
+
+def wait_for_step(process: subprocess.Popen, output: Path, seconds: float) -> None:
+    """Wait until the run has trained one more step, or has ended, or `seconds` have passed."""
+    log = output / "metrics.jsonl"
+    before, deadline = log.stat().st_mtime_ns if log.exists() else 0, time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and log.stat().st_mtime_ns != before and log.stat().st_size:
+            return
+        time.sleep(0.02)
 
 
 def refused(script: str, *arguments: str, words: str) -> None:

@@ -1,6 +1,7 @@
 """Which rank caused an error: the heartbeats of three ranks in one process, with a store of their own."""
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -57,6 +58,32 @@ def test_a_rank_that_hangs_is_named_and_ended(ranks, ended):
     for found in find(ranks[0], ranks[2], in_collective=True):
         assert found.startswith("rank 1 (process ") and "hangs: last seen at step 7" in found
     assert ended.wait(5)
+
+
+def test_a_rank_that_notices_late_is_waited_for_and_not_named(ranks, ended):
+    """Rank 2 began to wait 1.5 s later than rank 0, so its collective also fails 1.5 s later."""
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(ranks[0].find_lost_ranks, True)
+        time.sleep(1.5)
+        late = pool.submit(ranks[2].find_lost_ranks, True)
+        for found in (first.result(), late.result()):
+            assert found.startswith("rank 1 (process ") and "hangs" in found
+            assert "rank 0" not in found and "rank 2" not in found
+    assert ended.wait(5)
+
+
+def test_a_rank_that_was_found_to_hang_and_has_ended_is_still_reported_as_hanging(ranks, ended):
+    ranks[0]._store.set("must_end1", "")
+    assert ended.wait(5)
+    ranks[1].stop()
+    for found in find(ranks[0], ranks[2], in_collective=True):
+        assert found.startswith("rank 1 (process ") and "hangs" in found and "died" not in found
+
+
+def test_two_ranks_that_hang_are_both_named_once_the_others_had_time_to_notice(ranks, monkeypatch):
+    monkeypatch.setattr(heartbeat, "LATE", 1.0)
+    (found,) = find(ranks[0], in_collective=True)
+    assert "rank 1 (process " in found and "; or rank 2 (process " in found and "rank 0" not in found
 
 
 def test_an_error_of_this_rank_alone_blames_no_other_rank(ranks, ended):

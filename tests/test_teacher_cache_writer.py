@@ -22,7 +22,7 @@ from config import load_config
 from data import teacher_cache_writer as embedding_writer
 from data.recordio import write_record_set
 from data.teacher_cache import EmbeddingError, EmbeddingFile
-from data.teacher_cache_writer import EmbeddingWriter
+from data.teacher_cache_writer import Batches, EmbeddingWriter
 
 CACHE, TRAIN = "train/cache_teacher.py", SCRIPTS[0]
 CPU = torch.device("cpu")
@@ -50,6 +50,15 @@ def slow_run(tmp_path_factory) -> list[str]:
     return [f"{key}={value}" for key, value in settings.items()]
 
 
+def done_images(path: Path) -> np.ndarray:
+    """Which of the 200 images are marked as done, bool [200]."""
+    done = np.zeros(200, dtype=bool)
+    for marks in path.parent.glob(f"{path.name}.done*"):
+        for start, stop in np.fromfile(marks, np.int64).reshape(-1, 2):
+            done[start:stop] = True
+    return done
+
+
 def interrupt(settings: list[str], path: Path, number: int, ranks: int) -> tuple[int, str]:
     """Start to write the file, and send a signal to all processes once some images are marked as done.
 
@@ -62,9 +71,8 @@ def interrupt(settings: list[str], path: Path, number: int, ranks: int) -> tuple
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         preexec_fn=accept_sigint,
     )  # fmt: skip
-    marks = path.with_name(path.name + ".done")
     deadline = time.monotonic() + 120
-    while not (marks.is_file() and np.fromfile(marks, np.uint8).sum() >= 10):
+    while done_images(path).sum() < 10:
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()
         time.sleep(0.02)
     if number == signal.SIGINT:
@@ -82,8 +90,7 @@ def test_an_interrupted_file_is_continued_without_embedding_an_image_twice(slow_
     assert not path.exists()
     if number == signal.SIGINT:
         assert code == 130 and "Traceback" not in errors, errors
-    part, marks = path.with_name("teacher.npy.part"), path.with_name("teacher.npy.done")
-    done = np.fromfile(marks, np.uint8) == 1
+    part, done = path.with_name("teacher.npy.part"), done_images(path)
     assert 10 <= done.sum() < 200
     stored = np.load(part, mmap_mode="r+")
     assert np.isfinite(stored[done]).all() and (stored[done] != 0).any(2).all()
@@ -112,7 +119,7 @@ def test_a_second_process_that_makes_the_same_file_is_refused(tmp_path):
     with EmbeddingWriter(path, described(3, 4)) as writer:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert "EmbeddingError" in done.stderr and "another process is writing it" in done.stderr
-        writer.write(np.arange(3), torch.ones(3, 2, 4))
+        writer.write(0, torch.ones(3, 2, 4))
     assert np.load(path).shape == (3, 2, 4)
     with pytest.raises(EmbeddingError, match="has just finished"):
         EmbeddingWriter(path, described(3, 4))
@@ -123,15 +130,15 @@ def test_a_second_process_that_makes_the_same_file_is_refused(tmp_path):
 def test_an_interrupted_file_that_is_incomplete_is_started_again(tmp_path, left):
     path, part = tmp_path / "teacher.npy", tmp_path / "teacher.npy.part"
     with pytest.raises(KeyboardInterrupt), EmbeddingWriter(path, described(3, 4)) as writer:
-        writer.write(np.arange(2), torch.ones(2, 2, 4))
+        writer.write(0, torch.ones(2, 2, 4))
         raise KeyboardInterrupt
     if left == "part cut short":
         os.truncate(part, 100)
     else:
         (part if left == "done only" else path.with_suffix(".json")).unlink()
     with EmbeddingWriter(path, described(3, 4)) as writer:
-        assert writer.remaining.tolist() == [0, 1, 2]
-        writer.write(writer.remaining, torch.ones(3, 2, 4))
+        assert writer.remaining.tolist() == [[0, 3]]
+        writer.write(0, torch.ones(3, 2, 4))
     assert (np.load(path) == 1).all()
 
 
@@ -146,7 +153,8 @@ def test_a_file_that_lacks_images_does_not_get_its_final_name(tmp_path):
         pytest.raises(EmbeddingError, match="1 images have no embeddings"),
         EmbeddingWriter(tmp_path / "teacher.npy", described(3, 4)) as writer,
     ):
-        writer.write(np.array([0, 2]), torch.ones(2, 2, 4))
+        writer.write(0, torch.ones(1, 2, 4))
+        writer.write(2, torch.ones(1, 2, 4))
     assert not (tmp_path / "teacher.npy").exists()
 
 
@@ -158,18 +166,20 @@ def test_embeddings_that_float16_cannot_represent_are_refused_with_the_image(tmp
         pytest.raises(EmbeddingError, match="embedding of image 12 is not finite, or zero, or too"),
         EmbeddingWriter(tmp_path / "teacher.npy", described(20, 8)) as writer,
     ):
-        writer.write(np.arange(10, 14), values)
+        writer.write(10, values)
     assert not (tmp_path / "teacher.npy").exists()
 
 
 def test_positions_with_gaps_are_written_to_the_right_rows(tmp_path):
     path, values = tmp_path / "teacher.npy", torch.arange(1.0, 61.0).reshape(6, 2, 5)
     with pytest.raises(KeyboardInterrupt), EmbeddingWriter(path, described(6, 5)) as writer:
-        writer.write(np.array([0, 1, 3]), values[[0, 1, 3]])
+        writer.write(0, values[:2])
+        writer.write(3, values[3:4])
         raise KeyboardInterrupt
     with EmbeddingWriter(path, described(6, 5)) as writer:
-        assert writer.remaining.tolist() == [2, 4, 5]
-        writer.write(writer.remaining, values[[2, 4, 5]])
+        assert writer.remaining.tolist() == writer.share.tolist() == [[2, 3], [4, 6]]
+        for positions in Batches(writer.share, 8):
+            writer.write(int(positions[0]), values[positions])
     rows = EmbeddingFile(path, described(6, 5)).rows(np.array([5, 0, 3]), np.array([True, False, True]))
     assert rows.dtype == torch.float16 and torch.equal(rows.float(), values[[5, 0, 3], [1, 0, 1]])
 
@@ -190,11 +200,11 @@ def test_a_full_disk_while_embedding_ends_with_an_error_that_names_the_file(tmp_
     description, values = described(50, 8), torch.ones(50, 2, 8)
     full = pytest.raises(OSError, match=r"File too large: .*x\.npy")
     writer = EmbeddingWriter(tmp_path / "x.npy", description)
-    with full, file_size_limit(500), writer:
+    with full, file_size_limit(4500), writer:
         monkeypatch.setattr(embedding_writer.time, "monotonic", lambda: math.inf)  # time to flush to the disk
-        writer.write(np.arange(50), values)
+        writer.write(0, values)
     assert not (tmp_path / "x.npy").exists()
     with EmbeddingWriter(tmp_path / "x.npy", description) as writer:
-        assert len(writer.remaining) == 50  # nothing was marked as done
-        writer.write(np.arange(50), values)
+        assert writer.remaining.tolist() == [[0, 50]]  # nothing was marked as done
+        writer.write(0, values)
     assert (EmbeddingFile(tmp_path / "x.npy", description).rows(np.arange(50), np.zeros(50, bool)) == 1).all()

@@ -4,6 +4,7 @@ import os
 import re
 from typing import Any
 
+import numpy as np
 import torch
 from easydict import EasyDict
 from torch import Tensor, nn
@@ -16,8 +17,8 @@ from config.paths import is_repository, split_repository
 from data.dataset import FaceDataset
 from data.images import PREPROCESSING
 from data.teacher_cache import Description, EmbeddingError, EmbeddingFile
-from data.teacher_cache_writer import EmbeddingWriter
-from eval.embeddings import batches_of_rank, embed_batches
+from data.teacher_cache_writer import Batches, EmbeddingWriter
+from eval.embeddings import embed_batches
 from train.wrapping import maybe_compile
 from utils.about import describe_run
 from utils.distributed import on_all_ranks, on_rank_0, rank, world_size
@@ -98,7 +99,7 @@ def describe_embeddings(cfg: EasyDict, dataset: FaceDataset, weights_may_be_miss
         if origin in teacher:
             about[name] = teacher.pop(origin)
     return {
-        "embeddings": {"shape": [len(dataset), 2, cfg.embedding_size], "type": "float16"},
+        "embeddings": {"shape": [len(dataset), 2, cfg.embedding_size], "type": cfg.teacher_embeddings_type},
         "teacher": teacher,
         "data": {"images": len(dataset), "fingerprint": dataset.fingerprint},
         "preprocessing": PREPROCESSING,
@@ -121,18 +122,18 @@ def _embed_dataset(
     description["embeddings"]["computed_in"] = str(dtype).removeprefix("torch.")  # one type for the whole file
     description["about"]["run"] = describe_run()
     with EmbeddingWriter(path, description) as writer:
-        done = len(dataset) - len(writer.remaining)
+        done = len(dataset) - int(np.diff(writer.remaining).sum())
         bar = tqdm(total=len(dataset), initial=done, desc="teacher embeddings", unit="image", disable=rank() != 0)
-        batches = [writer.remaining[rows] for rows in batches_of_rank(len(writer.remaining), cfg.val_batch_size)]
-        pays_off = sum(map(len, batches)) >= MIN_IMAGES_TO_COMPILE
+        pays_off = np.diff(writer.share).sum() >= MIN_IMAGES_TO_COMPILE
         compiled_teacher = maybe_compile(teacher, cfg.compile, device) if pays_off else teacher
 
         def network(images: Tensor) -> Tensor:
             return (compiled_teacher if len(images) == cfg.val_batch_size else teacher)(images)
 
+        batches = Batches(writer.share, cfg.val_batch_size)
         embedded = embed_batches(network, dataset, batches, device, dtype, num_workers=cfg.num_workers)
         for positions, embeddings in embedded:
-            writer.write(positions, torch.stack(embeddings, 1))
+            writer.write(int(positions[0]), torch.stack(embeddings, 1))
             bar.update(min(world_size() * len(positions), bar.total - bar.n))
         bar.close()
     return f"the teacher's weights: {teacher.loaded}"

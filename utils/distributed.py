@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from utils.errors import InputError, WorkerError
 from utils.heartbeat import Heartbeat, RankLost
 from utils.precision import forbid_tf32
+from utils.rendezvous import find_ranks
 
 TIMEOUT = 1800.0  # seconds
 JOIN_TIMEOUT = 300.0  # seconds for the ranks, which torchrun starts together, to find each other
@@ -127,24 +128,10 @@ def _join(on_gpu: bool, timeout: float) -> None:
     global _heartbeat, _host_group
     limit = timedelta(seconds=timeout + NCCL_EXTRA * on_gpu)
     with _exit_after(min(timeout, JOIN_TIMEOUT)):
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=limit, **_rendezvous())
+        where, attempt = find_ranks()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=limit, **where)
         _host_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if on_gpu else None
-    _heartbeat = Heartbeat(rank(), world_size(), timeout)
-
-
-def _rendezvous() -> dict[str, Any]:
-    """Where the ranks find each other, as arguments of init_process_group.
-
-    When torchrun restarts the ranks, it keeps its store, with the addresses of the ranks that ended. So each attempt
-    uses a prefix of its own.
-    """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return {}
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(host, port, is_master=False)
-    attempt = f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-    numbers = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
-    return {"store": dist.PrefixStore(attempt, store), **numbers}
+    _heartbeat = Heartbeat(rank(), world_size(), timeout, attempt)
 
 
 @contextmanager

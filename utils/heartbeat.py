@@ -16,6 +16,7 @@ from utils.errors import InputError
 
 INTERVAL = 1.0  # seconds between two heartbeats
 SILENCE = 4 * INTERVAL  # seconds without a heartbeat, after which a process counts as dead or stopped
+LATE = 60.0  # seconds, at most, by which some ranks may notice a failed collective later than others
 
 
 class RankLost(InputError):
@@ -39,14 +40,14 @@ class Heartbeat:
     """A thread that writes the heartbeats of this rank to the store through which the ranks found each other.
 
     The thread also ends this process if another rank found that this one hangs. timeout: seconds after which a
-    collective fails.
+    collective fails; attempt: a text that is new each time torchrun restarts the ranks, because it keeps the store.
     """
 
-    def __init__(self, rank: int, ranks: int, timeout: float) -> None:
+    def __init__(self, rank: int, ranks: int, timeout: float, attempt: str = "") -> None:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=60))
-        # When torchrun restarts the ranks, the store still has the entries of the previous attempt.
-        self._store = dist.PrefixStore(f"heartbeat{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        self._store = dist.PrefixStore(f"heartbeat{attempt}", store)
+        self._host = f"{host}:{port}"
         self._rank, self._ranks, self._timeout = rank, ranks, timeout
         self._activity = Activity(0, 0, "starting", False, time.monotonic())
         self._stopped, self._activity_changed = threading.Event(), threading.Event()
@@ -70,37 +71,51 @@ class Heartbeat:
 
         in_collective: whether the error is known to come from a collective. If not, other ranks count as the cause only
         if one of them died or ended, or if a collective of torch's own may have timed out in the current activity.
-        Ranks that call this method never count as the cause. This takes SILENCE seconds, and ends a rank that hangs.
+        Ranks that call this method never count as the cause. This takes SILENCE seconds, and ends a rank that hangs. If
+        several ranks may hang, it takes up to LATE seconds more, until only one is left: ranks that began to wait later
+        call this method later.
         """
         busy = time.monotonic() - self._activity.since
         in_collective = in_collective or (self._activity.has_collectives and busy >= self._timeout)
+        deadline = time.monotonic() + SILENCE + min(LATE, self._timeout)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # report before the launcher ends the remaining ranks
         try:
-            ended = [r for r in range(self._ranks) if self._store.check([f"ended{r}"])]
-            if ended:
-                last = self._read()
+            last = self._read()
+            if ended := self._ranks_with("ended"):
                 return "; ".join(_describe(r, last[r], "ended with an error of its own:") for r in ended)
             self._store.set(f"failed{self._rank}", "")
-            before = self._read()
-            time.sleep(SILENCE)
-            after = self._read()
-            suspects = [r for r in range(self._ranks) if not self._store.check([f"failed{r}"])]
-            silent = [r for r in suspects if before[r].get("beat") == after[r].get("beat")]
-            if silent:
-                return "; ".join(_describe(r, after[r], "died, or was stopped:") for r in silent)
-            if not in_collective:
-                self._store.set(f"ended{self._rank}", "")
-                return None
-            slowest = min((after[r]["activity"] for r in suspects), default=0)
-            hanging = [r for r in suspects if after[r]["activity"] == slowest]
-            for r in hanging:
-                self._store.set(f"must_end{r}", "")
+            while True:
+                before = last
+                time.sleep(SILENCE)
+                last, failed = self._read(), self._ranks_with("failed")
+                suspects = [r for r in range(self._ranks) if r not in failed]
+                if hanging := self._ranks_with("must_end"):  # another rank found them; they may have ended since
+                    break
+                silent = [r for r in suspects if before[r].get("beat") == last[r].get("beat")]
+                if silent:
+                    return "; ".join(_describe(r, last[r], "died, or was stopped:") for r in silent)
+                if not in_collective:
+                    self._store.set(f"ended{self._rank}", "")
+                    return None
+                if len(suspects) < 2 or time.monotonic() >= deadline:
+                    slowest = min((last[r]["activity"] for r in suspects), default=0)
+                    hanging = [r for r in suspects if last[r]["activity"] == slowest]
+                    for r in hanging:
+                        self._store.set(f"must_end{r}", "")
+                    break
         except (dist.DistError, RuntimeError):
             if not in_collective:
                 return None
-            return "another rank ended, and with it the store through which the ranks find each other; see its output"
-        return "; or ".join(_describe(r, after[r], "hangs:") for r in hanging) or "a collective failed on all ranks"
+            return (
+                f"the store through which the ranks find each other, on {self._host}, has ended, and with it torchrun "
+                "and the ranks on that machine; see their output"
+            )
+        return "; or ".join(_describe(r, last[r], "hangs:") for r in hanging) or "a collective failed on all ranks"
+
+    def _ranks_with(self, state: str) -> list[int]:
+        """The ranks for which a rank has recorded this state in the store."""
+        return [r for r in range(self._ranks) if self._store.check([f"{state}{r}"])]
 
     def _read(self) -> list[dict]:
         """The last heartbeat of each rank; {} for a rank without one."""

@@ -1,6 +1,7 @@
 """train_AdaDistill.py with a fault. FAULT=what:first:last:rank: in the forward passes first to last of this rank.
 
-FAULT=hang_evaluation:0:0:rank: in every evaluation.
+FAULT=hang_evaluation:0:0:rank: in every evaluation. FAULT=hang_with_delay:...: the next rank also sleeps for 6 s, and
+continues.
 """
 
 import os
@@ -38,6 +39,7 @@ def stop(output):
 
 
 AFTER = {function.__name__: function for function in (nan_loss, nan_gradient, hang, die, stop)}
+AFTER["hang_with_delay"] = hang
 
 
 def main():
@@ -57,8 +59,11 @@ def main():
 
         def forward(self, batch):
             self.passes += 1
-            self.is_faulty = int(first) <= self.passes <= int(last) and rank() == int(faulty_rank)
+            is_faulty_pass = int(first) <= self.passes <= int(last)
+            self.is_faulty = is_faulty_pass and rank() == int(faulty_rank)
             output = super().forward(batch)
+            if is_faulty_pass and what == "hang_with_delay" and rank() == int(faulty_rank) + 1:
+                time.sleep(6)
             return AFTER[what](output) if self.is_faulty and what in AFTER else output
 
         def _teacher_embeddings(self, batch):

@@ -23,7 +23,7 @@ from data.images import decode_into, decode_rgb
 from data.nist_set import NistSet
 from data.record_index import RecordError
 from data.recordio import MAGIC, IndexedRecordReader, RecordWriter
-from data.teacher_cache import EmbeddingFile
+from data.teacher_cache import EmbeddingFile, row_type
 from data.teacher_projection import Projection, read_projection, write_projection
 from eval.report.results import read_json
 from utils.weights import read_state_dicts
@@ -212,14 +212,18 @@ def nist_lists(folder: Path) -> Target:
 
 
 def embeddings(folder: Path) -> Target:
-    about = {"embeddings": {"shape": [2, 2, 3]}, "teacher": {"sha256": "0"}, "about": {"data": "x"}}
-    array = saved(np.save, np.zeros((2, 2, 3), np.float16))
-    seeds = [Seed("e.npy", array, words), Seed("e.json", json.dumps(about).encode(), words)]
+    seeds = []
+    for kind in ("float16", "int8"):
+        about = {"embeddings": {"shape": [2, 2, 3], "type": kind}, "teacher": {"sha256": "0"}, "about": {"data": "x"}}
+        row = row_type(about)
+        array = saved(np.save, np.zeros((2, 2, *row.shape), row.base))
+        seeds += [Seed(f"{kind}.npy", array, words), Seed(f"{kind}.json", json.dumps(about).encode(), words)]
 
     def read(folder: Path) -> None:
-        file = EmbeddingFile(folder / "e.npy", {"teacher": {"sha256": "0"}})
-        file.rows(np.arange(2), np.zeros(2, bool))
-        file.summary()
+        for kind in ("float16", "int8"):
+            file = EmbeddingFile(folder / f"{kind}.npy", {"teacher": {"sha256": "0"}})
+            file.rows(np.arange(2), np.zeros(2, bool))
+            file.summary()
 
     return Target(read, "data/teacher_cache.py", seeds)
 

@@ -1,6 +1,5 @@
 """Runs of which one rank or all ranks are killed at random moments resume bit-equal to an uninterrupted run."""
 
-import os
 import random
 import re
 import signal
@@ -13,7 +12,7 @@ from typing import IO
 import pytest
 import torch
 from conftest import LONG, ROOT, run_script, size
-from runs import assert_same_checkpoint, heed_signals, metrics, train
+from runs import assert_same_checkpoint, descendants, heed_signals, metrics, send, train, wait_for_step
 
 TRAIN = "train/train_AdaDistill.py"
 STEPS = 60
@@ -46,19 +45,6 @@ def start(settings: list[str], output: Path, ranks: int, *launcher: str, into: I
         )
 
 
-def descendants(process: int) -> list[int]:
-    """Return the child processes of a process, their children, and so on."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((folder / "stat").read_text().rsplit(") ", 1)[1].split()[1])
-        except (OSError, IndexError):
-            continue
-        if parent == process:
-            found += [int(folder.name), *descendants(int(folder.name))]
-    return found
-
-
 def ranks_of(torchrun: int) -> list[int]:
     """Return the processes of the ranks that torchrun started."""
     ranks = []
@@ -69,24 +55,6 @@ def ranks_of(torchrun: int) -> list[int]:
         except OSError:
             continue
     return ranks
-
-
-def send(number: int, processes: list[int]) -> None:
-    for process in processes:
-        try:
-            os.kill(process, number)
-        except ProcessLookupError:
-            continue
-
-
-def wait_for_step(process: subprocess.Popen, output: Path, seconds: float) -> None:
-    """Wait until the run has trained one more step, or has ended, or `seconds` have passed."""
-    log = output / "metrics.jsonl"
-    before, deadline = log.stat().st_mtime_ns if log.exists() else 0, time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        if log.exists() and log.stat().st_mtime_ns != before and log.stat().st_size:
-            return
-        time.sleep(0.02)
 
 
 def interrupt(process: subprocess.Popen, output: Path, ranks: int, rng: random.Random) -> bool:
