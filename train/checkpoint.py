@@ -51,14 +51,27 @@ def save(folder: str | os.PathLike, step: int, checkpoint: Checkpoint, shards: S
         os.rename(shards.folder, Path(folder, f"{step}{FOLDER}"))
         sums = "".join(f"{digest}  {step}{FOLDER}/{name}\n" for name, digest in shards.sums.items())
     for part, content in zip(PARTS, checkpoint, strict=True):
-        if content is None:
-            continue
-        with atomic_write(Path(folder, f"{step}{part}")) as file:
-            written = _HashedFile(file)
-            torch.save(content, written)
-            sums += f"{written.finish()}  {step}{part}\n"
+        if content is not None:
+            sums += _write(folder, f"{step}{part}", content)
     write_text(Path(folder, f"{step}{SUMS}"), sums)
     return Path(folder, f"{step}{PARTS[0]}")
+
+
+def add_header(folder: str | os.PathLike, step: int, header: dict[str, Tensor]) -> Path:
+    """Add a header to a checkpoint that has the centers in shards, or replace it. Returns its path."""
+    name, sums = f"{step}{PARTS[1]}", Path(folder, f"{step}{SUMS}")
+    lines = sums.read_text(encoding="utf-8").splitlines(keepends=True)
+    line = _write(folder, name, header)
+    write_text(sums, "".join(old for old in lines if not old.endswith(f"  {name}\n")) + line)
+    return Path(folder, name)
+
+
+def _write(folder: str | os.PathLike, name: str, content: dict[str, Any]) -> str:
+    """Write a file atomically. Returns its line for the file of checksums."""
+    with atomic_write(Path(folder, name)) as file:
+        written = _HashedFile(file)
+        torch.save(content, written)
+        return f"{written.finish()}  {name}\n"
 
 
 class _HashedFile:
