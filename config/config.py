@@ -21,7 +21,8 @@ config = EasyDict()
 
 # --- data --------------------------------------------------------------------------------------------------------
 config.dataset = "emoreIresNet"  # name of an entry of `datasets`, whose values replace the defaults here
-config.rec = "dataset/faces_emore"  # folder with train.rec, train.idx and property, for db_file_format "rec"
+config.rec = "dataset/faces_emore"  # folder, or several, with train.rec, train.idx and property (db_file_format "rec")
+config.shared_labels = False  # whether a label is the same person in all folders of rec; False: label ranges are joined
 config.data_path = ""  # folder with one folder of images per identity, for db_file_format "folder"
 config.db_file_format = "rec"  # "rec": MXNet record files in `rec`; "folder": images in `data_path`
 config.sample = 0  # use at most this many images per identity (only with "folder"); 0: all

@@ -25,7 +25,8 @@ from config.rule import (
 
 DATA: dict[str, Rule] = {
     "dataset": Text("name of an entry of `datasets`, whose values replace the defaults here"),
-    "rec": Path('folder with train.rec, train.idx and property, for db_file_format "rec"'),
+    "rec": PathList('folder, or several, with train.rec, train.idx and property (db_file_format "rec")'),
+    "shared_labels": Flag("whether a label is the same person in all folders of rec; False: label ranges are joined"),
     "data_path": Path('folder with one folder of images per identity, for db_file_format "folder"'),
     "db_file_format": Choice('"rec": MXNet record files in `rec`; "folder": images in `data_path`', names.FILE_FORMATS),
     "sample": Integer('use at most this many images per identity (only with "folder"); 0: all'),
@@ -84,7 +85,7 @@ NETWORKS: dict[str, Rule] = {
     "onnx_std": Number("see onnx_mean; None: by InsightFace's rule", above=0, or_none=True),
     "onnx_colours": Choice('colour order that teacher "onnx" takes', ["RGB", "BGR"]),
     "teacher_embeddings": PathList(
-        ".npy file of the teacher's embeddings, created if missing; or several; []: run it live", ".npy"
+        ".npy file of the teacher's embeddings, created if missing; or several; []: run it live", ".npy", is_output=True
     ),
     "teacher_cosine_weights": NumberList(
         "weights of the cosines of several teachers, one per file; []: equal", positive=True
