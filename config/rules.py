@@ -33,6 +33,11 @@ DATA: dict[str, Rule] = {
     "num_classes": Integer("number of identities; None: count them. Must match the data", at_least=1, or_none=True),
     "num_image": Integer("number of images; None: count them. Must match the data", at_least=1, or_none=True),
     "num_workers": Integer("processes per rank that decode images; 0: decode in the training process"),
+    "order": Choice(
+        'how to shuffle an epoch; "permutation": the whole set; "blocks": for a slow disk',
+        ["permutation", "blocks"],
+    ),
+    "order_window": Integer('"blocks": images that are shuffled together; memory must hold twice as many', at_least=1),
     "train_flip": Flag("mirror each training image with probability 0.5"),
     "crop_augmentation_prob": Number(
         "probability of blacking out all but a rectangle of the student's image", at_least=0, at_most=1

@@ -63,6 +63,12 @@ class FaceDataset(torch.utils.data.Dataset):
         """The labels of the images at `positions` [N], int64 [N]. Nothing is decoded."""
         return self.read_encoded(positions)[0]
 
+    def read_ahead(self, start: int, stop: int) -> None:
+        """Ask the operating system to read the images at the positions start .. stop - 1 into its page cache.
+
+        Returns before they are read. Does nothing if they are not stored next to each other.
+        """
+
     def read_image(self, position: int) -> tuple[np.ndarray, int]:
         """The image at `position`, uint8 [112, 112, 3] RGB, and its label. Raises InputError."""
         encoded, label = self.read(position)
@@ -134,6 +140,9 @@ class RecordDataset(FaceDataset):
         for position in positions[wrong]:
             self.read(int(position))  # raises the error that names the record
         return labels.astype(np.int64), encoded
+
+    def read_ahead(self, start: int, stop: int) -> None:
+        self.reader.read_ahead(int(self.keys[start]), int(self.keys[stop - 1]))
 
     def _insightface_layout(self, keys: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, int]:
         """The keys of the images, 1..N, and the number of identities.

@@ -70,6 +70,12 @@ class JoinedDataset(FaceDataset):
             labels[rows] += self.sets[number].read_labels(positions[rows] - self._starts[number])
         return labels
 
+    def read_ahead(self, start: int, stop: int) -> None:
+        for part, first in zip(self.sets, self._starts, strict=False):
+            begin, end = max(start - int(first), 0), min(stop - int(first), len(part))
+            if begin < end:
+                part.read_ahead(begin, end)
+
     def _sets_of(self, positions: np.ndarray | int) -> np.ndarray:
         """The number of the set, from 0, of each position."""
         return np.searchsorted(self._starts, positions, side="right") - 1

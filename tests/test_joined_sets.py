@@ -140,9 +140,9 @@ def real(face_data, small_run, tmp_path_factory):
     return [*small_run, f"rec={folder / 'one'},{folder / 'two'}", "val_targets=[]", "max_steps=3", "checkpoint_every=2"]
 
 
-@pytest.mark.parametrize("ranks", [0, 2])
-def test_a_run_on_two_sets_resumes_bit_equal(real, tmp_path, ranks):
-    batch = [f"batch_size={8 // max(ranks, 1)}"]
+@pytest.mark.parametrize(("ranks", "order"), [(0, []), (2, ["order=blocks", "order_window=16"])])
+def test_a_run_on_two_sets_resumes_bit_equal(real, tmp_path, ranks, order):
+    batch = [f"batch_size={8 // max(ranks, 1)}", *order]
     train(SCRIPTS[0], [*real, *batch], tmp_path / "whole", ranks=ranks)
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     train(SCRIPTS[0], [*real, *batch], tmp_path / "parts", "global_step=2", ranks=ranks)
