@@ -137,6 +137,11 @@ config.tinyface_flip = True  # also embed the mirrored image, and add the two em
 _sixty_epochs = dict(num_epoch=60, lr_milestones=[40, 48, 52], warmup_epoch=0.0)
 datasets = {
     "emoreIresNet": dict(num_classes=85_742, num_image=5_822_653),  # MS1MV2
+    "MS1MV3": dict(rec="dataset/ms1m-retinaface-t1", num_classes=93_431, num_image=5_179_510),
+    "Glint360K": dict(rec="dataset/glint360k", num_classes=360_232, num_image=17_091_657),
+    "WebFace4M": dict(rec="dataset/WebFace4M", num_classes=205_990, num_image=4_235_242),
+    "WebFace12M": dict(rec="dataset/WebFace12M", num_classes=617_970, num_image=12_720_066),
+    "WebFace42M": dict(rec="dataset/WebFace42M", num_classes=2_059_906, num_image=42_474_557),
     "CASIA_WebFace": dict(rec="dataset/faces_webface_112x112", num_classes=10_572, **_sixty_epochs),
     "Idifface": dict(
         db_file_format="folder", data_path="dataset/Idifface", sample=50, num_classes=10_049, **_sixty_epochs

@@ -189,10 +189,10 @@ class _BatchReader(Dataset):
         slot, (positions, flips, draws, ahead) = item
         images = np.empty(self.memory.shape[1:], np.uint8) if slot is None else self.memory[slot].numpy()
         try:
-            labels = self.dataset.read_batch(positions, images)
-            teacher = None if self.embeddings is None else self.embeddings.rows(positions, flips).numpy()
             for block in ahead.tolist():
                 self.dataset.read_ahead(BLOCK * block, min(BLOCK * (block + 1), len(self.dataset)))
+            labels = self.dataset.read_batch(positions, images)
+            teacher = None if self.embeddings is None else self.embeddings.rows(positions, flips).numpy()
         except (InputError, OSError) as error:
             return error
         return images if slot is None else slot, labels, flips, draws, teacher

@@ -24,7 +24,9 @@ TASKS = {
     "ijb": "Face verification of templates",
     "tinyface": "Face identification",
 }
-DATA_SETS = {"emoreIresNet": "MS1MV2", "CASIA_WebFace": "CASIA-WebFace", "Idifface": "Idifface"}
+DATA_SETS = {"emoreIresNet": "MS1MV2", "CASIA_WebFace": "CASIA-WebFace"} | {
+    name: name for name in ("MS1MV3", "Glint360K", "WebFace4M", "WebFace12M", "WebFace42M", "Idifface")
+}
 # Keys of the config that the card states.
 TRAINING_KEYS = (
     "loss", "m", "s", "centers", "adaptive_alpha", "use_geom_margin", "geom_margin", "geom_margin_k", "feature_kd",
