@@ -21,13 +21,16 @@ config = EasyDict()
 
 # --- data --------------------------------------------------------------------------------------------------------
 config.dataset = "emoreIresNet"  # name of an entry of `datasets`, whose values replace the defaults here
-config.rec = "dataset/faces_emore"  # folder with train.rec, train.idx and property, for db_file_format "rec"
+config.rec = "dataset/faces_emore"  # folder, or several, with train.rec, train.idx and property (db_file_format "rec")
+config.shared_labels = False  # whether a label is the same person in all folders of rec; False: label ranges are joined
 config.data_path = ""  # folder with one folder of images per identity, for db_file_format "folder"
 config.db_file_format = "rec"  # "rec": MXNet record files in `rec`; "folder": images in `data_path`
 config.sample = 0  # use at most this many images per identity (only with "folder"); 0: all
 config.num_classes = None  # number of identities; None: count them. Must match the data
 config.num_image = None  # number of images; None: count them. Must match the data
 config.num_workers = 4  # processes per rank that decode images; 0: decode in the training process
+config.order = "permutation"  # how to shuffle an epoch; "permutation": the whole set; "blocks": for a slow disk
+config.order_window = 2**19  # "blocks": images that are shuffled together; memory must hold twice as many
 config.train_flip = True  # mirror each training image with probability 0.5
 config.crop_augmentation_prob = 0.0  # probability of blacking out all but a rectangle of the student's image
 config.low_res_augmentation_prob = 0.0  # probability of scaling the student's image down and up again
@@ -137,6 +140,11 @@ config.tinyface_flip = True  # also embed the mirrored image, and add the two em
 _sixty_epochs = dict(num_epoch=60, lr_milestones=[40, 48, 52], warmup_epoch=0.0)
 datasets = {
     "emoreIresNet": dict(num_classes=85_742, num_image=5_822_653),  # MS1MV2
+    "MS1MV3": dict(rec="dataset/ms1m-retinaface-t1", num_classes=93_431, num_image=5_179_510),
+    "Glint360K": dict(rec="dataset/glint360k", num_classes=360_232, num_image=17_091_657),
+    "WebFace4M": dict(rec="dataset/WebFace4M", num_classes=205_990, num_image=4_235_242),
+    "WebFace12M": dict(rec="dataset/WebFace12M", num_classes=617_970, num_image=12_720_066),
+    "WebFace42M": dict(rec="dataset/WebFace42M", num_classes=2_059_906, num_image=42_474_557),
     "CASIA_WebFace": dict(rec="dataset/faces_webface_112x112", num_classes=10_572, **_sixty_epochs),
     "Idifface": dict(
         db_file_format="folder", data_path="dataset/Idifface", sample=50, num_classes=10_049, **_sixty_epochs

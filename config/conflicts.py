@@ -21,6 +21,11 @@ def _augments(cfg: EasyDict) -> bool:
 
 DATA = [
     Conflict(
+        lambda cfg: cfg.db_file_format == "rec" and not cfg.rec,
+        "db_file_format = 'rec' needs rec, a folder with train.rec, train.idx and property, or several; set rec, or "
+        "db_file_format=folder and data_path",
+    ),
+    Conflict(
         lambda cfg: cfg.db_file_format == "folder" and not cfg.data_path,
         "db_file_format = 'folder' needs data_path, a folder with one folder of images per identity; set data_path, or "
         "db_file_format=rec",

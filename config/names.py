@@ -67,7 +67,7 @@ FEATURE_KD = {"none": "heads.feature_kd:none", "cosine": "heads.feature_kd:cosin
 LR_SCHEDULES = {"step": "train.schedules:step_decay", "cosine": "train.schedules:cosine"}
 
 # `db_file_format`: functions that open the training set that the config names.
-FILE_FORMATS = {"rec": "data.dataset:open_records", "folder": "data.folder_set:open_folder"}
+FILE_FORMATS = {"rec": "data.joined_set:open_records", "folder": "data.folder_set:open_folder"}
 
 # Benchmarks: objects of type eval.protocol.Protocol. A benchmark has the config keys <name>_root, <name>_targets,
 # <name>_batch_size, <name>_num_workers and <name>_flip. They exist as soon as the benchmark is in this table; their

@@ -255,29 +255,36 @@ class Path(Rule):
 
 @dataclass(frozen=True)
 class PathList(Rule):
-    """A list of paths of files to write that end in `suffix`; as a string, also in a preset, one path or a,b,c."""
+    """A list of paths that end in `suffix`; as a string, also in a preset, one path or a,b,c.
+
+    is_output: whether they are written, as in Path.
+    """
 
     suffix: str = ""
+    is_output: bool = False
     is_path: ClassVar[bool] = True
-    is_output: ClassVar[bool] = True
     placeholder: ClassVar[str] = "PATH"
 
     @property
     def allowed(self) -> str:
-        return f"a path that ends in {self.suffix}, several paths separated by commas, or empty"
+        ending = f" that ends in {self.suffix}" if self.suffix else ""
+        return f"a path{ending}, several paths separated by commas, or empty"
 
     def allows(self, value: Any) -> bool:
-        return isinstance(value, list) and all(isinstance(path, str) and path.endswith(self.suffix) for path in value)
+        return isinstance(value, list) and all(
+            isinstance(path, str) and path and path.endswith(self.suffix) for path in value
+        )
 
     def normalise(self, value: Any) -> Any:
         return self.parse(value) if isinstance(value, str) else super().normalise(value)
 
     def parse(self, text: str) -> Any:
         value = super().parse(text)
-        if isinstance(value, str):  # a comma that follows no suffix belongs to a path
-            paths = re.split(rf"(?<={re.escape(self.suffix)})\s*,", value)
-            return [path.strip() for path in paths if path.strip()]
-        return value
+        if isinstance(value, list | tuple):
+            return value
+        # A comma that follows no suffix belongs to a path.
+        paths = re.split(rf"(?<={re.escape(self.suffix)})\s*,", value if isinstance(value, str) else text)
+        return [path.strip() for path in paths if path.strip()]
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,19 @@ from config.rule import (
 
 DATA: dict[str, Rule] = {
     "dataset": Text("name of an entry of `datasets`, whose values replace the defaults here"),
-    "rec": Path('folder with train.rec, train.idx and property, for db_file_format "rec"'),
+    "rec": PathList('folder, or several, with train.rec, train.idx and property (db_file_format "rec")'),
+    "shared_labels": Flag("whether a label is the same person in all folders of rec; False: label ranges are joined"),
     "data_path": Path('folder with one folder of images per identity, for db_file_format "folder"'),
     "db_file_format": Choice('"rec": MXNet record files in `rec`; "folder": images in `data_path`', names.FILE_FORMATS),
     "sample": Integer('use at most this many images per identity (only with "folder"); 0: all'),
     "num_classes": Integer("number of identities; None: count them. Must match the data", at_least=1, or_none=True),
     "num_image": Integer("number of images; None: count them. Must match the data", at_least=1, or_none=True),
     "num_workers": Integer("processes per rank that decode images; 0: decode in the training process"),
+    "order": Choice(
+        'how to shuffle an epoch; "permutation": the whole set; "blocks": for a slow disk',
+        ["permutation", "blocks"],
+    ),
+    "order_window": Integer('"blocks": images that are shuffled together; memory must hold twice as many', at_least=1),
     "train_flip": Flag("mirror each training image with probability 0.5"),
     "crop_augmentation_prob": Number(
         "probability of blacking out all but a rectangle of the student's image", at_least=0, at_most=1
@@ -84,7 +90,7 @@ NETWORKS: dict[str, Rule] = {
     "onnx_std": Number("see onnx_mean; None: by InsightFace's rule", above=0, or_none=True),
     "onnx_colours": Choice('colour order that teacher "onnx" takes', ["RGB", "BGR"]),
     "teacher_embeddings": PathList(
-        ".npy file of the teacher's embeddings, created if missing; or several; []: run it live", ".npy"
+        ".npy file of the teacher's embeddings, created if missing; or several; []: run it live", ".npy", is_output=True
     ),
     "teacher_embeddings_type": Choice(
         'how a number is stored in the file: "float16"; "int8": half the size', ["float16", "int8"]

@@ -53,9 +53,21 @@ class FaceDataset(torch.utils.data.Dataset):
         """What identifies the images of the set and their order. The images themselves are not read."""
         raise NotImplementedError
 
+    def read_encoded(self, positions: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The labels of the images at `positions` [N], int64 [N], and the encoded images, uint8 [bytes] each."""
+        images = [self.read(int(position)) for position in positions]
+        labels = np.array([label for _, label in images], dtype=np.int64)
+        return labels, [np.frombuffer(encoded, dtype=np.uint8) for encoded, _ in images]
+
     def read_labels(self, positions: np.ndarray) -> np.ndarray:
         """The labels of the images at `positions` [N], int64 [N]. Nothing is decoded."""
-        return np.array([self.read(int(position))[1] for position in positions], dtype=np.int64)
+        return self.read_encoded(positions)[0]
+
+    def read_ahead(self, start: int, stop: int) -> None:
+        """Ask the operating system to read the images at the positions start .. stop - 1 into its page cache.
+
+        Returns before they are read. Does nothing if they are not stored next to each other.
+        """
 
     def read_image(self, position: int) -> tuple[np.ndarray, int]:
         """The image at `position`, uint8 [112, 112, 3] RGB, and its label. Raises InputError."""
@@ -64,9 +76,8 @@ class FaceDataset(torch.utils.data.Dataset):
 
     def read_batch(self, positions: np.ndarray, images: np.ndarray) -> np.ndarray:
         """Decode the images at `positions` [N] into `images`, uint8 [N, 112, 112, 3]. Returns the labels, int64 [N]."""
-        labels = np.empty(len(positions), dtype=np.int64)
-        for row, position in enumerate(positions):
-            images[row], labels[row] = self.read_image(int(position))
+        labels, encoded = self.read_encoded(positions)
+        decode_into(images, encoded, lambda row: self.name(int(positions[row])))
         return labels
 
     @cached_property
@@ -122,21 +133,16 @@ class RecordDataset(FaceDataset):
             raise DataError(f"{self.name(position)} has label {label:g}, outside 0..{self.num_classes - 1}")
         return encoded, int(label)
 
-    def read_batch(self, positions: np.ndarray, images: np.ndarray) -> np.ndarray:
-        labels, encoded = self._read_encoded(positions)
-        decode_into(images, encoded, lambda row: self.name(positions[row]))
-        return labels
-
-    def read_labels(self, positions: np.ndarray) -> np.ndarray:
-        return self._read_encoded(positions)[0]
-
-    def _read_encoded(self, positions: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Labels, int64 [N], and the encoded images: views of the file, whose bytes are not read yet."""
+    def read_encoded(self, positions: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """As in the base class. The encoded images are views of the file, whose bytes are not read yet."""
         labels, encoded = self.reader.read_batch(self.keys[positions])
         wrong = ~((labels >= 0) & (labels < self.num_classes) & (labels == np.floor(labels)))
         for position in positions[wrong]:
             self.read(int(position))  # raises the error that names the record
         return labels.astype(np.int64), encoded
+
+    def read_ahead(self, start: int, stop: int) -> None:
+        self.reader.read_ahead(int(self.keys[start]), int(self.keys[stop - 1]))
 
     def _insightface_layout(self, keys: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, int]:
         """The keys of the images, 1..N, and the number of identities.
@@ -189,11 +195,6 @@ def read_property(path: Path) -> int | None:
     if (height, width) != (SIZE, SIZE):
         raise DataError(f"{path}: images of {width}x{height} pixels; the networks take {SIZE}x{SIZE}")
     return num_ids
-
-
-def open_records(cfg: EasyDict) -> RecordDataset:
-    """The record set in the folder cfg.rec."""
-    return RecordDataset(cfg.rec)
 
 
 def build_dataset(cfg: EasyDict) -> FaceDataset:

@@ -171,6 +171,19 @@ class IndexedRecordReader(RecordFile):
             labels[row], images[row] = np.ravel(header.label)[0], np.frombuffer(image, dtype=np.uint8)
         return labels, images
 
+    def read_ahead(self, first: int, last: int) -> None:
+        """Ask the operating system to read the records from key `first` to key `last` into its page cache.
+
+        Does nothing if the file has them in another order.
+        """
+        start, stop = np.searchsorted(self.keys, [first, last])
+        offsets = self._offsets[start : stop + 2]  # with the record that follows, if there is one
+        if stop + 1 == len(self):
+            offsets = np.append(offsets, self._size)
+        if (np.diff(offsets) > 0).all():
+            page = int(offsets[0]) // mmap.PAGESIZE * mmap.PAGESIZE
+            self._mapped().madvise(mmap.MADV_WILLNEED, page, int(offsets[-1]) - page)
+
 
 def _existing(path: str | os.PathLike) -> str:
     """The path as a string. Raises RecordError if there is no such file, or another kind of file in its place."""

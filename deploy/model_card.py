@@ -24,7 +24,9 @@ TASKS = {
     "ijb": "Face verification of templates",
     "tinyface": "Face identification",
 }
-DATA_SETS = {"emoreIresNet": "MS1MV2", "CASIA_WebFace": "CASIA-WebFace", "Idifface": "Idifface"}
+DATA_SETS = {"emoreIresNet": "MS1MV2", "CASIA_WebFace": "CASIA-WebFace"} | {
+    name: name for name in ("MS1MV3", "Glint360K", "WebFace4M", "WebFace12M", "WebFace42M", "Idifface")
+}
 # Keys of the config that the card states.
 TRAINING_KEYS = (
     "loss", "m", "s", "centers", "adaptive_alpha", "use_geom_margin", "geom_margin", "geom_margin_k", "feature_kd",
@@ -170,15 +172,15 @@ def _named(network: str, path: str, repository: str | None) -> str:
 
 
 def _training_data(cfg: EasyDict) -> str:
-    folder = cfg.data_path if cfg.db_file_format == "folder" else cfg.rec
+    folders = [cfg.data_path] if cfg.db_file_format == "folder" else cfg.rec
+    names = " and ".join(f"`{Path(folder).name}`" for folder in folders)
+    if len(folders) == 1:
+        names = DATA_SETS.get(cfg.dataset, names)
     counts = [
         f"{cfg[key]:,} {word}" for key, word in (("num_image", "images"), ("num_classes", "identities")) if cfg[key]
     ]
     size = f" ({' of '.join(counts)})" if counts else ""
-    return (
-        f"{DATA_SETS.get(cfg.dataset, f'`{Path(folder).name}`')}{size}: faces aligned to 112 x 112 pixels. The images "
-        "are not part of this repository."
-    )
+    return f"{names}{size}: faces aligned to 112 x 112 pixels. The images are not part of this repository."
 
 
 def _has_groups(metrics: AllMetrics) -> bool:

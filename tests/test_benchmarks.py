@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from benchmarks import augmentation, epoch, head, step
+from benchmarks import augmentation, disk, epoch, head, step
 from benchmarks import input as reading
 from data.augment import NUMBERS
 
@@ -43,6 +43,12 @@ def test_the_input_benchmark_prints_its_table(table):
         "OpenCV alone", "plain, 1 worker", "this repository, 0 workers", "this repository, 1 worker"
     ]  # fmt: skip
     assert float(rows[0][2]) == 1 and all(float(row[2]) > 0 for row in rows)
+
+
+def test_the_disk_benchmark_prints_its_table(table, tmp_path):
+    rows = table(disk, f"--folder={tmp_path}", "--images=20000", "--bytes=100", "--window=6000")
+    assert [row[:3] for row in rows] == [["permutation", "384", "0.0"], ["blocks", "19,968", "2.0"]]
+    assert all(float(row[4]) >= 0 for row in rows) and not list(tmp_path.iterdir())
 
 
 def test_the_step_benchmark_prints_its_table(table):

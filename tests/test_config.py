@@ -71,7 +71,7 @@ def test_a_complete_config_replaces_config_py(tmp_path):
     complete = write_file(tmp_path / "complete.py", text.replace('"custom": {}', '"mine": dict(rec="mine", lr=0.3)'))
     assert load_config(complete).num_epoch == 5
     cfg = load_config(complete, ["dataset=mine"])
-    assert cfg.rec == str(ROOT / "mine") and cfg.lr == 0.3 and cfg.num_classes is None
+    assert cfg.rec == [str(ROOT / "mine")] and cfg.lr == 0.3 and cfg.num_classes is None
 
 
 def test_strings_on_the_command_line_become_values():
@@ -96,13 +96,13 @@ def test_relative_paths_become_absolute_paths_in_the_repository(monkeypatch, tmp
     cfg = load_config(overrides=["output=out/run", "rec=/abs/rec", "val_rec=~/bins"])
     root = Path(__file__).resolve().parent.parent
     assert cfg.output == str(root / "out/run") and cfg.ijb_root == str(root / "dataset/facerec_val")
-    assert cfg.rec == "/abs/rec" and cfg.val_rec == str(tmp_path / "bins")
+    assert cfg.rec == ["/abs/rec"] and cfg.val_rec == str(tmp_path / "bins")
     assert cfg.pretrained_teacher_path == ""
 
 
 def test_environment_variables_in_paths_are_expanded(monkeypatch):
     monkeypatch.setenv("SOME_FOLDER", "/somewhere")
-    assert load_config(overrides=["rec=$SOME_FOLDER/lfw"]).rec == "/somewhere/lfw"
+    assert load_config(overrides=["rec=$SOME_FOLDER/lfw"]).rec == ["/somewhere/lfw"]
 
 
 @pytest.mark.parametrize("path", [BASE, *PRESETS], ids=lambda path: path.name)

@@ -159,6 +159,7 @@ def test_an_unset_environment_variable_in_a_path_is_named(monkeypatch):
 
 CONTRADICTIONS = [
     # overrides that are refused; keys that the message names; further overrides that make the config valid
+    (["rec="], ["db_file_format", "rec"], ["rec=faces"]),
     (["db_file_format=folder"], ["db_file_format", "data_path"], ["data_path=faces"]),
     (["sample=3"], ["sample", "db_file_format"], ["db_file_format=folder", "data_path=faces"]),
     (["teacher=iresnet50"], ["teacher", "pretrained_teacher_path"], ["pretrained_teacher_path=teacher.pth"]),

@@ -19,7 +19,7 @@ def config(**settings):
 
 
 def test_the_insightface_layout_of_real_faces_is_read_as_rgb(face_data):
-    dataset = build_dataset(cfg := config(rec=str(face_data / "lfw")))
+    dataset = build_dataset(cfg := config(rec=[str(face_data / "lfw")]))
     assert (len(dataset), dataset.num_classes) == (cfg.num_image, cfg.num_classes) == (10562, 4859)
     positions = np.array([0, 1, 5000, 10561])
     images, labels = dataset[positions], dataset.read_labels(positions)
@@ -132,9 +132,9 @@ def test_sample_takes_the_first_images_of_each_identity(tmp_path):
 @pytest.mark.parametrize(("key", "value", "found"), [("num_classes", 5, 3), ("num_image", 3, 4)])
 def test_a_config_that_contradicts_the_set_is_refused_with_both_numbers(tmp_path, key, value, found):
     folder = write_cvlface_set(tmp_path / "set", [0, 1, 2, 2], 3)
-    build_dataset(config(rec=str(folder), num_classes=3, num_image=4))
+    build_dataset(config(rec=[str(folder)], num_classes=3, num_image=4))
     with pytest.raises(DataError, match=rf"{key} = {value}, but .*train\.rec has {found}"):
-        build_dataset(config(rec=str(folder), **{key: value}))
+        build_dataset(config(rec=[str(folder)], **{key: value}))
 
 
 def test_a_property_file_that_record_0_contradicts_is_named(tmp_path):

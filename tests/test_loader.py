@@ -33,7 +33,7 @@ def epoch_of(order, epoch, first=0):
 
 def equal(one, other):
     return len(one) == len(other) and all(
-        np.array_equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)
+        np.array_equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x[:3], y[:3], strict=True)
     )
 
 

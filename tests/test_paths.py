@@ -16,11 +16,11 @@ def here(monkeypatch, tmp_path):
 
 
 def test_a_relative_input_is_found_in_the_current_folder_and_else_in_the_repository(here, capsys):
-    assert load_config("config/demo.py").rec == str(ROOT / "output/demo/data")  # the config is one of the repository
+    assert load_config("config/demo.py").rec == [str(ROOT / "output/demo/data")]  # the config is one of the repository
     (here / "mine").mkdir()
     write_file(here / "mine/preset.py", "preset = dict(dataset='custom', rec='mine', output='mine')")
     cfg = load_config("mine/preset.py", ["val_rec=mine", "data_path=tests"])
-    assert cfg.rec == cfg.val_rec == str(here / "mine") and cfg.data_path == str(ROOT / "tests")
+    assert cfg.rec == [cfg.val_rec] == [str(here / "mine")] and cfg.data_path == str(ROOT / "tests")
     assert cfg.output == str(ROOT / "mine")  # outputs start at the repository
     args = arguments.make_parser("A script.").parse_intermixed_args(["--val-data", "mine", "--ijb-root", "tests"])
     cfg = arguments.read_config(args, init_from="mine/preset.py")

@@ -129,7 +129,8 @@ def test_the_readme_shows_the_defaults_of_fifteen_keys():
     cfg = load_config(overrides=["dataset=emoreIresNet"])
     assert len(rows) == 15
     for key, default in rows:
-        value = cfg[key].removeprefix(f"{ROOT}/") if isinstance(cfg[key], str) else cfg[key]
+        (value,) = cfg[key] if key == "rec" else [cfg[key]]
+        value = value.removeprefix(f"{ROOT}/") if isinstance(value, str) else value
         assert value == ast.literal_eval(default), key
 
 

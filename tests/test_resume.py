@@ -22,6 +22,7 @@ from train.tasks import Distillation, Standalone
 CPU = torch.device("cpu")
 # Another value of each key that is part of a run; what the error says, if not the name of the key.
 METHOD = {
+    "order=blocks": None, "order_window=9": None, "shared_labels=True": None,
     "train_flip=False": None, "low_res_augmentation_prob=0.2": None,
     "crop_augmentation_prob=0.2": None, "photometric_augmentation_prob=0.1": None, "teacher_view=clean": None,
     "sync_bn=True": None, "loss=CosFace": None, "s=32": None, "m=0.1": None, "h=0.4": None, "t_alpha=0.1": None,
@@ -108,7 +109,7 @@ def test_a_checkpoint_of_an_older_version_is_compared_with_the_config_file_besid
     saved.state.pop("may_change")
     checkpoint.save(tmp_path, 3, saved._replace(state={**saved.state, "run": old}))
     step, (note,) = state_of([*settings, "m=0.2", "lr=0.3"]).resume()
-    assert step == 3 and note.startswith("WARNING") and "did not store training set, teacher, train_flip, " in note
+    assert step == 3 and note.startswith("WARNING") and "did not store training set, teacher, shared_labels, " in note
     (tmp_path / "config.py").write_text(dump_config(load_config(overrides=settings), "an older version"))
     step, (note,) = state_of([*settings, "lr=0.3"]).resume()
     assert step == 3 and "did not store training set, teacher; these were not compared" in note

@@ -99,7 +99,7 @@ def test_200_steps_from_the_file_follow_200_steps_with_the_live_teacher(face_dat
 
 def test_the_live_teacher_is_frozen_in_the_compute_type_and_channels_last(small_run):
     cfg = load_config(overrides=[*small_run, "num_classes=6", "dtype=bfloat16"])
-    task = Distillation(cfg, RecordDataset(cfg.rec), CPU)
+    task = Distillation(cfg, RecordDataset(cfg.rec[0]), CPU)
     teacher = task._teacher
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert not any(module.training for module in teacher.modules())

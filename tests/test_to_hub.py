@@ -49,7 +49,13 @@ METRICS = {
 def run(root, checkpoints, tmp_path_factory) -> Path:
     """A folder with the results of a checkpoint, results.json, and the preset of its run, run.py."""
     folder = tmp_path_factory.mktemp("run")
-    preset = {"width": 0.125, "embedding_size": 16, "dataset": "custom", "rec": "/secret/place/mine", "num_classes": 77}
+    preset = {
+        "width": 0.125,
+        "embedding_size": 16,
+        "dataset": "custom",
+        "rec": ["/secret/place/mine"],
+        "num_classes": 77,
+    }
     (folder / "run.py").write_text(f"preset = {preset}\n")
     score(FULL, "--checkpoint", checkpoints / "5backbone.pth", *flags(root), "--results-json", folder / "results.json")
     return folder

@@ -60,7 +60,8 @@ class Trainer:
         self.state = RunState(cfg, self.total_batch, dataset, task, self.take_step)
         self.augment = build_augmentation(cfg, device)
         draws = DRAWS if self.augment else 0
-        self.order = GlobalOrder(len(dataset), cfg.batch_size, cfg.seed, draws, cfg.train_flip)
+        window = cfg.order_window if cfg.order == "blocks" else 0
+        self.order = GlobalOrder(len(dataset), cfg.batch_size, cfg.seed, draws, cfg.train_flip, window)
         self.files = RunFiles(Path(cfg.output), cfg.keep_checkpoints, self.total_steps)
         self.log = self.files.log
         sets = build_evaluation_sets(cfg)

@@ -70,6 +70,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def local_share() -> slice:
+    """The share of this rank, among the ranks of its machine, in work that each machine does once: items[share]."""
+    return slice(int(os.environ.get("LOCAL_RANK", 0)), None, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 @contextmanager
 def process_group(device: str | None = None, timeout: float = TIMEOUT) -> Iterator[torch.device]:
     """Join the other ranks if torchrun started this process, and leave them at the end. Yields this rank's device.
