@@ -7,6 +7,9 @@ tensors are `centers` [C, D] and, if they are trained with momentum, `momentum` 
 import os
 import re
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +45,7 @@ def write_shards(output: str | os.PathLike, step: int, slices: dict[str, Tensor]
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     tensors = {name: _part_of_whole(value.detach().cpu(), classes) for name, value in slices.items()}
     try:
-        with collective():
+        with _quiet(), collective():
             dcp.save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())
         sums = {}
         for part in from_all_ranks(on_all_ranks(lambda: _own_sums(folder))):
@@ -81,7 +84,7 @@ def read_shards(output: str | os.PathLike, step: int, owned: range | None) -> di
         own = torch.empty(rows if owned is None else len(owned), size, dtype=tensor.properties.dtype)
         tensors[name] = own if owned is None else _part_of_whole(own, rows)
     try:
-        with collective():
+        with _quiet(), collective():
             dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=not dist.is_initialized())
     except CheckpointException as error:
         raise InputError(f"{folder}: broken: {_as_os_error(error)}; resume from an older step") from error
@@ -94,6 +97,14 @@ def _described(folder: Path) -> dict[str, TensorStorageMetadata]:
         return HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     except Exception as error:  # safetensors, json and torch have no common class of errors for broken files
         raise InputError(f"{folder}: broken ({error}); resume from an older step") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warning that a process alone saves or loads."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
 
 
 def _part_of_whole(rows: Tensor, classes: int) -> Tensor:
