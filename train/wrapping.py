@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.distributed import world_size
@@ -25,13 +25,33 @@ def share_gradients(module: nn.Module, device: torch.device) -> nn.Module:
     if world_size() == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
         return module
     megabytes = sum(parameter.nbytes for parameter in module.parameters()) / 2**20
-    return DistributedDataParallel(
+    shared = DistributedDataParallel(
         module,
         device_ids=[device.index] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,
         bucket_cap_mb=max(1, megabytes / BUCKETS),
         **{_SEND_BUFFERS: False},
     )
+    _fix_buckets(shared)
+    return shared
+
+
+class _Sum(nn.Module):
+    def forward(self, tensors: list[Tensor]) -> Tensor:
+        return sum(tensor.sum() for tensor in tensors)
+
+
+def _fix_buckets(shared: DistributedDataParallel) -> None:
+    """Make the first step send gradients in the same order as all later ones, so that a resumed run is bit-equal.
+
+    DDP sorts the gradients into new buckets after its first backward pass. On three or more ranks, the order in which
+    the ranks' numbers are added depends on their places in a bucket. So the first backward pass is that of a sum of all
+    weights. It needs no images, and reaches the last weights first, as the backward pass of a network does.
+    """
+    network, shared.module = shared.module, _Sum()
+    shared([parameter for parameter in network.parameters() if parameter.requires_grad]).backward()
+    shared.module = network
+    network.zero_grad(set_to_none=True)
 
 
 def without_sharing(*modules: nn.Module) -> AbstractContextManager:
