@@ -1,9 +1,11 @@
 """train_AdaDistill.py with a fault. FAULT=what:first:last:rank: in the forward passes first to last of this rank.
 
-FAULT=hang_evaluation:0:0:rank: in every evaluation. FAULT=hang_with_delay:...: the next rank also sleeps for 6 s, and
+FAULT=hang_evaluation:0:0:rank: in every evaluation. FAULT=die_saving:first:last:rank and disk_full_saving: when this
+rank writes its shards for the first to last time. FAULT=hang_with_delay:...: the next rank also sleeps for 6 s, and
 continues.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -42,9 +44,22 @@ AFTER = {function.__name__: function for function in (nan_loss, nan_gradient, ha
 AFTER["hang_with_delay"] = hang
 
 
+def die_saving():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def disk_full_saving():
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "shard")
+
+
+SAVING = {function.__name__: function for function in (die_saving, disk_full_saving)}  # of shards
+
+
 def main():
     args = parse_arguments(__doc__)
     cfg = load_config(args.config, args.overrides)
+
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
     from data.dataset import build_dataset
     from eval import embeddings
@@ -77,6 +92,17 @@ def main():
 
     if what == "hang_evaluation":
         embeddings.embed_views = hang_if_faulty
+
+    if what in SAVING:
+        saves, write = [], HuggingFaceStorageWriter.write_data
+
+        def write_with_fault(*arguments):
+            saves.append(None)
+            if rank() == int(faulty_rank) and int(first) <= len(saves) <= int(last):
+                SAVING[what]()
+            return write(*arguments)
+
+        HuggingFaceStorageWriter.write_data = write_with_fault
 
     Faulty.__name__ = Distillation.__name__  # so that train_AdaDistill.py can resume the run
     with process_group(timeout=cfg.rank_timeout) as device:
