@@ -17,17 +17,24 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from train.shards import FOLDER, Shards
 from utils.errors import InputError, describe_error
 from utils.files import atomic_write, sha256, write_text
 from utils.weights import WeightsError, read_weights_file
 
 PARTS = ("backbone.pth", "header.pth", "state.pth")
 SUMS = "sha256.txt"
+SHARDS = "centers.dcp"
 
 
 class CheckpointError(InputError):
     """A checkpoint is missing, broken or of another run. The message names it and says what to do."""
+
+
+class Shards(NamedTuple):
+    """Written shards that are not part of a checkpoint yet. sums: the checksum of each file, by its name."""
+
+    folder: Path
+    sums: dict[str, str]
 
 
 class Checkpoint(NamedTuple):
@@ -48,8 +55,8 @@ def save(folder: str | os.PathLike, step: int, checkpoint: Checkpoint, shards: S
     remove(folder, step)  # files of an older checkpoint of this step must not mix with the new ones
     sums = ""
     if shards is not None:
-        os.rename(shards.folder, Path(folder, f"{step}{FOLDER}"))
-        sums = "".join(f"{digest}  {step}{FOLDER}/{name}\n" for name, digest in shards.sums.items())
+        os.rename(shards.folder, Path(folder, f"{step}{SHARDS}"))
+        sums = "".join(f"{digest}  {step}{SHARDS}/{name}\n" for name, digest in shards.sums.items())
     for part, content in zip(PARTS, checkpoint, strict=True):
         if content is not None:
             sums += _write(folder, f"{step}{part}", content)
@@ -188,7 +195,7 @@ def damage(folder: str | os.PathLike, step: int) -> str | None:
     if not sums.exists():
         return None
     names = [f"{step}{part}" for part in PARTS if Path(folder, f"{step}{part}").exists()]
-    names += [f"{step}{FOLDER}/{path.name}" for path in sorted(Path(folder, f"{step}{FOLDER}").glob("*"))]
+    names += [f"{step}{SHARDS}/{path.name}" for path in sorted(Path(folder, f"{step}{SHARDS}").glob("*"))]
     text = sums.read_text(encoding="utf-8", errors="replace")
     written = {line[66:]: line[:64] for line in text.splitlines()}
     wanted = "".join(rf"[0-9a-f]{{64}}  {step}[\w.]+(/[\w.-]+)?\n" for _ in written)
@@ -220,7 +227,7 @@ def load(folder: str | os.PathLike, step: int) -> Checkpoint:
 
 def has_shards(folder: str | os.PathLike, step: int) -> bool:
     """Whether the centers of this step are in shards."""
-    return Path(folder, f"{step}{FOLDER}").is_dir()
+    return Path(folder, f"{step}{SHARDS}").is_dir()
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -237,7 +244,7 @@ def complete_steps(folder: str | os.PathLike) -> list[int]:
 
 def _missing(parts: set[str]) -> list[str]:
     """The files that a checkpoint lacks, of which `parts` exist."""
-    return sorted(set(PARTS) - parts - ({PARTS[1]} if FOLDER in parts else set()))
+    return sorted(set(PARTS) - parts - ({PARTS[1]} if SHARDS in parts else set()))
 
 
 def _files(folder: str | os.PathLike) -> dict[int, set[str]]:
@@ -245,7 +252,7 @@ def _files(folder: str | os.PathLike) -> dict[int, set[str]]:
     found: dict[int, set[str]] = {}
     for name in os.listdir(folder) if os.path.isdir(folder) else []:
         match = re.fullmatch(r"(\d+)(\w+\.\w+)", name)
-        if match and match[2] in (*PARTS, SUMS, FOLDER):
+        if match and match[2] in (*PARTS, SUMS, SHARDS):
             found.setdefault(int(match[1]), set()).add(match[2])
     return dict(sorted(found.items()))
 
@@ -273,7 +280,7 @@ def remove(folder: str | os.PathLike, step: int) -> None:
     for part in (*reversed(PARTS), SUMS):
         Path(folder, f"{step}{part}").unlink(missing_ok=True)
     if has_shards(folder, step):
-        shutil.rmtree(Path(folder, f"{step}{FOLDER}"))
+        shutil.rmtree(Path(folder, f"{step}{SHARDS}"))
 
 
 def remove_unfinished(folder: str | os.PathLike) -> None:

@@ -11,8 +11,7 @@ from config.paths import input_path
 from config.rules import MAY_CHANGE, RULES
 from data.dataset import FaceDataset
 from train import checkpoint
-from train.checkpoint import Checkpoint, CheckpointError
-from train.shards import Shards, read_shards, write_shards
+from train.checkpoint import Checkpoint, CheckpointError, Shards
 from train.step import TrainingStep
 from train.tasks import Task
 from utils.distributed import on_all_ranks, on_rank_0
@@ -62,6 +61,8 @@ class RunState:
         head = self._task.head
         if head.owned is None:
             return None
+        from train.shards import write_shards  # here, because importing DCP takes a second
+
         slices = {"centers": head.own_centers(), **self._take_step.momentum(head.centers)}
         return write_shards(self._folder, step, slices, head.classes)
 
@@ -111,6 +112,8 @@ class RunState:
                 optimizer[position]["momentum_buffer"] = momentum[head.owned.start : head.owned.stop].clone()
             return
         on_rank_0(lambda: checkpoint.require_intact(self._folder, step))
+        from train.shards import read_shards
+
         tensors = read_shards(self._folder, step, head.owned)
         head.load_header(saved.state["margin"])
         head.own_centers().copy_(tensors["centers"])

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -21,18 +20,10 @@ from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorage
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor, Shard, init_device_mesh
 
+from train.checkpoint import SHARDS, Shards
 from utils.distributed import collective, from_all_ranks, on_all_ranks, on_rank_0, rank
 from utils.errors import InputError, describe_error
 from utils.files import sha256
-
-FOLDER = "centers.dcp"
-
-
-class Shards(NamedTuple):
-    """Written shards that are not part of a checkpoint yet. sums: the checksum of each file, by its name."""
-
-    folder: Path
-    sums: dict[str, str]
 
 
 def write_shards(output: str | os.PathLike, step: int, slices: dict[str, Tensor], classes: int) -> Shards:
@@ -40,7 +31,7 @@ def write_shards(output: str | os.PathLike, step: int, slices: dict[str, Tensor]
 
     classes: the number of rows of all slices of one name. Raises OSError on every rank.
     """
-    folder = Path(output, f".{step}{FOLDER}.{on_rank_0(os.getpid)}.part")
+    folder = Path(output, f".{step}{SHARDS}.{on_rank_0(os.getpid)}.part")
     on_rank_0(lambda: shutil.rmtree(folder, ignore_errors=True))
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     tensors = {name: _part_of_whole(value.detach().cpu(), classes) for name, value in slices.items()}
@@ -76,7 +67,7 @@ def read_shards(output: str | os.PathLike, step: int, owned: range | None) -> di
 
     `owned` must be a split by `heads.sharded.owned_classes`. Raises InputError if files are broken.
     """
-    folder = Path(output, f"{step}{FOLDER}")
+    folder = Path(output, f"{step}{SHARDS}")
     found = on_all_ranks(lambda: _described(folder))
     tensors = {}
     for name, tensor in found.items():
