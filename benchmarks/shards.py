@@ -144,7 +144,7 @@ class Pass:
 
 def loopback_bytes() -> int:
     """Bytes that were sent through the loopback interface so far, by all processes of this machine."""
-    lines = Path("/proc/net/dev").read_text().splitlines()
+    lines = Path("/proc/net/dev").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[9]) for line in lines if line.strip().startswith("lo:"))
 
 
