@@ -12,6 +12,7 @@ data type of the products plus 1 GB. Bytes are counted on the loopback interface
 
 import argparse
 import functools
+import json
 import resource
 import statistics
 import sys
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="timed passes (default: 7)")
     parser.add_argument("--trained", action="store_true", help="trained centers, as in train_standalone.py")
     parser.add_argument("--no-whole", action="store_true", help="do not measure the head with all centers")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     print(describe_run())
     kind = "trained centers" if args.trained else "centers by running averages"
     print(
@@ -76,7 +77,7 @@ def measure(args: argparse.Namespace, ranks: int, forms: list[str]) -> dict[str,
     """Measure the forms in turns, in processes of their own. Returns seconds, gigabytes and megabytes of each form."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(functools.partial(work, args=args, ranks=ranks, forms=forms, folder=folder), nprocs=ranks)
-        return torch.load(Path(folder, "result.pt"))
+        return json.loads(Path(folder, "result.json").read_text(encoding="utf-8"))
 
 
 def work(number: int, args: argparse.Namespace, ranks: int, forms: list[str], folder: str) -> None:
@@ -105,7 +106,7 @@ def work(number: int, args: argparse.Namespace, ranks: int, forms: list[str], fo
             }
             for form in forms
         }
-        torch.save(result, Path(folder, "result.pt"))
+        Path(folder, "result.json").write_text(json.dumps(result), encoding="utf-8")
     dist.destroy_process_group()
 
 

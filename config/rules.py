@@ -37,7 +37,7 @@ DATA: dict[str, Rule] = {
         'how to shuffle an epoch; "permutation": the whole set; "blocks": for a slow disk',
         ["permutation", "blocks"],
     ),
-    "order_window": Integer('"blocks": images that are shuffled together; memory must hold twice as many', at_least=1),
+    "order_window": Integer('"blocks": images that are shuffled together; memory must hold twice as many', at_least=16),
     "train_flip": Flag("mirror each training image with probability 0.5"),
     "crop_augmentation_prob": Number(
         "probability of blacking out all but a rectangle of the student's image", at_least=0, at_most=1

@@ -96,11 +96,11 @@ def stored_path(path: Path) -> Path:
 def _store(path: Path, status: os.stat_result, rec_size: int, index: RecordIndex) -> None:
     stored = stored_path(path)
     with atomic_write(stored) as file:
-        shape = (2, len(index.keys) + 1)
+        shape = (2, len(index.keys) + 2)
         np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": shape})
-        for row, last in ((index.keys, rec_size), (index.offsets, index.last)):
+        for row, *more in ((index.keys, rec_size, status.st_size), (index.offsets, index.last, 0)):
             row.tofile(file)
-            np.int64(last).tofile(file)
+            np.array(more, np.int64).tofile(file)
     os.utime(stored, ns=(status.st_mtime_ns, status.st_mtime_ns))
 
 
@@ -113,7 +113,7 @@ def _read_stored(path: Path, status: os.stat_result, rec_size: int) -> RecordInd
         keys, offsets = np.lib.format.open_memmap(stored, mode="r").view(np.ndarray)
     except Exception:  # none, or broken: NumPy's errors for a broken header have no common base class
         return None
-    last = int(offsets[-1])
-    if keys[-1] != rec_size or not 0 <= last < len(keys) - 1:
+    last = int(offsets[-2])
+    if tuple(keys[-2:]) != (rec_size, status.st_size) or not 0 <= last < len(keys) - 2:
         return None
-    return RecordIndex(keys[:-1], offsets[:-1], last)
+    return RecordIndex(keys[:-2], offsets[:-2], last)

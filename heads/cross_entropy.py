@@ -146,7 +146,8 @@ def class_gradients(
     """
     dtype, size = product_type(unit_centers), CLASSES_PER_BLOCK[unit_f_s.device.type]
     scale = s / math.log(2)
-    unit, scaled, limit = unit_f_s.to(dtype), (scale * unit_f_s).to(dtype), scale * bound
+    shrink = 32.0 if dtype == torch.float16 else 1.0  # a sum over the batch could exceed float16's largest number
+    unit, scaled, limit = (unit_f_s / shrink).to(dtype), (scale * unit_f_s).to(dtype), scale * bound
     weight = others / sums.total.clamp_min(torch.finfo(sums.total.dtype).tiny)
     maximum = torch.zeros_like(weight) if sums.maximum is None else sums.maximum
     gradients = torch.empty_like(unit_centers, dtype=unit_f_s.dtype)
@@ -157,7 +158,7 @@ def class_gradients(
         exponentials = clamped.sub_(maximum[:, None]).exp2_()
         _zero_where_clamped(exponentials, logits, -limit, limit)
         gradients[start : start + size] = exponentials.mul_(weight[:, None]).to(dtype).t() @ unit
-    return gradients
+    return gradients.mul_(shrink) if shrink > 1 else gradients
 
 
 def add_block(

@@ -38,7 +38,7 @@ def owned_classes(classes: int, number: int | None = None, ranks: int | None = N
     number = rank() if number is None else number
     size = -(-classes // ranks)
     if size * (ranks - 1) >= classes:
-        raise InputError(f"{classes} classes cannot be split over {ranks} ranks; set shard_centers=off")
+        raise InputError(f"{classes} classes cannot be split over {ranks} ranks; use fewer, or set shard_centers=off")
     return range(size * number, min(size * (number + 1), classes))
 
 
@@ -201,7 +201,11 @@ def _cross_entropy(
         # Through the normalisation: only what is perpendicular to the center changes the cosine.
         by_centers = _perpendicular(by_unit, unit_centers)
         by_centers /= centers.detach().norm(dim=1, keepdim=True).clamp_min(1e-12)
-        by_centers.index_add_(0, batch.rows, torch.where(is_own[:, None], by_w_y[0], 0))
+        by_own = torch.where(is_own[:, None], by_w_y[0], 0)
+        if by_own.is_cuda:  # there, index_add_ would add in an undefined order
+            by_centers.index_put_((batch.rows,), by_own, accumulate=True)
+        else:
+            by_centers.index_add_(0, batch.rows, by_own)
     return losses, by_f_s, by_centers, margin
 
 
@@ -229,10 +233,11 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, value: Tensor, *tensors_and_gradients: Tensor) -> Tensor:
-        ctx.save_for_backward(*tensors_and_gradients[1::2])
+        ctx.gradients = tensors_and_gradients[1::2]
         return value.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, incoming: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *(value for gradient in ctx.saved_tensors for value in (incoming * gradient, None))
+        gradients, ctx.gradients = ctx.gradients, None  # in place, because those of the centers are large
+        return None, *(value for gradient in gradients for value in (gradient.mul_(incoming), None))

@@ -11,7 +11,8 @@ from conftest import run_script
 from runs import SCRIPTS, metrics, tensors, train
 from safetensors.torch import load_file
 
-from train.checkpoint import complete_steps, damage
+from train import checkpoint
+from train.checkpoint import Checkpoint, Saver, Shards, add_header, complete_steps, damage, save
 
 SHARDED = ["shard_centers=on", "val_targets=[]", "dtype=float32", "max_steps=4", "checkpoint_every=1"]
 
@@ -139,3 +140,38 @@ def test_a_header_is_gathered_from_the_shards(run, tmp_path):
     assert damage(tmp_path, 4) is None and "4header.pth" in sums.read_text()
     done = run_script("tools/gather_header.py", tmp_path, "--step", "7")
     assert done.returncode == 2 and "steps with shards: 1, 2, 3, 4" in done.stderr
+
+
+def shards_of(folder: Path, name: str) -> Shards:
+    """Shards that were written, but are not part of a checkpoint yet."""
+    temporary = folder / f".{name}.1.part"
+    temporary.mkdir(parents=True)
+    (temporary / "shard-00001.safetensors").write_bytes(b"1")
+    return Shards(temporary, {"shard-00001.safetensors": hashlib.sha256(b"1").hexdigest()})
+
+
+def test_no_shards_stay_of_checkpoints_that_failed_or_were_half_removed(tmp_path, monkeypatch):
+    saver = Saver(tmp_path, 1, print)
+    content = Checkpoint({"a": torch.zeros(1)}, None, {"b": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        saver.save(1, content, shards_of(tmp_path, "1centers.dcp"))
+        saver.finish()
+    assert saver.unsaved == 1 and list(tmp_path.iterdir()) == []
+    for step in (2, 3):
+        saver.save(step, content, shards_of(tmp_path, f"{step}centers.dcp"))
+        saver.finish()
+        if step == 2:
+            (tmp_path / "2state.pth").unlink()  # as after an interrupted removal
+    assert complete_steps(tmp_path) == [3] and not (tmp_path / "2centers.dcp").exists()
+
+
+def test_a_gathered_header_that_was_interrupted_leaves_an_intact_checkpoint(tmp_path, monkeypatch):
+    save(tmp_path, 5, Checkpoint({"a": torch.zeros(1)}, None, {"b": 1}), shards_of(tmp_path, "5centers.dcp"))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_text", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            add_header(tmp_path, 5, {"kernel": torch.zeros(2, 3)})
+    assert (tmp_path / "5header.pth").exists() and damage(tmp_path, 5) is None
+    add_header(tmp_path, 5, {"kernel": torch.ones(2, 3)})
+    assert damage(tmp_path, 5) is None

@@ -221,7 +221,8 @@ def test_the_card_names_several_teachers_and_the_projection(tmp_path):
     origins = f"minchul/ir101@{'a' * 40}", "/secret/w600k_r50.onnx"
     files = [tmp_path / f"{name}.npy" for name in ("one", "two", "three")]
     for file, teacher, origin in zip(files, described, origins, strict=False):
-        content = {"teacher": teacher, "embeddings": {"shape": [5, 2, 512]}, "about": {"teacher": origin}}
+        embeddings = {"shape": [5, 2, 512], "type": "float16"}
+        content = {"teacher": teacher, "embeddings": embeddings, "about": {"teacher": origin}}
         file.with_suffix(".json").write_text(json.dumps(content))
     listed = f"teacher_embeddings={','.join(map(str, files))}"
     text = card(METRICS, listed, "teacher_projection=pca", "teacher_cosine_weights=2,1,1").text

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import LONG, ROOT
 from evaluation_sets import FULL, flags, score
-from runs import assert_same_checkpoint, descendants, heed_signals, metrics, send, train, wait_for_step
+from runs import assert_same_checkpoint, descendants, heed_signals, metrics, send, tensors, train, wait_for_step
 
 TRAIN = "train/train_AdaDistill.py"
 
@@ -66,7 +66,7 @@ def require_success(agents: list[subprocess.Popen], folder: Path) -> None:
 @pytest.fixture(scope="module")
 def settings(small_run) -> list[str]:
     more = ["batch_size=4", "val_eval_every_n_epoch=0", "checkpoint_every=4", "max_steps=12", "rank_timeout=20"]
-    return [*small_run, *more]
+    return [*small_run, *more, "shard_centers=on"]
 
 
 @pytest.fixture(scope="module")
@@ -116,4 +116,8 @@ def test_an_evaluation_on_two_machines_has_the_results_of_one_process(start_agen
     require_success(start_agents(FULL, *arguments, "--results-json", two), tmp_path)
     first, second = (json.loads(path.read_text()) for path in (one, two))
     assert first.pop("about")["val_flip"] == second.pop("about")["val_flip"]  # it also states the number of ranks
-    assert first == second and first["verification"] and first["ijb"] and first["tinyface"]
+    assert first["verification"] and first["ijb"] and first["tinyface"]
+    first, second = (dict(tensors(content)) for content in (first, second))
+    assert first.keys() == second.keys()
+    for name, value in first.items():  # thresholds differ by rounding: other images are in a batch
+        assert second[name] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value), name

@@ -67,9 +67,11 @@ def save(folder: str | os.PathLike, step: int, checkpoint: Checkpoint, shards: S
 def add_header(folder: str | os.PathLike, step: int, header: dict[str, Tensor]) -> Path:
     """Add a header to a checkpoint that has the centers in shards, or replace it. Returns its path."""
     name, sums = f"{step}{PARTS[1]}", Path(folder, f"{step}{SUMS}")
-    lines = sums.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = sums.read_text(encoding="utf-8").splitlines(keepends=True) if sums.exists() else []
+    sums.unlink(missing_ok=True)  # a checkpoint without checksums is accepted, one with another header is not
     line = _write(folder, name, header)
-    write_text(sums, "".join(old for old in lines if not old.endswith(f"  {name}\n")) + line)
+    if lines:
+        write_text(sums, "".join(old for old in lines if not old.endswith(f"  {name}\n")) + line)
     return Path(folder, name)
 
 
@@ -158,6 +160,9 @@ class Saver:
             lines = [f"saved {save(self._folder, step, checkpoint, shards)}"]
             self.unsaved = None
         except OSError as error:
+            if shards is not None:  # they are large, and would stay
+                shutil.rmtree(shards.folder, ignore_errors=True)
+                shutil.rmtree(Path(self._folder, f"{step}{SHARDS}"), ignore_errors=True)
             return [self._describe_failure(step, error)]
         try:
             prune(self._folder, self._keep, self.protected)
@@ -195,7 +200,7 @@ def damage(folder: str | os.PathLike, step: int) -> str | None:
     if not sums.exists():
         return None
     names = [f"{step}{part}" for part in PARTS if Path(folder, f"{step}{part}").exists()]
-    names += [f"{step}{SHARDS}/{path.name}" for path in sorted(Path(folder, f"{step}{SHARDS}").glob("*"))]
+    names += [f"{step}{SHARDS}/{path.name}" for path in sorted(Path(folder, f"{step}{SHARDS}").glob("*.safetensors"))]
     text = sums.read_text(encoding="utf-8", errors="replace")
     written = {line[66:]: line[:64] for line in text.splitlines()}
     wanted = "".join(rf"[0-9a-f]{{64}}  {step}[\w.]+(/[\w.-]+)?\n" for _ in written)
@@ -259,8 +264,11 @@ def _files(folder: str | os.PathLike) -> dict[int, set[str]]:
 
 def prune(folder: str | os.PathLike, keep: int, protected: Collection[int] = ()) -> None:
     """Remove checkpoints older than the `keep` newest intact ones, except those of `protected` steps; 0 keeps all."""
-    intact = 0
-    for step in reversed(complete_steps(folder) if keep else []):
+    intact, steps = 0, complete_steps(folder) if keep else []
+    for step, parts in _files(folder).items():
+        if steps and step < steps[-1] and SHARDS in parts and _missing(parts):
+            remove(folder, step)  # an earlier removal was interrupted
+    for step in reversed(steps):
         if intact == keep:
             if step not in protected:
                 remove(folder, step)

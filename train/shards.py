@@ -18,7 +18,8 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.tensor import DTensor, Shard, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
 
 from train.checkpoint import SHARDS, Shards
 from utils.distributed import collective, from_all_ranks, on_all_ranks, on_rank_0, rank
@@ -50,8 +51,8 @@ def write_shards(output: str | os.PathLike, step: int, slices: dict[str, Tensor]
 
 def _own_sums(folder: Path) -> dict[str, str]:
     """The checksums of the files that this rank wrote, whose names have its number."""
-    names = sorted(name for name in os.listdir(folder) if int(re.search(r"\d+", name)[0]) == rank() + 1)
-    return {name: sha256(folder / name) for name in names}
+    files = sorted(path for path in folder.glob("*.safetensors") if int(re.search(r"\d+", path.name)[0]) == rank() + 1)
+    return {path.name: sha256(path) for path in files}
 
 
 def _require_files(folder: Path, names: dict[str, str]) -> None:
@@ -102,7 +103,7 @@ def _part_of_whole(rows: Tensor, classes: int) -> Tensor:
     """This rank's rows [n, D] as a part of a tensor [classes, D] that is split over the ranks."""
     if not dist.is_initialized():
         return rows
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    mesh = DeviceMesh.from_group(dist.group.WORLD, "cpu")
     shape, stride = (classes, rows.shape[1]), (rows.shape[1], 1)
     return DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
 

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import torch
 from easydict import EasyDict
 from torch import Tensor, nn
-from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.profiler import record_function
 
 from data.loader import Batch
@@ -43,7 +42,9 @@ class TrainingStep:
         self._own = [head.centers] if head.owned is not None and isinstance(head.centers, nn.Parameter) else []
         self._shared = [p for p in self.parameters if not any(p is own for own in self._own)]
         # A margin softmax of scale 64 has large gradients: torch's default scale, 65536, overflows for many steps.
-        scaler_type = ShardedGradScaler if self._own and world_size() > 1 else torch.amp.GradScaler
+        scaler_type = torch.amp.GradScaler
+        if self._own and world_size() > 1:  # imported here, because that takes half a second
+            from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler as scaler_type
         self.scaler = scaler_type(device.type, init_scale=1024.0, enabled=self.dtype == torch.float16)
         self.bad_steps = BadSteps(self.optimizer, task.student, task.head, cfg.max_bad_steps, device)
 

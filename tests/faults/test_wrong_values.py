@@ -74,7 +74,7 @@ def test_an_override_with_an_impossible_value_is_refused(override):
 )
 def test_broken_embeddings_or_descriptions_are_refused(tmp_path, file, content):
     (tmp_path / "e.npy").write_bytes(saved(np.save, np.zeros((1, 2, 3), np.float16)))
-    (tmp_path / "e.json").write_text('{"embeddings": {"shape": [1, 2, 3]}, "teacher": {"x": 1}}')
+    (tmp_path / "e.json").write_text('{"embeddings": {"shape": [1, 2, 3], "type": "float16"}, "teacher": {"x": 1}}')
     EmbeddingFile(tmp_path / "e.npy", {"teacher": {"x": 1}})
     (tmp_path / file).write_bytes(content)
     with pytest.raises(EmbeddingError, match=r"e\.(npy|json): "):
