@@ -58,8 +58,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|", flush=True)
     for ranks in args.ranks:
         compared = ranks == 2 and not args.no_whole
-        times = measure(args, ranks, [WHOLE, SHARDED] if compared else [SHARDED])
         forms = [WHOLE, SHARDED] if compared else [SHARDED]
+        times = measure(args, ranks, forms)
         for form in forms:
             alone = measure(args, ranks, [form])[form] if compared else times[form]
             seconds, ratio = times[form]["seconds"], ""

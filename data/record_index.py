@@ -85,10 +85,10 @@ def _parse(path: Path, rec_path: str | os.PathLike, rec_size: int, end: int) -> 
 
 
 def stored_path(path: Path) -> Path:
-    """The file with the arrays of a large index: int64 [2, N + 1].
+    """The file with the arrays of a large index: int64 [2, N + 2].
 
-    They are keys and offsets, and in the last column the size of the record file and the position of its last record.
-    The file has the time of the index, by which a new index is noticed.
+    The first row has the keys, the size of the record file and the size of the index; the second row the offsets, the
+    position of the largest one, and 0. A new index is noticed by its size, and by its time, which this file has too.
     """
     return path.with_name(f".{path.name}.npy")
 

@@ -180,7 +180,7 @@ class AdaDistillHead(Head):
         self.feature_kd, self.feature_kd_weight = feature_kd, feature_kd_weight
         self.register_buffer("centers", centers)
         self.unit_centers = UnitCenters()
-        self._moves: list[tuple[Tensor, Tensor]] | None = None  # labels and their old centers
+        self._moves: list[tuple[Tensor, Tensor]] | None = None  # rows and their old centers
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> HeadOutput:
         """The loss and statistics of this rank's part of the batch.
@@ -211,21 +211,23 @@ class AdaDistillHead(Head):
         }  # fmt: skip
         return HeadOutput(loss, {"loss": loss.detach(), **means_of(stats), **norms_of(norm)})
 
-    def _move_centers(self, labels: Tensor, alpha: Tensor, teacher_terms: Tensor) -> None:
+    def _move_centers(self, labels: Tensor, alpha: Tensor, teacher_terms: Tensor, rows: Tensor | None = None) -> None:
+        """Move the centers of `labels` [global B], which are the `rows` [global B] of the centers; None: the same."""
+        rows = labels if rows is None else rows
         self.unit_centers.get(self.centers)  # computes all rows if needed; after that, only moved rows are updated
-        old = move_centers(self.centers, labels, alpha, teacher_terms)
-        self.unit_centers.update_rows(self.centers, labels)
+        old = move_centers(self.centers, labels, alpha, teacher_terms, rows)
+        self.unit_centers.update_rows(self.centers, rows)
         if self._moves is not None:
-            self._moves.append((labels, old))
+            self._moves.append((rows, old))
 
     def begin_step(self) -> None:
         self._moves = []
 
     @torch.no_grad()
     def end_step(self, undo: Tensor) -> None:
-        for labels, old in reversed(self._moves):
-            self.centers[labels] = torch.where(undo, old, self.centers[labels])
-            self.unit_centers.update_rows(self.centers, labels)
+        for rows, old in reversed(self._moves):
+            self.centers[rows] = torch.where(undo, old, self.centers[rows])
+            self.unit_centers.update_rows(self.centers, rows)
         self._moves = None
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from heads.centers import confidence, move_centers, similarity, teacher_term, update_weight
+from heads.centers import confidence, similarity, teacher_term, update_weight
 from heads.cross_entropy import ClassSums, class_gradients, finish, sum_classes
 from heads.head import AdaDistillHead, Head, HeadOutput, MarginSoftmax, TrainedCentersHead, means_of, norms_of
 from heads.unit_centers import ROWS_PER_BLOCK, autocast_type, unit_length
@@ -86,7 +86,7 @@ class ShardedAdaDistillHead(_ShardedHead, AdaDistillHead):
             cos_st = similarity(all_s, all_t)
             alpha = update_weight(conf_t, cos_st, self.adaptive_alpha)
             if self.training and self.moving:
-                self._move(labels, rows, alpha, teacher_term(all_t, alpha))
+                self._move_centers(labels, alpha, teacher_term(all_t, alpha), rows)
             penalty = geo = torch.zeros_like(cos_st)
             if self.geometry is not None:
                 penalty, geo = self.geometry(conf_t, cos_st, self.epoch)
@@ -102,13 +102,6 @@ class ShardedAdaDistillHead(_ShardedHead, AdaDistillHead):
         }  # fmt: skip
         stats = {name: value[part] for name, value in stats.items()}
         return HeadOutput(loss, {"loss": loss.detach(), **means_of(stats), **norms_of(own_norm)})
-
-    def _move(self, labels: Tensor, rows: Tensor, alpha: Tensor, teacher_terms: Tensor) -> None:
-        self.unit_centers.get(self.centers)
-        old = move_centers(self.centers, labels, alpha, teacher_terms, rows)
-        self.unit_centers.update_rows(self.centers, rows)
-        if self._moves is not None:
-            self._moves.append((rows, old))
 
 
 class ShardedTrainedCentersHead(_ShardedHead, TrainedCentersHead):

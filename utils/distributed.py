@@ -242,12 +242,7 @@ def rows_on_rank_0(rows: Tensor, total: int) -> Tensor | None:
 
 def max_over_ranks(number: int) -> int:
     """The largest of the ranks' numbers, on every rank."""
-    if world_size() == 1:
-        return number
-    largest = torch.tensor([number])
-    with collective():
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    return int(largest)
+    return int(max_of_ranks(torch.tensor([number])))
 
 
 def barrier() -> None:
