@@ -16,7 +16,6 @@ With --report, the studies in the named folders are copied to docs/studies/, and
 """
 
 import argparse
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -87,7 +86,7 @@ def main() -> None:
         bar.write(f"{run.name}: {status[run]}", file=sys.stderr)
         bar.update()
 
-    run_all(to_do, args.jobs, Scripts(max(1, (os.cpu_count() or 1) // args.jobs)), finished)
+    run_all(to_do, Scripts(args.jobs), finished)
     bar.close()
     print("\n".join(f"written: {folder / name}" for name in write_study(folder, command, status, metrics)))
     lock.close()

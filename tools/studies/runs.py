@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from easydict import EasyDict
 
 from config import load_config
 from tools.studies.plan import Method, Run, cache_command, score_command, train_command
@@ -25,15 +27,22 @@ class RunFailed(InputError):
 
 
 def is_done(run: Run) -> bool:
-    """Whether the run was trained to the end with this config, and scored after that."""
+    """Whether the run was trained to the end with this config, and scored after that. Its folder may have moved."""
     steps = complete_steps(run.folder)
     if not run.results.exists() or not steps:
         return False
     try:
-        same = load_config(run.folder / "config.py", conflicts=()) == run.config()
+        trained = load_config(run.folder / "config.py", conflicts=())
     except InputError:  # of an older version, or cut short
         return False
-    return same and run.results.stat().st_mtime >= _checkpoint(run, steps[-1]).stat().st_mtime
+    is_scored = run.results.stat().st_mtime >= _checkpoint(run, steps[-1]).stat().st_mtime
+    return is_scored and _without_place(trained) == _without_place(run.config())
+
+
+def _without_place(cfg: EasyDict) -> dict[str, Any]:
+    """The config without the place of the study's folder."""
+    embeddings = [Path(path).name for path in cfg.teacher_embeddings]  # the names depend on teacher and training set
+    return {**cfg, "output": "", "teacher_embeddings": embeddings}
 
 
 def _checkpoint(run: Run, step: int) -> Path:
@@ -43,23 +52,28 @@ def _checkpoint(run: Run, step: int) -> Path:
 class Scripts:
     """Runs scripts, their output appended to a file, and ends all that still run if the study is stopped.
 
-    threads: CPU threads per script, unless OMP_NUM_THREADS is set.
+    jobs: how many run at once. They share the CPU threads, unless OMP_NUM_THREADS is set.
     """
 
-    def __init__(self, threads: int) -> None:
-        self._environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    def __init__(self, jobs: int) -> None:
+        self.jobs = jobs
         self._running: set[subprocess.Popen] = set()
         self._lock, self._stopped = threading.Lock(), False
 
-    def run(self, command: Sequence[str], console: Path) -> None:
-        """Run a script to its end. Raises RunFailed if it fails, KeyboardInterrupt if the study was stopped."""
+    def run(self, command: Sequence[str], console: Path, alone: bool = False) -> None:
+        """Run a script to its end. alone: with all CPU threads.
+
+        Raises RunFailed if it fails, KeyboardInterrupt if the study was stopped.
+        """
+        threads = max(1, (os.cpu_count() or 1) // (1 if alone else self.jobs))
         console.parent.mkdir(parents=True, exist_ok=True)
         with console.open("ab") as output:
             with self._lock:
                 if self._stopped:
                     raise KeyboardInterrupt
                 process = subprocess.Popen(
-                    command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=self._environment,
+                    command, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
+                    env={"OMP_NUM_THREADS": str(threads), **os.environ},
                     # If this process is killed, the script gets SIGTERM, saves a checkpoint and ends.
                     preexec_fn=_end_with_parent,
                 )  # fmt: skip
@@ -90,14 +104,14 @@ def _last_line(console: Path) -> str:
     return lines[-1] if lines[-1] else "no output"
 
 
-def run_all(runs: Sequence[Run], jobs: int, scripts: Scripts, finished: Callable[[Run, str | None], None]) -> None:
-    """Train and score `runs`, at most `jobs` at once. A run that fails does not stop the others.
+def run_all(runs: Sequence[Run], scripts: Scripts, finished: Callable[[Run, str | None], None]) -> None:
+    """Train and score `runs`, at most `scripts.jobs` at once. A run that fails does not stop the others.
 
     finished: called after each run, with None or the reason for which it failed. Raises KeyboardInterrupt after a
     signal, when all scripts have ended.
     """
-    failures = _cache_teachers({run.method for run in runs}, scripts)
-    with ThreadPoolExecutor(jobs) as pool, _stopping(scripts):
+    with ThreadPoolExecutor(scripts.jobs) as pool, _stopping(scripts):
+        failures = _cache_teachers({run.method for run in runs}, scripts)
         futures: dict[Future, Run] = {
             pool.submit(_train_and_score, run, scripts, failures.get(run.method.embeddings)): run for run in runs
         }
@@ -135,7 +149,7 @@ def _cache_teachers(methods: set[Method], scripts: Scripts) -> dict[str, str]:
     by_file = {method.embeddings: method for method in methods if method.embeddings}
     for file, method in by_file.items():
         try:
-            scripts.run(cache_command(method), Path(file).with_suffix(".log"))
+            scripts.run(cache_command(method), Path(file).with_suffix(".log"), alone=True)
         except RunFailed as error:
             failures[file] = f"the teacher's embeddings: {error}"
     return failures
