@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,7 @@ def test_a_method_is_a_preset_on_top_of_the_config_with_overrides(tmp_path):
         (["--presets", "demo,demo"], "'demo' is named twice"),
         (["--presets", "demo,adadistill_arcface dtype=bfloat16"], "dtype = 'bfloat16', but 'auto' for demo"),
         (["--presets", "demo", "--jobs", "0"], "--jobs 0: at least 1"),
+        (["--presets", "demo", "seed=3"], "seed is not an override of a study; it is set by --seeds"),
         ([], "name the methods with --presets"),
     ],
 )
@@ -143,6 +145,17 @@ def test_runs_are_not_started_if_their_teachers_embeddings_failed(stand_ins, mon
     )
     assert calls(tmp_path) == ["plain_student 1"]
     assert table(tmp_path)[1]["status"].startswith("failed: the teacher's embeddings: no teacher (exit code 1")
+
+
+def test_scripts_that_run_at_once_have_different_gpus(monkeypatch, tmp_path):
+    command = [sys.executable, "-c", "import os, time; print(os.environ.get('CUDA_VISIBLE_DEVICES')); time.sleep(1)"]
+    for visible, count, expected in (("", 3, {"0", "1"}), ("4,7,8", 3, {"4", "7"}), ("", 1, {""}), ("5", 1, {"5"})):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        scripts, consoles = runs.Scripts(2), [tmp_path / f"{visible}{count}{job}" for job in range(2)]
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda console, run=scripts.run: run(command, console), consoles))
+        assert {console.read_text().strip() for console in consoles} == expected
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

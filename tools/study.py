@@ -42,7 +42,7 @@ def main() -> None:
     add("--config", default=str(BASE), help="config or preset on which all methods build (default: config/config.py)")
     add("--presets", help="the methods, separated by commas; the others are compared with the first one")
     add("--seeds", type=seeds, default=seeds("5"), help="how many seeds, 1 to n, or a list such as 3,7, (default: 5)")
-    add("--output", help="folder of the study")
+    add("--output", help="folder of the study; a relative path starts at the repository root")
     add("--jobs", type=int, default=1, help="how many runs at once; each gets its part of the CPU threads (default: 1)")
     add("--metrics", default="", help="more metrics for the tables, such as TAR_at_FAR_0.01,AUC")
     add("--report", nargs="+", metavar="FOLDER", help="rebuild docs/results.md with the studies in these folders")

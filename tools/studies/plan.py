@@ -25,6 +25,7 @@ TEACHER_KEYS = (
     "landmarks_revision", "onnx_mean", "onnx_std", "onnx_colours", "teacher_embeddings_type", "teacher_projection",
     "dtype",
 )  # fmt: skip
+OF_THE_STUDY = {"seed": "--seeds", "output": "--output", "resume": "the study, which always resumes"}
 SAME_IN_ALL_RUNS = ("dtype", "compile")  # they change the rounding, and so the results
 
 
@@ -115,6 +116,9 @@ def _plan(base: Path, text: str, output: Path, overrides: Sequence[str]) -> Meth
     name, *own = shlex.split(text)
     folder = output / re.sub(r"[^\w.=+-]+", "_", text)
     preset, all_overrides = folder / "preset.py", [*overrides, *own]
+    for key, setting in OF_THE_STUDY.items():
+        if any(override.startswith(f"{key}=") for override in all_overrides):
+            raise InputError(f"{key} is not an override of a study; it is set by {setting}")
     write_text(
         preset,
         f'"""{name} on top of {base.name}, for tools/study.py."""\n\n'

@@ -5,10 +5,11 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -52,11 +53,17 @@ def _checkpoint(run: Run, step: int) -> Path:
 class Scripts:
     """Runs scripts, their output appended to a file, and ends all that still run if the study is stopped.
 
-    jobs: how many run at once. They share the CPU threads, unless OMP_NUM_THREADS is set.
+    jobs: how many run at once. They share the CPU threads, unless OMP_NUM_THREADS is set. If there are several GPUs,
+    each script has one of them.
     """
 
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
+        self._gpus: SimpleQueue[str] = SimpleQueue()  # of which a script takes one and puts it back
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        gpus = gpus if len(gpus) > 1 else list(map(str, range(torch.cuda.device_count())))
+        for job in range(jobs):
+            self._gpus.put(gpus[job % len(gpus)] if len(gpus) > 1 else "")
         self._running: set[subprocess.Popen] = set()
         self._lock, self._stopped = threading.Lock(), False
 
@@ -66,14 +73,21 @@ class Scripts:
         Raises RunFailed if it fails, KeyboardInterrupt if the study was stopped.
         """
         threads = max(1, (os.cpu_count() or 1) // (1 if alone else self.jobs))
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
         console.parent.mkdir(parents=True, exist_ok=True)
+        gpu = self._gpus.get()
+        try:
+            self._run(command, console, {**environment, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})})
+        finally:
+            self._gpus.put(gpu)
+
+    def _run(self, command: Sequence[str], console: Path, environment: Mapping[str, str]) -> None:
         with console.open("ab") as output:
             with self._lock:
                 if self._stopped:
                     raise KeyboardInterrupt
                 process = subprocess.Popen(
-                    command, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
-                    env={"OMP_NUM_THREADS": str(threads), **os.environ},
+                    command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment,
                     # If this process is killed, the script gets SIGTERM, saves a checkpoint and ends.
                     preexec_fn=_end_with_parent,
                 )  # fmt: skip
