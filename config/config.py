@@ -74,7 +74,7 @@ config.s = 64.0  # scale of the logits
 config.m = None  # margin; None: AdaFace 0.4, ArcFace 0.45 (radians), CosFace 0.35
 config.h = 0.333  # AdaFace: how strongly the norm of an embedding changes the margin
 config.t_alpha = 0.01  # AdaFace: weight of a batch in the running mean and standard deviation of the norms
-config.centers = "ema"  # "ema": moving averages of teacher embeddings; "fixed": read from a header.pth and never moved
+config.centers = "ema"  # "ema": moving averages of teacher embeddings; "mean": their means; "fixed": from a header.pth
 config.shard_centers = "auto"  # split the centers over the ranks: "on", "off"; "auto": from 500,000 identities on
 config.sample_rate = 1.0  # part of the trained centers in each step (Partial FC); only train_standalone.py uses it
 config.adaptive_alpha = True  # alpha = cos_st * conf_t; False: alpha = cos_st

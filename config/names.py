@@ -54,8 +54,8 @@ MARGINS = {
     "MLLoss": "heads.margins:MLLoss",
 }
 
-# `centers`: functions that return the initial class centers for the config.
-CENTERS = {"ema": "heads:initial_centers", "fixed": "heads:teacher_centers"}
+# `centers`: functions that return the initial class centers for the config. With "mean", the task replaces them.
+CENTERS = {"ema": "heads:initial_centers", "mean": "heads:initial_centers", "fixed": "heads:teacher_centers"}
 
 # `geom_margin`: functions that build the penalty P of the geometry-aware term from the config.
 GEOMETRY = {"adaptive": "heads.geometry:adaptive", "static": "heads.geometry:static"}

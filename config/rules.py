@@ -116,7 +116,7 @@ HEAD: dict[str, Rule] = {
         "AdaFace: weight of a batch in the running mean and standard deviation of the norms", above=0, at_most=1
     ),
     "centers": Choice(
-        '"ema": moving averages of teacher embeddings; "fixed": read from a header.pth and never moved', names.CENTERS
+        '"ema": moving averages of teacher embeddings; "mean": their means; "fixed": from a header.pth', names.CENTERS
     ),
     "shard_centers": Choice(
         'split the centers over the ranks: "on", "off"; "auto": from 500,000 identities on', ["auto", "on", "off"]

@@ -122,7 +122,8 @@ def _method(cfg: EasyDict, script: str | None) -> str:
         return f"Trained as a classifier, without a teacher, by the [training code]({CODE})."
     several = len(cfg.teacher_embeddings) > 1
     whose = "frozen teachers" if several else "a frozen teacher"
-    centers = f"running averages of the embeddings of {whose}" if cfg.centers == "ema" else "the teacher's"
+    averages = {"ema": "running averages", "mean": "means"}
+    centers = f"{averages[cfg.centers]} of the embeddings of {whose}" if cfg.centers in averages else "the teacher's"
     projection = ""
     if cfg.teacher_projection != "none":
         whose = "teachers'" if several else "teacher's"

@@ -79,6 +79,8 @@ class Trainer:
         """
         on_rank_0(self.files.lock)
         self.step, notes = self.state.resume()
+        if self.step == 0:
+            self.task.begin()
         with self.files.opened(self.step):
             self._describe(notes)
             on_rank_0(self.best.resume)

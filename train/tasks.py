@@ -12,6 +12,7 @@ from torch.profiler import record_function
 
 from backbones import build_backbone, find_teacher
 from backbones.cost import describe_cost
+from data.class_means import class_means
 from data.dataset import FaceDataset
 from data.loader import Batch
 from data.teacher_cache import TeacherEmbeddings, teacher_identity
@@ -56,6 +57,9 @@ class Task:
             missing = ", ".join(missing_for_compiling(device))
             self.notes += (f"nothing is compiled: torch.compile needs {missing}",)
 
+    def begin(self) -> None:
+        """Do what a new run needs before its first step, and a resumed run does not. Every rank must call it."""
+
     def forward(self, batch: Batch) -> HeadOutput:
         """Return loss and statistics of this rank's part of a global batch."""
         raise NotImplementedError
@@ -71,7 +75,7 @@ class Distillation(Task):
     ignored = ("sample_rate",)
 
     def __init__(self, cfg: EasyDict, dataset: FaceDataset, device: torch.device) -> None:
-        self._view = cfg.teacher_view
+        self._view, self._centers, self._dataset = cfg.teacher_view, cfg.centers, dataset
         if cfg.teacher_embeddings:
             self.embeddings, self.notes = build_embeddings(cfg, dataset, device, Path(cfg.output))
             self.teacher = self.embeddings.identity
@@ -94,8 +98,12 @@ class Distillation(Task):
             self.notes += (f"use_geom_margin is ignored: {cfg.loss} has no geometry term (AdaFace has one)",)
         if cfg.sample_rate < 1:
             self.notes += ("sample_rate is ignored: it is for trained centers (train_standalone.py)",)
-        if cfg.pretrained_teacher_header_path and cfg.centers == "ema":
-            self.notes += ("pretrained_teacher_header_path is ignored: with centers = 'ema' they start at random",)
+        if cfg.pretrained_teacher_header_path and cfg.centers != "fixed":
+            self.notes += (f"pretrained_teacher_header_path is ignored: centers = {cfg.centers!r} does not need it",)
+
+    def begin(self) -> None:
+        if self._centers == "mean":
+            self._replace_by_class_means(self.head.own_centers())
 
     def forward(self, batch: Batch) -> HeadOutput:
         with record_function("student"):
@@ -104,6 +112,11 @@ class Distillation(Task):
             teacher = self._teacher_embeddings(batch)
         with record_function("head"):
             return self._head(student, teacher, batch.labels)
+
+    def _replace_by_class_means(self, centers: Tensor) -> None:
+        """Replace centers [n, D], of this rank's classes, by the mean embeddings of the classes that have images."""
+        means = class_means(self.embeddings, self._dataset, centers.shape[1], self.head.owned)
+        centers.copy_(torch.where(means.any(1, keepdim=True), means, centers.cpu()))
 
     @torch.no_grad()
     def _teacher_embeddings(self, batch: Batch) -> Tensor:
