@@ -115,6 +115,9 @@ HEAD: dict[str, Rule] = {
     "t_alpha": Number(
         "AdaFace: weight of a batch in the running mean and standard deviation of the norms", above=0, at_most=1
     ),
+    "norm_statistics_start": Choice(
+        'AdaFace: their start; "published": 20 and 100; "first_batch": its own', ["published", "first_batch"]
+    ),
     "centers": Choice(
         '"ema": moving averages of teacher embeddings; "mean": their means; "fixed": from a header.pth', names.CENTERS
     ),

@@ -83,6 +83,8 @@ class AdaFace(Margin):
     mu and sigma are running averages of the mean and the unbiased standard deviation of the norms of a global batch:
     new = t_alpha * batch + (1 - t_alpha) * old. They are the buffers `batch_mean` and `batch_std`; published header
     files have these names. In training mode, they are updated before they are used.
+
+    start: mu and sigma before the first batch. While sigma is 0, the values of the batch replace the old ones.
     """
 
     eps = 1e-3
@@ -90,15 +92,16 @@ class AdaFace(Margin):
     takes_geometry = True
     default_m = 0.4
 
-    def __init__(self, m: float, h: float, t_alpha: float) -> None:
+    def __init__(self, m: float, h: float, t_alpha: float, start: tuple[float, float] = (20.0, 100.0)) -> None:
         super().__init__(m)
         self.h, self.t_alpha = h, t_alpha
-        self.register_buffer("batch_mean", torch.full((1,), 20.0))
-        self.register_buffer("batch_std", torch.full((1,), 100.0))
+        self.register_buffer("batch_mean", torch.full((1,), start[0]))
+        self.register_buffer("batch_std", torch.full((1,), start[1]))
 
     @classmethod
     def from_config(cls, cfg: EasyDict) -> "AdaFace":
-        return cls(cls.m_of(cfg), cfg.h, cfg.t_alpha)
+        start = (20.0, 100.0) if cfg.norm_statistics_start == "published" else (0.0, 0.0)
+        return cls(cls.m_of(cfg), cfg.h, cfg.t_alpha, start)
 
     def forward(self, cos_y: Tensor, norm: Tensor, norms: Tensor, geo: Tensor) -> tuple[Tensor, Tensor]:
         if self.training:
@@ -116,6 +119,7 @@ class AdaFace(Margin):
         """
         finite, norms = norms.isfinite().all(), norms.clamp(1e-3, 100)
         mu, sigma = self.batch_mean, self.batch_std
-        mu.copy_(torch.where(finite, mu.lerp(norms.mean(), self.t_alpha), mu))
+        weight = torch.full_like(sigma, self.t_alpha).masked_fill(sigma == 0, 1)
+        mu.copy_(torch.where(finite, mu.lerp(norms.mean(), weight), mu))
         if len(norms) > 1:
-            sigma.copy_(torch.where(finite, sigma.lerp(norms.std(), self.t_alpha), sigma))
+            sigma.copy_(torch.where(finite, sigma.lerp(norms.std(), weight), sigma))

@@ -159,6 +159,37 @@ def test_adafaces_statistics_are_those_of_all_ranks_and_not_of_this_one():
     assert margin.batch_mean.item() == 40
 
 
+def test_adafaces_statistics_can_start_from_the_first_batch_also_after_loading_a_state():
+    def build() -> AdaFace:
+        return AdaFace.from_config(settings("norm_statistics_start=first_batch", "t_alpha=0.25")).double()
+
+    margin, norms, zero = build(), [], torch.zeros(16, dtype=torch.float64)
+    broken = torch.full((16,), math.nan, dtype=torch.float64)
+    margin(zero, broken, broken, zero)  # changes nothing
+    for seed in range(3):
+        norms.append(30 * torch.rand(16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 5)
+        resumed = build()
+        resumed.load_state_dict(margin.state_dict())
+        margin = resumed
+        _, size = margin(zero, norms[-1], norms[-1], zero)
+        means, stds = [batch.mean().item() for batch in norms], [batch.std(correction=1).item() for batch in norms]
+        mean, std = means[0], stds[0]
+        for batch_mean, batch_std in zip(means[1:], stds[1:], strict=True):
+            mean, std = 0.25 * batch_mean + 0.75 * mean, 0.25 * batch_std + 0.75 * std
+        assert margin.batch_mean.item() == pytest.approx(mean, rel=1e-12)
+        assert margin.batch_std.item() == pytest.approx(std, rel=1e-12)
+        z = (0.333 * (norms[-1] - mean) / (std + 1e-3)).clamp(-1, 1)
+        torch.testing.assert_close(size, 0.4 + 0.4 * z, rtol=0, atol=1e-12)
+
+
+def test_a_first_batch_of_one_sample_gives_a_mean_and_the_second_batch_starts_the_statistics():
+    margin, zero = AdaFace(0.4, 0.333, 0.25, start=(0.0, 0.0)), torch.zeros(1)
+    assert margin(zero, torch.tensor([12.0]), torch.tensor([12.0]), zero)[1].item() == pytest.approx(0.4)
+    assert (margin.batch_mean.item(), margin.batch_std.item()) == (12, 0)
+    margin(zero, torch.tensor([6.0]), torch.tensor([6.0, 10.0]), zero)
+    assert (margin.batch_mean.item(), margin.batch_std.item()) == (8, pytest.approx(8**0.5))
+
+
 @pytest.mark.parametrize("loss", MARGINS)
 def test_every_margin_is_built_from_the_config_with_its_own_default_m(loss):
     margin = MARGINS[loss].from_config(settings(f"loss={loss}"))

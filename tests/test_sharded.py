@@ -26,6 +26,7 @@ SAMPLED = ["num_classes=91", "s=8"]
 CASES = {
     "AdaFace with geometry": [],
     "with the maximum": ["s=100", "loss=ArcFace"],
+    "norm statistics from the first batch": ["norm_statistics_start=first_batch"],
     "feature distillation, static alpha": ["feature_kd=l2", "adaptive_alpha=False", "loss=CosFace"],
 }
 
