@@ -75,6 +75,7 @@ config.m = None  # margin; None: AdaFace 0.4, ArcFace 0.45 (radians), CosFace 0.
 config.h = 0.333  # AdaFace: how strongly the norm of an embedding changes the margin
 config.t_alpha = 0.01  # AdaFace: weight of a batch in the running mean and standard deviation of the norms
 config.norm_statistics_start = "published"  # AdaFace: their start; "published": 20 and 100; "first_batch": its own
+config.norm_source = "student"  # AdaFace: whose norms n show the quality of an image: "student" or "teacher"
 config.centers = "ema"  # "ema": moving averages of teacher embeddings; "mean": their means; "fixed": from a header.pth
 config.shard_centers = "auto"  # split the centers over the ranks: "on", "off"; "auto": from 500,000 identities on
 config.sample_rate = 1.0  # part of the trained centers in each step (Partial FC); only train_standalone.py uses it

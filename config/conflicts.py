@@ -85,6 +85,13 @@ TEACHER = [
         "centers = 'fixed' has centers in the space of one teacher, without a projection; set centers=ema, or one file "
         "as teacher_embeddings and teacher_projection=none",
     ),
+    Conflict(
+        lambda cfg: (
+            cfg.norm_source == "teacher" and (cfg.teacher_projection != "none" or len(cfg.teacher_embeddings) > 1)
+        ),
+        "norm_source = 'teacher' needs the norms of one teacher's raw embeddings, which a projection and several "
+        "teachers do not keep; set norm_source=student, or one file as teacher_embeddings and teacher_projection=none",
+    ),
 ]
 SAMPLING = [
     Conflict(

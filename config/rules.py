@@ -118,6 +118,9 @@ HEAD: dict[str, Rule] = {
     "norm_statistics_start": Choice(
         'AdaFace: their start; "published": 20 and 100; "first_batch": its own', ["published", "first_batch"]
     ),
+    "norm_source": Choice(
+        'AdaFace: whose norms n show the quality of an image: "student" or "teacher"', ["student", "teacher"]
+    ),
     "centers": Choice(
         '"ema": moving averages of teacher embeddings; "mean": their means; "fixed": from a header.pth', names.CENTERS
     ),

@@ -161,7 +161,8 @@ class AdaDistillHead(Head):
 
     centers: raw centers [C, D]; moving: whether training moves them; adaptive_alpha: see `update_weight`; geometry: the
     geometry-aware term, or None; feature_kd: a function of f_s and f_t, whose value times feature_kd_weight is added to
-    the loss. Eval mode computes the same loss, but changes neither centers nor norm statistics.
+    the loss; teacher_norms: whether the margin gets the norms of the teacher's raw embeddings. Eval mode computes the
+    same loss, but changes neither centers nor norm statistics.
     """
 
     def __init__(
@@ -174,10 +175,12 @@ class AdaDistillHead(Head):
         geometry: GeometryTerm | None,
         feature_kd: Callable[[Tensor, Tensor], Tensor | float],
         feature_kd_weight: float,
+        teacher_norms: bool = False,
     ) -> None:
         super().__init__(softmax)
         self.moving, self.adaptive_alpha, self.geometry = moving, adaptive_alpha, geometry
         self.feature_kd, self.feature_kd_weight = feature_kd, feature_kd_weight
+        self.teacher_norms = teacher_norms
         self.register_buffer("centers", centers)
         self.unit_centers = UnitCenters()
         self._moves: list[tuple[Tensor, Tensor]] | None = None  # rows and their old centers
@@ -188,7 +191,8 @@ class AdaDistillHead(Head):
         student, teacher: raw embeddings [B, D], of any floating type; labels: int64 [B].
         """
         f_s, f_t = student.to(self.centers.dtype), teacher.detach().to(self.centers.dtype)
-        norm = f_s.detach().norm(dim=1)  # [B]
+        own_norm = f_s.detach().norm(dim=1)  # [B]
+        norm = f_t.norm(dim=1) if self.teacher_norms else own_norm  # [B], for the margin
         with torch.no_grad():
             conf_t = confidence(self.centers[labels], f_t)  # [B], like cos_st, alpha, penalty and geo
             cos_st = similarity(f_s, f_t)
@@ -209,7 +213,7 @@ class AdaDistillHead(Head):
             "alpha": alpha, "conf_t": conf_t, "cos_st": cos_st, "margin": margin,
             "geom_penalty": penalty, "geom_penalty_weighted": geo,
         }  # fmt: skip
-        return HeadOutput(loss, {"loss": loss.detach(), **means_of(stats), **norms_of(norm)})
+        return HeadOutput(loss, {"loss": loss.detach(), **means_of(stats), **norms_of(own_norm)})
 
     def _move_centers(self, labels: Tensor, alpha: Tensor, teacher_terms: Tensor, rows: Tensor | None = None) -> None:
         """Move the centers of `labels` [global B], which are the `rows` [global B] of the centers; None: the same."""

@@ -77,7 +77,8 @@ class ShardedAdaDistillHead(_ShardedHead, AdaDistillHead):
         f_s = student.to(self.centers.dtype)
         own_norm = f_s.detach().norm(dim=1)
         with torch.no_grad():
-            shared = f_s.detach(), teacher.detach().to(f_s.dtype), labels, own_norm
+            f_t = teacher.detach().to(f_s.dtype)
+            shared = f_s.detach(), f_t, labels, f_t.norm(dim=1) if self.teacher_norms else own_norm
             all_s, all_t, labels, norms = all_gather_rows(*shared)  # of the global batch
             is_own = (labels >= self.owned.start) & (labels < self.owned.stop)
             rows = torch.where(is_own, labels - self.owned.start, len(self.owned))

@@ -174,6 +174,8 @@ CONTRADICTIONS = [
     ([CACHED, "teacher_cosine_weights=[1,2]"], ["teacher_cosine_weights", "teacher_embeddings"], [f"{CACHED},b.npy"]),
     ([CACHED, "teacher_projection=pca", "centers=fixed", "pretrained_teacher_header_path=header.pth"],
      ["centers", "teacher_embeddings", "teacher_projection"], ["centers=ema"]),
+    ([CACHED, "teacher_projection=pca", "norm_source=teacher"],
+     ["norm_source", "teacher_embeddings", "teacher_projection"], ["norm_source=student"]),
     (["batch_size=1"], ["batch_size", "sync_bn"], ["sync_bn=True"]),
     (["global_step=4", "resume=auto"], ["global_step", "resume"], ["resume=none"]),
 ]  # fmt: skip

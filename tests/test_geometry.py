@@ -58,6 +58,26 @@ def test_adaface_with_its_geometry_term_equals_the_formulas_for_each_sample(vers
     assert head.header()["batch_std"].item() == pytest.approx(std, rel=1e-12)
 
 
+@pytest.mark.parametrize("geometry", [True, False])
+def test_with_norms_of_the_teacher_they_decide_the_margin_and_the_statistics(geometry):
+    """Against the formulas, with student embeddings that are scaled to these norms: no cosine changes by that."""
+    overrides = ["norm_source=teacher", "norm_statistics_start=first_batch", f"use_geom_margin={geometry}"]
+    head = float64_head(*overrides)
+    student, teacher, labels = batch()
+    teacher *= torch.linspace(0.2, 2, len(teacher))[:, None]
+    before = head.centers.numpy().copy()
+    out = head(student, teacher, labels)
+    norms = np.sqrt((teacher.numpy() ** 2).sum(1))
+    mean, std = norms.mean(), norms.std(ddof=1)
+    scaled = student.numpy() / np.sqrt((student.numpy() ** 2).sum(1))[:, None] * norms[:, None]
+    cfg = settings(*overrides, *([] if geometry else ["geom_margin_w=0"]))
+    expected = slow_adaface(scaled, teacher.numpy(), labels, before, head.centers.numpy(), cfg, 1.0, mean, std)
+    assert out.loss.item() == pytest.approx(expected, rel=1e-10)
+    assert head.header()["batch_mean"].item() == pytest.approx(mean, rel=1e-12)
+    assert head.header()["batch_std"].item() == pytest.approx(std, rel=1e-12)
+    assert out.stats["norm_mean"].item() == pytest.approx(student.norm(dim=1).mean().item(), rel=1e-12)
+
+
 def test_the_geometry_term_starts_at_zero_and_makes_the_loss_larger():
     student, teacher, labels = batch()
 

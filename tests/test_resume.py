@@ -26,7 +26,7 @@ METHOD = {
     "train_flip=False": None, "low_res_augmentation_prob=0.2": None,
     "crop_augmentation_prob=0.2": None, "photometric_augmentation_prob=0.1": None, "teacher_view=clean": None,
     "sync_bn=True": None, "loss=CosFace": None, "s=32": None, "m=0.1": None, "h=0.4": None, "t_alpha=0.1": None,
-    "norm_statistics_start=first_batch": None, "centers=mean": None,
+    "norm_statistics_start=first_batch": None, "centers=mean": None, "norm_source=teacher": None,
     "adaptive_alpha=False": None, "use_geom_margin=False": None, "geom_margin=static": None, "geom_margin_w=0.3": None,
     "geom_margin_k=1": None, "geom_margin_mask=0.5": None, "geom_margin_baseline=0.1": None,
     "geom_margin_warmup_epoch=0": None, "feature_kd=cosine": None, "feature_kd_weight=2": None, "momentum=0.5": None,
@@ -95,7 +95,12 @@ def test_keys_without_effect_may_change(run, small_run, tmp_path):
     assert state_of([*run, "m=0.4"]).resume() == (3, [])  # the default of AdaFace
     settings = [*small_run, f"output={tmp_path}"]
     checkpoint.save(tmp_path, 3, state_of(settings, Standalone).checkpoint())
-    assert state_of([*settings, "feature_kd=l2", "geom_margin_k=9", "teacher_view=clean"], Standalone).resume()[0] == 3
+    assert (
+        state_of(
+            [*settings, "feature_kd=l2", "geom_margin_k=9", "teacher_view=clean", "norm_source=teacher"], Standalone
+        ).resume()[0]
+        == 3
+    )
     with pytest.raises(CheckpointError, match="task 'Standalone'"):
         state_of(settings).resume()
 

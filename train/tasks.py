@@ -141,10 +141,12 @@ class Standalone(Task):
     """A network with trained class centers and no teacher."""
 
     notes = (
-        "no teacher: the keys of the teacher, centers, adaptive_alpha, use_geom_margin and feature_kd are ignored",
+        "no teacher: the keys of the teacher, norm_source, centers, adaptive_alpha, use_geom_margin and feature_kd are "
+        "ignored",
     )
     ignored = (
-        "teacher", "pretrained_teacher", "centers", "adaptive_alpha", "use_geom_margin", "geom_margin", "feature_kd",
+        "teacher", "pretrained_teacher", "norm_source", "centers", "adaptive_alpha", "use_geom_margin", "geom_margin",
+        "feature_kd",
     )  # fmt: skip
 
     def __init__(self, cfg: EasyDict, device: torch.device) -> None:
