@@ -81,7 +81,7 @@ config.shard_centers = "auto"  # split the centers over the ranks: "on", "off"; 
 config.sample_rate = 1.0  # part of the trained centers in each step (Partial FC); only train_standalone.py uses it
 config.adaptive_alpha = True  # alpha = cos_st * conf_t; False: alpha = cos_st
 config.use_geom_margin = True  # add the geometry-aware term to the margin; only AdaFace uses it
-config.geom_margin = "adaptive"  # "adaptive": guided by the teacher's confidence; "static": by a threshold (ablation)
+config.geom_margin = "adaptive"  # "adaptive": by the teacher's confidence; "static": by a threshold; see docs/method.md
 config.geom_margin_w = 1.0  # weight of the term (static version as published: 0.2)
 config.geom_margin_k = 3.0  # slope of the term (static version as published: 1)
 config.geom_margin_mask = 0.8  # static version: the term acts where cos_st is below this

@@ -58,7 +58,11 @@ MARGINS = {
 CENTERS = {"ema": "heads:initial_centers", "mean": "heads:initial_centers", "fixed": "heads:teacher_centers"}
 
 # `geom_margin`: functions that build the penalty P of the geometry-aware term from the config.
-GEOMETRY = {"adaptive": "heads.geometry:adaptive", "static": "heads.geometry:static"}
+GEOMETRY = {
+    "adaptive": "heads.geometry:adaptive",
+    "static": "heads.geometry:static",
+    "progress": "heads.geometry:progress",
+}
 
 # `feature_kd`: losses between the embeddings of the student and the teacher.
 FEATURE_KD = {"none": "heads.feature_kd:none", "cosine": "heads.feature_kd:cosine", "l2": "heads.feature_kd:l2"}

@@ -133,7 +133,7 @@ HEAD: dict[str, Rule] = {
     "adaptive_alpha": Flag("alpha = cos_st * conf_t; False: alpha = cos_st"),
     "use_geom_margin": Flag("add the geometry-aware term to the margin; only AdaFace uses it"),
     "geom_margin": Choice(
-        '"adaptive": guided by the teacher\'s confidence; "static": by a threshold (ablation)', names.GEOMETRY
+        '"adaptive": by the teacher\'s confidence; "static": by a threshold; see docs/method.md', names.GEOMETRY
     ),
     "geom_margin_w": Number("weight of the term (static version as published: 0.2)", at_least=0),
     "geom_margin_k": Number("slope of the term (static version as published: 1)", at_least=0),

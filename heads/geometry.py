@@ -1,7 +1,7 @@
 """The geometry-aware term: geo = w * ramp * P enlarges AdaFace's margin by a penalty P per sample.
 
-A penalty P is a function of conf_t [B] and cos_st [B]. The last two functions of this file, which GEOMETRY in
-config/names.py names, build one from the config.
+A penalty P is a function of conf_t [B] and cos_st [B], where B is the global batch in training. The last functions of
+this file, which GEOMETRY in config/names.py names, build one from the config.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,11 @@ Penalty = Callable[[Tensor, Tensor], Tensor]
 def adaptive_penalty(conf_t: Tensor, cos_st: Tensor, k: float) -> Tensor:
     """P = k * relu(conf_t - cos_st) * conf_t: large where the teacher is confident and the student lags behind. [B]."""
     return k * (conf_t - cos_st).relu() * conf_t
+
+
+def progress_penalty(conf_t: Tensor, cos_st: Tensor, k: float) -> Tensor:
+    """P = k * relu(conf_t - cos_st) * conf_t * clamp(mean(cos_st), 0, 1), which grows as the student aligns. [B]."""
+    return adaptive_penalty(conf_t, cos_st, k) * cos_st.mean().clamp(0, 1)
 
 
 def static_penalty(conf_t: Tensor, cos_st: Tensor, k: float, mask: float, baseline: float) -> Tensor:
@@ -46,6 +51,11 @@ class GeometryTerm(NamedTuple):
 def adaptive(cfg: EasyDict) -> Penalty:
     """The method's penalty, with the config's k."""
     return partial(adaptive_penalty, k=cfg.geom_margin_k)
+
+
+def progress(cfg: EasyDict) -> Penalty:
+    """The method's penalty, scaled by the mean of cos_st over the batch, with the config's k."""
+    return partial(progress_penalty, k=cfg.geom_margin_k)
 
 
 def static(cfg: EasyDict) -> Penalty:

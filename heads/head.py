@@ -199,13 +199,19 @@ class AdaDistillHead(Head):
             alpha = update_weight(conf_t, cos_st, self.adaptive_alpha)
             if self.training and self.moving:
                 # One collective for everything that the ranks share.
-                *update, norms = all_gather_rows(labels, alpha, teacher_term(f_t, alpha), norm)
+                *update, norms, all_conf_t, all_cos_st = all_gather_rows(
+                    labels, alpha, teacher_term(f_t, alpha), norm, conf_t, cos_st
+                )
                 self._move_centers(*update)
+            elif self.training and (self.softmax.margin.needs_global_norms or self.geometry is not None):
+                norms, all_conf_t, all_cos_st = all_gather_rows(norm, conf_t, cos_st)
             else:
-                norms = self.softmax.global_norms(norm)
+                norms, all_conf_t, all_cos_st = norm, conf_t, cos_st
             penalty = geo = torch.zeros_like(cos_st)
             if self.geometry is not None:
-                penalty, geo = self.geometry(conf_t, cos_st, self.epoch)
+                first = rank() * len(norm) if len(norms) > len(norm) else 0
+                terms = self.geometry(all_conf_t, all_cos_st, self.epoch)
+                penalty, geo = (term[first : first + len(norm)] for term in terms)
         unit_centers = self.unit_centers.get(self.centers)  # [C, D]
         loss, margin = self.softmax.by_blocks(f_s, norm, norms, self.centers, unit_centers, labels, geo)
         loss = loss + self.feature_kd_weight * self.feature_kd(f_s, f_t)

@@ -9,7 +9,7 @@ from slow_heads import batch, cosine, float64_head, settings
 
 from config import names
 from heads.centers import confidence, similarity
-from heads.geometry import GeometryTerm, adaptive_penalty, ramp, static_penalty
+from heads.geometry import GeometryTerm, adaptive_penalty, progress_penalty, ramp, static_penalty
 
 
 def slow_adaface(student, teacher, labels, before, after, cfg, epoch, mean, std) -> float:
@@ -21,10 +21,12 @@ def slow_adaface(student, teacher, labels, before, after, cfg, epoch, mean, std)
     warmup = cfg.geom_margin_warmup_epoch
     ramp = 1.0 if warmup == 0 else min(1.0, epoch / warmup)
     losses, bound = [], 1 - 1e-3
+    mean_cos_st = sum(cosine(f_s, f_t) for f_s, f_t in zip(student, teacher, strict=True)) / len(labels)
     for f_s, f_t, y, n in zip(student, teacher, labels, clamped, strict=True):
         conf_t, cos_st = min(max(cosine(before[y], f_t), 1e-6), 1.0), cosine(f_s, f_t)
-        if cfg.geom_margin == "adaptive":
+        if cfg.geom_margin in ("adaptive", "progress"):
             penalty = cfg.geom_margin_k * max(conf_t - cos_st, 0.0) * conf_t
+            penalty *= min(max(mean_cos_st, 0.0), 1.0) if cfg.geom_margin == "progress" else 1.0
         else:
             share = min(max(cfg.geom_margin_k * (1 - cos_st), 0.0), 1.0) if cos_st < cfg.geom_margin_mask else 0.0
             penalty = max(share - cfg.geom_margin_baseline, 0.0)
@@ -39,7 +41,7 @@ def slow_adaface(student, teacher, labels, before, after, cfg, epoch, mean, std)
 
 
 @pytest.mark.parametrize("epoch", [0.0, 0.25, 3.0])
-@pytest.mark.parametrize("version", ["adaptive", "static"])
+@pytest.mark.parametrize("version", names.GEOMETRY)
 def test_adaface_with_its_geometry_term_equals_the_formulas_for_each_sample(version, epoch):
     overrides = [f"geom_margin={version}", "geom_margin_w=0.7", "geom_margin_k=2", "t_alpha=0.3"]
     head = float64_head(*overrides, epoch=epoch)
@@ -101,6 +103,14 @@ def test_the_geometry_term_is_ignored_with_other_losses(loss):
 def test_the_adaptive_penalty_is_zero_unless_the_teacher_is_more_confident():
     conf_t, cos_st = torch.tensor([0.9, 0.5, 0.9]), torch.tensor([0.4, 0.5, 1.0])
     torch.testing.assert_close(adaptive_penalty(conf_t, cos_st, k=3), torch.tensor([3 * 0.5 * 0.9, 0.0, 0.0]))
+
+
+def test_the_progress_penalty_grows_with_the_mean_similarity_of_the_batch():
+    conf_t, cos_st = torch.tensor([0.9, 0.5]), torch.tensor([0.4, 0.2])
+    torch.testing.assert_close(
+        progress_penalty(conf_t, cos_st, k=3), torch.tensor([3 * 0.5 * 0.9 * 0.3, 3 * 0.3 * 0.5 * 0.3])
+    )
+    assert not progress_penalty(conf_t, -cos_st, k=3).any()
 
 
 def test_the_static_penalty_has_a_mask_and_a_baseline():

@@ -31,6 +31,7 @@ from utils.distributed import (
 from utils.errors import InputError
 
 WORLDS = (2, 3, 4)
+VERSIONS = ("progress",)  # of the geometry term: those that depend on the whole batch
 CLASSES, SIZE = 20, 32
 # Every rank of every split has classes 3 and 7, some have 11, and some have a class twice.
 LABELS = torch.tensor([3, 7, 3, 7, 11, 3, 3, 7, 11, 7, 3, 0])
@@ -152,6 +153,7 @@ def work(number: int, folder: str, values: dict) -> None:
         share = 12 // world
         part = slice(number * share, (number + 1) * share)
         result = {"head": head_steps(EasyDict(values), part), "collectives": collectives()}
+        result |= {version: head_steps(EasyDict(values, geom_margin=version), part) for version in VERSIONS}
         if world == 2:
             fixed = ["centers=fixed", f"pretrained_teacher_header_path={folder}/header.pth"]
             result["collectives of a step"] = [
@@ -180,6 +182,17 @@ def results(tmp_path_factory) -> dict[int, list[dict]]:
 def one_process() -> list[dict[str, torch.Tensor]]:
     """The same two steps with the whole batch in one process."""
     return head_steps(settings(), slice(0, 12))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_geometry_term_that_depends_on_the_batch_does_not_depend_on_the_number_of_ranks(results, world, version):
+    whole = head_steps(EasyDict(settings(), geom_margin=version), slice(0, 12))
+    for step, wanted in enumerate(whole):
+        gradient = torch.cat([result[version][step]["gradient"] for result in results[world]]) / world
+        torch.testing.assert_close(gradient, wanted["gradient"], rtol=1e-4, atol=1e-5)
+    adaptive = head_steps(settings(), slice(0, 12))
+    assert (whole[1]["gradient"] - adaptive[1]["gradient"]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -27,6 +27,7 @@ CASES = {
     "AdaFace with geometry": [],
     "with the maximum": ["s=100", "loss=ArcFace"],
     "norm statistics from the first batch": ["norm_statistics_start=first_batch"],
+    "geometry that follows the progress": ["geom_margin=progress"],
     "norms of the teacher": ["norm_source=teacher"],
     "feature distillation, static alpha": ["feature_kd=l2", "adaptive_alpha=False", "loss=CosFace"],
 }
