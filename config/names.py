@@ -62,6 +62,7 @@ GEOMETRY = {
     "adaptive": "heads.geometry:adaptive",
     "static": "heads.geometry:static",
     "progress": "heads.geometry:progress",
+    "confidence": "heads.geometry:confidence",
 }
 
 # `feature_kd`: losses between the embeddings of the student and the teacher.

@@ -24,6 +24,11 @@ def progress_penalty(conf_t: Tensor, cos_st: Tensor, k: float) -> Tensor:
     return adaptive_penalty(conf_t, cos_st, k) * cos_st.mean().clamp(0, 1)
 
 
+def confidence_penalty(conf_t: Tensor, cos_st: Tensor, k: float) -> Tensor:
+    """P = k * (conf_t - mean(conf_t)): positive where the teacher is confident, else negative; its mean is 0. [B]."""
+    return k * (conf_t - conf_t.mean())
+
+
 def static_penalty(conf_t: Tensor, cos_st: Tensor, k: float, mask: float, baseline: float) -> Tensor:
     """P = relu([cos_st < mask] * clamp(k * (1 - cos_st), 0, 1) - baseline), the method's first version. [B]."""
     distance = (k * (1 - cos_st)).clamp(0, 1)
@@ -56,6 +61,11 @@ def adaptive(cfg: EasyDict) -> Penalty:
 def progress(cfg: EasyDict) -> Penalty:
     """The method's penalty, scaled by the mean of cos_st over the batch, with the config's k."""
     return partial(progress_penalty, k=cfg.geom_margin_k)
+
+
+def confidence(cfg: EasyDict) -> Penalty:
+    """The penalty that follows the teacher's confidence alone, with the config's k."""
+    return partial(confidence_penalty, k=cfg.geom_margin_k)
 
 
 def static(cfg: EasyDict) -> Penalty:

@@ -9,7 +9,7 @@ from slow_heads import batch, cosine, float64_head, settings
 
 from config import names
 from heads.centers import confidence, similarity
-from heads.geometry import GeometryTerm, adaptive_penalty, progress_penalty, ramp, static_penalty
+from heads.geometry import GeometryTerm, adaptive_penalty, confidence_penalty, progress_penalty, ramp, static_penalty
 
 
 def slow_adaface(student, teacher, labels, before, after, cfg, epoch, mean, std) -> float:
@@ -21,12 +21,15 @@ def slow_adaface(student, teacher, labels, before, after, cfg, epoch, mean, std)
     warmup = cfg.geom_margin_warmup_epoch
     ramp = 1.0 if warmup == 0 else min(1.0, epoch / warmup)
     losses, bound = [], 1 - 1e-3
+    confidences = [min(max(cosine(before[y], f_t), 1e-6), 1.0) for f_t, y in zip(teacher, labels, strict=True)]
     mean_cos_st = sum(cosine(f_s, f_t) for f_s, f_t in zip(student, teacher, strict=True)) / len(labels)
     for f_s, f_t, y, n in zip(student, teacher, labels, clamped, strict=True):
         conf_t, cos_st = min(max(cosine(before[y], f_t), 1e-6), 1.0), cosine(f_s, f_t)
         if cfg.geom_margin in ("adaptive", "progress"):
             penalty = cfg.geom_margin_k * max(conf_t - cos_st, 0.0) * conf_t
             penalty *= min(max(mean_cos_st, 0.0), 1.0) if cfg.geom_margin == "progress" else 1.0
+        elif cfg.geom_margin == "confidence":
+            penalty = cfg.geom_margin_k * (conf_t - sum(confidences) / len(confidences))
         else:
             share = min(max(cfg.geom_margin_k * (1 - cos_st), 0.0), 1.0) if cos_st < cfg.geom_margin_mask else 0.0
             penalty = max(share - cfg.geom_margin_baseline, 0.0)
@@ -111,6 +114,15 @@ def test_the_progress_penalty_grows_with_the_mean_similarity_of_the_batch():
         progress_penalty(conf_t, cos_st, k=3), torch.tensor([3 * 0.5 * 0.9 * 0.3, 3 * 0.3 * 0.5 * 0.3])
     )
     assert not progress_penalty(conf_t, -cos_st, k=3).any()
+
+
+def test_the_confidence_penalty_leaves_the_mean_margin_where_it_is():
+    penalty = confidence_penalty(torch.tensor([0.9, 0.5, 0.1]), torch.zeros(3), k=2)
+    torch.testing.assert_close(penalty, torch.tensor([0.8, 0.0, -0.8]))
+    small = ["geom_margin=confidence", "geom_margin_k=0.1", "norm_statistics_start=first_batch"]  # z is not clamped
+    with_term, without = (float64_head(*small, f"use_geom_margin={on}")(*batch()) for on in (True, False))
+    assert with_term.stats["margin"].item() == pytest.approx(without.stats["margin"].item(), rel=1e-12)
+    assert with_term.loss != without.loss
 
 
 def test_the_static_penalty_has_a_mask_and_a_baseline():

@@ -31,7 +31,7 @@ from utils.distributed import (
 from utils.errors import InputError
 
 WORLDS = (2, 3, 4)
-VERSIONS = ("progress",)  # of the geometry term: those that depend on the whole batch
+VERSIONS = ("progress", "confidence")  # of the geometry term: those that depend on the whole batch
 CLASSES, SIZE = 20, 32
 # Every rank of every split has classes 3 and 7, some have 11, and some have a class twice.
 LABELS = torch.tensor([3, 7, 3, 7, 11, 3, 3, 7, 11, 7, 3, 0])

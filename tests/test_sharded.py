@@ -28,6 +28,7 @@ CASES = {
     "with the maximum": ["s=100", "loss=ArcFace"],
     "norm statistics from the first batch": ["norm_statistics_start=first_batch"],
     "geometry that follows the progress": ["geom_margin=progress"],
+    "geometry by confidence": ["geom_margin=confidence"],
     "norms of the teacher": ["norm_source=teacher"],
     "feature distillation, static alpha": ["feature_kd=l2", "adaptive_alpha=False", "loss=CosFace"],
 }
