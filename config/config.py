@@ -77,6 +77,7 @@ config.t_alpha = 0.01  # AdaFace: weight of a batch in the running mean and stan
 config.norm_statistics_start = "published"  # AdaFace: their start; "published": 20 and 100; "first_batch": its own
 config.norm_source = "student"  # AdaFace: whose norms n show the quality of an image: "student" or "teacher"
 config.centers = "ema"  # "ema": moving averages of teacher embeddings; "mean": their means; "fixed": from a header.pth
+config.confidence_centers = "moving"  # centers of conf_t; "moving": those of the loss; "mean": mean teacher embeddings
 config.shard_centers = "auto"  # split the centers over the ranks: "on", "off"; "auto": from 500,000 identities on
 config.sample_rate = 1.0  # part of the trained centers in each step (Partial FC); only train_standalone.py uses it
 config.adaptive_alpha = True  # alpha = cos_st * conf_t; False: alpha = cos_st

@@ -76,6 +76,11 @@ TEACHER = [
         "to the file to make, or centers=ema",
     ),
     Conflict(
+        lambda cfg: cfg.confidence_centers == "mean" and not cfg.teacher_embeddings,
+        "confidence_centers = 'mean' needs the embeddings of the whole training set before the first step; set "
+        "teacher_embeddings to the file to make, or confidence_centers=moving",
+    ),
+    Conflict(
         lambda cfg: cfg.teacher_projection != "none" and not cfg.teacher_embeddings,
         "teacher_projection is fitted to the embeddings of the whole training set, so it needs them in a file; set "
         "teacher_embeddings to the file to make, or teacher_projection=none",

@@ -124,6 +124,9 @@ HEAD: dict[str, Rule] = {
     "centers": Choice(
         '"ema": moving averages of teacher embeddings; "mean": their means; "fixed": from a header.pth', names.CENTERS
     ),
+    "confidence_centers": Choice(
+        'centers of conf_t; "moving": those of the loss; "mean": mean teacher embeddings', ["moving", "mean"]
+    ),
     "shard_centers": Choice(
         'split the centers over the ranks: "on", "off"; "auto": from 500,000 identities on', ["auto", "on", "off"]
     ),

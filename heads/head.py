@@ -163,6 +163,9 @@ class AdaDistillHead(Head):
     geometry-aware term, or None; feature_kd: a function of f_s and f_t, whose value times feature_kd_weight is added to
     the loss; teacher_norms: whether the margin gets the norms of the teacher's raw embeddings. Eval mode computes the
     same loss, but changes neither centers nor norm statistics.
+
+    conf_t is measured with the centers, or with `confidence_centers`, of the same shape, if they are set. No checkpoint
+    has them.
     """
 
     def __init__(
@@ -182,6 +185,7 @@ class AdaDistillHead(Head):
         self.feature_kd, self.feature_kd_weight = feature_kd, feature_kd_weight
         self.teacher_norms = teacher_norms
         self.register_buffer("centers", centers)
+        self.register_buffer("confidence_centers", None, persistent=False)
         self.unit_centers = UnitCenters()
         self._moves: list[tuple[Tensor, Tensor]] | None = None  # rows and their old centers
 
@@ -194,7 +198,7 @@ class AdaDistillHead(Head):
         own_norm = f_s.detach().norm(dim=1)  # [B]
         norm = f_t.norm(dim=1) if self.teacher_norms else own_norm  # [B], for the margin
         with torch.no_grad():
-            conf_t = confidence(self.centers[labels], f_t)  # [B], like cos_st, alpha, penalty and geo
+            conf_t = self._confidence(labels, f_t)  # [B], like cos_st, alpha, penalty and geo
             cos_st = similarity(f_s, f_t)
             alpha = update_weight(conf_t, cos_st, self.adaptive_alpha)
             if self.training and self.moving:
@@ -220,6 +224,10 @@ class AdaDistillHead(Head):
             "geom_penalty": penalty, "geom_penalty_weighted": geo,
         }  # fmt: skip
         return HeadOutput(loss, {"loss": loss.detach(), **means_of(stats), **norms_of(own_norm)})
+
+    def _confidence(self, rows: Tensor, f_t: Tensor) -> Tensor:
+        centers = self.centers if self.confidence_centers is None else self.confidence_centers
+        return confidence(centers[rows], f_t)
 
     def _move_centers(self, labels: Tensor, alpha: Tensor, teacher_terms: Tensor, rows: Tensor | None = None) -> None:
         """Move the centers of `labels` [global B], which are the `rows` [global B] of the centers; None: the same."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from heads.centers import confidence, similarity, teacher_term, update_weight
+from heads.centers import similarity, teacher_term, update_weight
 from heads.cross_entropy import ClassSums, class_gradients, finish, sum_classes
 from heads.head import AdaDistillHead, Head, HeadOutput, MarginSoftmax, TrainedCentersHead, means_of, norms_of
 from heads.unit_centers import ROWS_PER_BLOCK, autocast_type, unit_length
@@ -82,7 +82,7 @@ class ShardedAdaDistillHead(_ShardedHead, AdaDistillHead):
             all_s, all_t, labels, norms = all_gather_rows(*shared)  # of the global batch
             is_own = (labels >= self.owned.start) & (labels < self.owned.stop)
             rows = torch.where(is_own, labels - self.owned.start, len(self.owned))
-            conf_t = torch.where(is_own, confidence(self.centers[rows], all_t), 0)
+            conf_t = torch.where(is_own, self._confidence(rows, all_t), 0)
             sum_over_ranks(conf_t)
             cos_st = similarity(all_s, all_t)
             alpha = update_weight(conf_t, cos_st, self.adaptive_alpha)

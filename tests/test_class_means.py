@@ -1,4 +1,4 @@
-"""centers = "mean": one center per class, the mean of its teacher embeddings, which never moves."""
+"""Mean teacher embeddings of the classes: as centers that never move (centers = "mean"), or only for conf_t."""
 
 import multiprocessing
 import shutil
@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import ROOT
 from runs import metrics
+from slow_heads import cosine
 
 from config import load_config
 from data import class_means as module
@@ -145,3 +146,26 @@ def test_a_class_without_images_keeps_its_random_center_and_a_projection_is_appl
     expected = slow_means(labels, np.stack(rows, 1), 6)
     centers = task.head.own_centers()
     assert abs(centers[::2].numpy() - expected[::2]).max() < 1e-7 and torch.equal(centers[1::2], initial[1::2])
+
+
+@pytest.mark.parametrize("sharded", ["off", "on"])
+def test_confidence_can_be_measured_with_the_means_while_the_centers_move_also_in_a_resumed_run(
+    settings, tmp_path, sharded
+):
+    settings = [*settings, "centers=ema", "confidence_centers=mean", f"shard_centers={sharded}"]
+    task, _ = run(settings, "max_steps=2")
+    stored = np.load(tmp_path / "teacher.npy")
+    means = slow_means(np.repeat(np.arange(6), 8), stored, 6)
+    assert abs(task.head.confidence_centers[:6].numpy() - means).max() < 1e-7
+    assert abs(task.head.own_centers().numpy() - means).max() > 0.01
+    resumed, _ = run(settings, "max_steps=4", "resume=auto")
+    whole, _ = run(settings, "max_steps=4", f"output={tmp_path / 'whole'}")
+    assert torch.equal(resumed.head.own_centers(), whole.head.own_centers())
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+    positions, labels = np.arange(0, 48, 5), np.arange(0, 48, 5) // 8
+    f_t, centers = task.embeddings.rows(positions, np.zeros(10, dtype=bool)), task.head.own_centers().clone()
+    conf_t = [cosine(means[y], row) for y, row in zip(labels, f_t.numpy().astype(np.float64), strict=True)]
+    out = task.head.train()(torch.from_numpy(means[labels]).float(), f_t, torch.from_numpy(labels))
+    assert out.stats["conf_t"].item() == pytest.approx(np.mean(conf_t), rel=1e-5)
+    assert out.stats["alpha"].item() == pytest.approx(np.mean(np.square(conf_t)), rel=1e-5)  # cos_st is conf_t
+    assert not torch.equal(task.head.own_centers(), centers)

@@ -170,6 +170,7 @@ CONTRADICTIONS = [
     ([CACHED, "photometric_augmentation_prob=1"], ["_augmentation_prob"], ["photometric_augmentation_prob=0"]),
     (["centers=fixed"], ["centers", "pretrained_teacher_header_path"], ["pretrained_teacher_header_path=header.pth"]),
     (["centers=mean"], ["centers", "teacher_embeddings"], [CACHED]),
+    (["confidence_centers=mean"], ["confidence_centers", "teacher_embeddings"], [CACHED]),
     (["teacher_projection=pca"], ["teacher_projection", "teacher_embeddings"], [CACHED]),
     ([CACHED, "teacher_cosine_weights=[1,2]"], ["teacher_cosine_weights", "teacher_embeddings"], [f"{CACHED},b.npy"]),
     ([CACHED, "teacher_projection=pca", "centers=fixed", "pretrained_teacher_header_path=header.pth"],

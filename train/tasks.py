@@ -92,6 +92,9 @@ class Distillation(Task):
                 dataset, partial(self._embed, dataset, device, compute_type(cfg.dtype, device)), cfg.seed
             )
         super().__init__(cfg, build_head(cfg), device)
+        if cfg.confidence_centers == "mean":  # also if the run is resumed
+            self.head.confidence_centers = self.head.centers.clone()
+            self._replace_by_class_means(self.head.confidence_centers[: len(self.head.own_centers())])
         if should_compile(cfg.compile, device):
             self.head.softmax.compile_blocks()
         if cfg.use_geom_margin and not self.head.softmax.margin.takes_geometry:
@@ -141,12 +144,12 @@ class Standalone(Task):
     """A network with trained class centers and no teacher."""
 
     notes = (
-        "no teacher: the keys of the teacher, norm_source, centers, adaptive_alpha, use_geom_margin and feature_kd are "
-        "ignored",
+        "no teacher: the keys of the teacher, norm_source, centers, confidence_centers, adaptive_alpha, "
+        "use_geom_margin and feature_kd are ignored",
     )
     ignored = (
-        "teacher", "pretrained_teacher", "norm_source", "centers", "adaptive_alpha", "use_geom_margin", "geom_margin",
-        "feature_kd",
+        "teacher", "pretrained_teacher", "norm_source", "centers", "confidence_centers", "adaptive_alpha",
+        "use_geom_margin", "geom_margin", "feature_kd",
     )  # fmt: skip
 
     def __init__(self, cfg: EasyDict, device: torch.device) -> None:
