@@ -68,6 +68,16 @@ def slow_centers(centers, student, teacher, labels, adaptive=True) -> np.ndarray
     return moved
 
 
+def slow_means(labels: np.ndarray, stored: np.ndarray, classes: int) -> np.ndarray:
+    """The mean unit embedding of each class, in float64, one embedding after the other."""
+    sums, counts = np.zeros((classes, stored.shape[2])), np.zeros(classes)
+    for label, views in zip(labels, stored.astype(np.float64), strict=True):
+        for row in views:
+            sums[label] += row / np.sqrt((row * row).sum())
+            counts[label] += 1
+    return sums / np.maximum(counts, 1)[:, None]
+
+
 def slow_loss(student, centers, labels, target_of, s=64.0) -> float:
     """The mean cross-entropy, sample by sample. target_of: applies the margin to the target's cosine."""
     losses = []

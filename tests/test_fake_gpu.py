@@ -70,10 +70,11 @@ def take_two_steps(teacher: str, *overrides: str) -> Tensor:
     ("teacher", "overrides"),
     [
         ("cached", ["dtype=bfloat16"]),
+        ("cached", ["norm_source=teacher", "norm_statistics_start=first_batch", "geom_margin=progress"]),
         ("live", ["dtype=bfloat16"]),
         ("live", ["dtype=float16", "accumulate_steps=2", *AUGMENTED]),
     ],
-    ids=["cached", "live", "float16, augmented and accumulated"],
+    ids=["cached", "variants of the margin", "live", "float16, augmented and accumulated"],
 )
 def test_a_step_on_a_gpu_mixes_no_devices_and_never_waits(teacher, overrides):
     norm = take_two_steps(teacher, *overrides)
