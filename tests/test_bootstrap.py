@@ -21,6 +21,13 @@ def drawn_pairs(count, seed=0, decimals=12):
     return is_same, (0.15 * rng.standard_normal(count) + 0.3 * is_same).round(decimals)
 
 
+def drawn_weights(is_same, identities):
+    """How often each pair was drawn, [resamples, pairs]."""
+    return np.concatenate(
+        [part.times_drawn(np.arange(len(is_same))) for part in bootstrap._resamples(is_same, identities)]
+    )
+
+
 def slow_point(is_same, scores, weights, far):
     """(threshold, TAR): the lowest score of the set that accepts at most the share `far` of the weighted impostors."""
     fpr, _, thresholds = roc_curve(is_same, scores, sample_weight=weights, drop_intermediate=False)
@@ -42,7 +49,7 @@ def test_values_and_intervals_equal_those_of_a_loop_over_the_same_resamples(monk
     second = np.where(is_same, first, 50 + (first - 50 + rng.integers(1, 40, 900)) % 40)
     identities = np.stack([first, second], axis=1) if kind == "identities" else None
     points = operating_points(is_same, scores, (0.1, 0.02), identities)
-    resamples = [weights for part in bootstrap._resamples(is_same, identities) for weights in part]
+    resamples = list(drawn_weights(is_same, identities))
     assert len(resamples) == 40 and len({tuple(weights) for weights in resamples}) == 40
     for far, point in zip((0.1, 0.02), points, strict=True):
         value = slow_point(is_same, scores, np.ones(900), far)
@@ -57,13 +64,13 @@ def test_values_and_intervals_equal_those_of_a_loop_over_the_same_resamples(monk
 
 def test_resamples_draw_each_kind_of_pair_and_each_identity_as_often_as_the_set_has_them():
     is_same = np.arange(300) % 3 == 0
-    weights = np.concatenate(list(bootstrap._resamples(is_same, None)))
+    weights = drawn_weights(is_same, None)
     assert weights.shape == (1000, 300)
     assert set(weights[:, is_same].sum(1)) == {100} and set(weights[:, ~is_same].sum(1)) == {200}
     assert weights.mean(0) == pytest.approx(1, abs=0.15) and weights.var(0).mean() == pytest.approx(1, abs=0.05)
 
     names = np.array([[7, 7], [7, 9], [9, 5], [5, 5]])  # three identities, so the number of times are 0 to 3
-    weights = np.concatenate(list(bootstrap._resamples(names[:, 0] == names[:, 1], names)))
+    weights = drawn_weights(names[:, 0] == names[:, 1], names)
     seven, five = weights[:, 0], weights[:, 3]
     assert (weights[:, 1] == seven * (3 - seven - five)).all()
     assert (weights[:, 2] == five * (3 - seven - five)).all()
