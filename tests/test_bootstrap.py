@@ -1,6 +1,7 @@
 """Thresholds and TARs at fixed FARs and their intervals, compared with loops over scikit-learn's ROC curve."""
 
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -23,9 +24,10 @@ def drawn_pairs(count, seed=0, decimals=12):
 
 def drawn_weights(is_same, identities):
     """How often each pair was drawn, [resamples, pairs]."""
-    return np.concatenate(
-        [part.times_drawn(np.arange(len(is_same))) for part in bootstrap._resamples(is_same, identities)]
-    )
+    parts = [*bootstrap._resamples(is_same, identities)]
+    weights = np.concatenate([part.times_drawn(np.arange(len(is_same))) for part in parts])
+    assert np.concatenate([part.impostors for part in parts]).tolist() == weights[:, ~is_same].sum(1).tolist()
+    return weights
 
 
 def slow_point(is_same, scores, weights, far):
@@ -42,6 +44,7 @@ def slow_point(is_same, scores, weights, far):
 def test_values_and_intervals_equal_those_of_a_loop_over_the_same_resamples(monkeypatch, decimals, kind):
     monkeypatch.setattr(bootstrap, "RESAMPLES", 40)
     monkeypatch.setattr(bootstrap, "RESAMPLES_AT_ONCE", 10)
+    monkeypatch.setattr(bootstrap, "PAIRS_AT_ONCE", 37)
     rng = np.random.default_rng(2)
     is_same = rng.permutation(np.repeat([True, False], [400, 500]))  # so that 50 and 10 of them are exactly the FARs
     scores = (0.15 * rng.standard_normal(900) + 0.3 * is_same).round(decimals)
@@ -85,6 +88,29 @@ def test_six_thousand_pairs_take_about_a_second_and_give_the_same_numbers_again(
     assert operating_points(is_same, scores, FARS) == first
     assert first[0].threshold.low < first[0].threshold.value < first[0].threshold.high
     assert first[0].tar.low < first[0].tar.value < first[0].tar.high
+
+
+def test_many_pairs_of_known_identities_need_little_time_and_memory():
+    rng = np.random.default_rng(6)
+    count, people = 400_000, 500
+    is_same = np.arange(count) % 8 == 0
+    first = rng.integers(0, people, count)
+    second = np.where(is_same, first, (first + rng.integers(1, people, count)) % people)
+    scores = (0.15 * rng.standard_normal(count) + 0.5 * is_same).round(12)
+    identities = np.stack([first, second], axis=1)
+    tracemalloc.start()
+    start = time.perf_counter()
+    points = operating_points(is_same, scores, FARS[:3], identities)
+    assert time.perf_counter() - start < 20  # 1 s on an idle core
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 150e6  # the weights of all pairs in 100 resamples alone would take 320 MB
+    fpr, tpr, thresholds = roc_curve(is_same, scores, drop_intermediate=False)
+    for far, point in zip(FARS[:3], points, strict=True):
+        last = np.flatnonzero(fpr <= far)[-1]
+        tar, threshold = tpr[last], thresholds[last]
+        assert (point.threshold.value, point.tar.value) == (threshold, pytest.approx(tar))
+        assert point.threshold.low < threshold < point.threshold.high and point.tar.low < tar < point.tar.high
 
 
 def test_what_the_pairs_cannot_support_is_null():
