@@ -105,6 +105,10 @@ def test_many_pairs_of_known_identities_need_little_time_and_memory():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 150e6  # the weights of all pairs in 100 resamples alone would take 320 MB
+    part, looked_at = next(bootstrap._resamples(is_same, identities)), []
+    counting = part._replace(times_drawn=lambda pairs: looked_at.append(len(pairs)) or part.times_drawn(pairs))
+    bootstrap._Curve(is_same, scores).points(counting, FARS[:3])
+    assert sum(looked_at) < 0.2 * count  # the genuine pairs, and the impostor pairs with the highest scores
     fpr, tpr, thresholds = roc_curve(is_same, scores, drop_intermediate=False)
     for far, point in zip(FARS[:3], points, strict=True):
         last = np.flatnonzero(fpr <= far)[-1]
