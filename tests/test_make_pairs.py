@@ -49,8 +49,8 @@ def made(people, tmp_path_factory):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         f"{output}/people_pairs: 12 images of 4 people, 15 genuine pairs (all), 20 impostor pairs (of 51)",
-        f"{output}/people_16: 8 probes with 16 x 16 pixels, 3 in the gallery, 1 distractors",
-        f"{output}/people_32: 8 probes with 32 x 32 pixels, 3 in the gallery, 1 distractors",
+        f"{output}/people_16: 8 probes with 16 x 16 pixels, 3 images in the gallery, 1 distractors",
+        f"{output}/people_32: 8 probes with 32 x 32 pixels, 3 images in the gallery, 1 distractors",
     ]
     assert sorted(path.name for path in output.iterdir()) == sorted(f"people_{name}" for name in NAMES)
     return output
@@ -127,16 +127,12 @@ def test_the_seed_decides_pairs_gallery_and_pixels(made, people, tmp_path):
     for seed in (1, 2):
         arguments = ["--impostors", "20", "--low-resolution", "16", "--seed", str(seed)]
         assert run_script(TOOL, people, tmp_path / str(seed), *arguments).returncode == 0
+    folders = made, tmp_path / "1", tmp_path / "2"
     for name in ("people_pairs", "people_16"):
-        first, same, other = (
-            read_metadata(root / name / "metadata.pt") for root in (made, *map(tmp_path.joinpath, "12"))
-        )
+        first, same, other = (read_metadata(root / name / "metadata.pt") for root in folders)
         equal = [all(np.array_equal(first[key], copy[key]) for key in first) for copy in (same, other)]
         assert equal == [True, False]
-    first, same, other = (
-        datasets.load_from_disk(str(root / "people_16")).with_format("arrow")[:]
-        for root in (made, *map(tmp_path.joinpath, "12"))
-    )
+    first, same, other = (datasets.load_from_disk(str(root / "people_16")).with_format("arrow")[:] for root in folders)
     assert first == same and first != other
 
 

@@ -23,6 +23,7 @@ import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -34,9 +35,27 @@ from tools.make_low_resolution import LARGEST, low_resolution_copies
 from utils.errors import InputError, exit_on_input_error
 from utils.files import new_folder
 
+if TYPE_CHECKING:
+    from data.dataset import RecordDataset
+
 MAKER = "tools/make_pairs.py"
 FILES = ("data-*-of-*.arrow", "dataset_info.json", "state.json", "metadata.pt")  # of a set
 IMPOSTORS = 1_000_000  # the default number of impostor pairs
+
+
+def read_encoded(records: "RecordDataset") -> list[bytes]:
+    """The encoded images of a record set. Raises ImageError for one that evaluation would refuse."""
+    # Imported here so that --help answers at once.
+    from tqdm import tqdm
+
+    from data.images import decode_aligned
+
+    encoded = []
+    for position in tqdm(range(len(records)), "reading images", unit="image"):
+        image, _ = records.read(position)
+        decode_aligned(image, records.name(position))
+        encoded.append(bytes(image))
+    return encoded
 
 
 def genuine_pairs(labels: np.ndarray) -> np.ndarray:
@@ -137,11 +156,8 @@ def main() -> None:
     args = parse_args()
 
     # Imported here so that --help answers at once.
-    from tqdm import tqdm
-
     from data.arrow_set import write_template_set
     from data.dataset import RecordDataset
-    from data.images import decode_aligned
 
     source = existing_input(args.set, WHERE_TO_GET)
     records = RecordDataset(source)
@@ -163,11 +179,7 @@ def main() -> None:
             end: stack.enter_context(new_folder(folder(end), MAKER, FILES, _is_ours))
             for end in dict.fromkeys(["pairs", *map(str, args.low_resolution)])
         }
-        encoded = []
-        for position in tqdm(range(len(records)), "reading images", unit="image"):
-            image, _ = records.read(position)
-            decode_aligned(image, records.name(position))  # evaluation would refuse it
-            encoded.append(bytes(image))
+        encoded = read_encoded(records)
         genuine = genuine_pairs(labels)
         impostors = impostor_pairs(labels, count, np.random.default_rng(args.seed))
         drawn = f"{len(genuine):,} genuine pairs (all), {count:,} impostor pairs (of {existing:,})"
@@ -178,15 +190,14 @@ def main() -> None:
 
         metadata, probes = search_metadata(labels, draw_gallery(labels, np.random.default_rng(args.seed)))
         for size in dict.fromkeys(args.low_resolution):
-            images = list(encoded)
             copies = low_resolution_copies(records, probes, size, args.seed)
-            for position, copy in zip(probes, copies, strict=True):
-                images[position] = copy
-            searched = ", ".join(
-                f"{len(metadata[key]):,} {name}"
-                for key, name in (("gallery_paths", "in the gallery"), ("distractor_paths", "distractors"))
+            small = dict(zip(probes.tolist(), copies, strict=True))
+            images = [small.get(position, image) for position, image in enumerate(encoded)]
+            searched, distractors = len(metadata["gallery_paths"]), len(metadata["distractor_paths"])
+            made[str(size)] = (
+                f"{len(probes):,} probes with {size} x {size} pixels, {searched:,} images in the gallery, "
+                f"{distractors:,} distractors"
             )
-            made[str(size)] = f"{len(probes):,} probes with {size} x {size} pixels, {searched}"
             write_template_set(new[str(size)], images, metadata, f"{MAKER}: {made[str(size)]}, seed {args.seed}")
     for end, text in made.items():
         print(f"{folder(end)}: {text}")
