@@ -1,8 +1,12 @@
 """Compare results of eval/run_full_eval.py: one row per method, one column per metric in percent.
 
+A method is a JSON file of results, or a folder of them: several runs of the method, named after their seeds. Then the
+table has the means and standard deviations over the runs.
+
 The other methods are compared with the first one: their differences in points and, for the .bin sets, McNemar's exact
 test on the pairs. Its p is the probability that chance alone splits the pairs that only one of the two methods decides
-correctly at least as unevenly.
+correctly at least as unevenly. With folders, runs whose files have the same name are paired: the table has the mean
+difference with its 95 % interval (Student's t over the paired runs), and McNemar's counts are added up over the runs.
 """
 
 import argparse
@@ -13,100 +17,46 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config.paths import existing_input
-from utils.errors import exit_on_input_error
+from utils.errors import InputError, exit_on_input_error
 
 if TYPE_CHECKING:
     from eval.protocols import Results
-    from eval.report import Table
-
-SIGNIFICANCE_LEVEL = 0.05
 
 
 def method_names(paths: list[Path]) -> list[str]:
-    """The names of the files without extension, or their paths if two files have the same name."""
-    stems = [path.stem for path in paths]
-    return stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+    """The names of the files without extension or of the folders, or the paths if two of the names are the same."""
+    names = [path.name if path.is_dir() else path.stem for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
-def differences(results: "dict[str, Results]", first: str) -> "Table":
-    """The differences of the other methods from the first one, in points."""
-    from eval.report import Table, headlines
+def read_runs(path: Path) -> "dict[str, Results]":
+    """The results in a file, or in all JSON files of a folder, by the name of the file without extension."""
+    from eval.comparison import pair_protocols
+    from eval.report import read_json
 
-    columns = headlines({name: method_results.metrics for name, method_results in results.items()})
-
-    def cell(column, name: str) -> str:
-        value, reference = column.values()[name], column.values()[first]
-        if value is None or reference is None:
-            return "-"
-        return f"{column.display.scale * (value - reference):+.2f}{column.mark(name) or column.mark(first)}"
-
-    header = [f"minus {first} [points]", *(column.label for column in columns)]
-    rows = [[name, *(cell(column, name) for column in columns)] for name in results if name != first]
-    return Table("", header, rows, set())
-
-
-def significance(results: "dict[str, Results]", first: str) -> "Table":
-    """McNemar's test of every other method against the first one, on every set of pairs that both have."""
-    from eval.protocols import PROTOCOLS
-    from eval.report import Table
-
-    counts = [f"pairs that only {first} decides correctly", "pairs that only this method decides correctly"]
-    header = [f"compared with {first}", "set", *counts, "p (McNemar)"]
-    rows = [
-        [name, target, *_mcnemar_cells(results[first], results[name], protocol, target)]
-        for name in results
-        if name != first
-        for protocol in pair_protocols()
-        for target, metrics in results[name].metrics.get(protocol, {}).items()
-        if target in results[first].metrics.get(protocol, {}) and not PROTOCOLS[protocol].is_summary(target, metrics)
-    ]
-    return Table("", [*header, f"difference at {SIGNIFICANCE_LEVEL}"], rows, set())
-
-
-def pair_protocols() -> list[str]:
-    """The protocols that decide pairs."""
-    from eval.protocols import PROTOCOLS
-
-    return [name for name, protocol in PROTOCOLS.items() if protocol.decides_pairs]
-
-
-def _mcnemar_cells(first: "Results", other: "Results", protocol: str, target: str) -> list[str]:
-    """The cells of the table of `significance` that follow the names of the method and of the set."""
-    import numpy as np
-
-    from eval.metrics import mcnemar
-
-    arrays = [results.arrays.get(protocol, {}).get(target) for results in (first, other)]
-    if None in arrays:
-        return ["-", "-", "-", "unknown: the .npz beside the JSON is missing"]
-    first_arrays, other_arrays = arrays
-    if not np.array_equal(first_arrays["is_same"], other_arrays["is_same"]):
-        return ["-", "-", "-", "unknown: the sets have different pairs"]
-    only_first, only_other, p = mcnemar(
-        first_arrays["decision"] == first_arrays["is_same"], other_arrays["decision"] == other_arrays["is_same"]
-    )
-    verdict = "larger than chance" if p < SIGNIFICANCE_LEVEL else "may be chance"
-    return [str(only_first), str(only_other), f"{p:.2g}", verdict]
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"{path}: has no JSON files of results; run eval/run_full_eval.py with --results-json")
+    return {file.stem: read_json(file, pair_protocols()) for file in files}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="+", type=Path, help="JSON files of results, with the .npz beside them")
+    parser.add_argument(
+        "results", nargs="+", type=Path, help="JSON files of results, with the .npz beside them, or folders of them"
+    )
+    parser.add_argument("--metrics", default="", help="more metrics to show, such as TAR_at_FAR_0.01,AUC")
     parser.add_argument("--latex", action="store_true", help="print tables for a paper (booktabs)")
     args = parser.parse_intermixed_args()
 
     # Imported here so that --help answers at once.
-    from eval.report import latex, markdown, methods_table, read_json
+    from eval.comparison import comparison
+    from eval.report import latex, markdown
 
-    names = method_names(args.results)
-    results = {
-        name: read_json(existing_input(path), pair_protocols()) for name, path in zip(names, args.results, strict=True)
-    }
-    metrics = {name: method_results.metrics for name, method_results in results.items()}
-    tables = [methods_table("", metrics, "[%] (std over folds)")]
-    if len(results) > 1:
-        tables += [differences(results, names[0]), significance(results, names[0])]
-    print("\n\n".join((latex if args.latex else markdown)(table) for table in tables if table.rows))
+    paths = [existing_input(path) for path in args.results]
+    runs = {name: read_runs(path) for name, path in zip(method_names(paths), paths, strict=True)}
+    tables = comparison(runs, [metric for metric in args.metrics.split(",") if metric])
+    print("\n\n".join((latex if args.latex else markdown)(table) for table in tables))
 
 
 if __name__ == "__main__":

@@ -173,6 +173,20 @@ def test_clamped_logits_count_in_the_loss_and_pass_no_gradient(sign, s):
     assert not by_unit.any()
 
 
+def test_the_gradient_of_a_class_does_not_overflow_in_float16_if_a_large_batch_agrees(monkeypatch):
+    """4,096 samples that are all taken for the other class: its derivative is far above float16's largest number."""
+    monkeypatch.setattr(cross_entropy, "product_type", lambda centers: centers.dtype)
+    samples, s, cosine = 4096, 64.0, 0.75
+    unit_f_s = torch.tensor([[1.0, 0.0]]).repeat(samples, 1)
+    centers = torch.tensor([[0.0, 1.0], [cosine, (1 - cosine**2) ** 0.5]], dtype=torch.float16)
+    logit = torch.full((samples,), s * cosine / math.log(2))  # of the only other class, to base 2
+    sums = cross_entropy.ClassSums(logit, torch.ones(samples), None)
+    labels = torch.zeros(samples, dtype=torch.int64)
+    found = cross_entropy.class_gradients(sums, torch.full((samples,), s), unit_f_s, centers, labels, s, 1.0)
+    assert s * samples > torch.finfo(torch.float16).max
+    torch.testing.assert_close(found, torch.tensor([[0.0, 0.0], [s * samples, 0.0]]), rtol=1e-2, atol=0)
+
+
 def test_the_only_class_has_no_loss_and_no_gradient():
     unit, center = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]])
     for s in (64.0, 100.0):

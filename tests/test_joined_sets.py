@@ -12,7 +12,7 @@ from runs import SCRIPTS, assert_same_checkpoint, metrics, refused, train, value
 from training_sets import image_of, write_cvlface_set, write_folder_set, write_insightface_set, write_lfw
 
 from config import ConfigError, load_config
-from data.dataset import DataError, RecordDataset, build_dataset
+from data.dataset import DataError, FaceDataset, RecordDataset, build_dataset
 from data.folder_set import FolderDataset
 from data.joined_set import JoinedDataset
 from data.loader import GlobalOrder, TrainingLoader
@@ -88,6 +88,30 @@ def test_an_epoch_is_a_permutation_of_all_images_in_workers_too(parts):
 def test_the_fingerprint_depends_on_every_set_and_on_their_order(parts):
     prints = [JoinedDataset(sets).fingerprint for sets in (parts, parts[::-1], parts[:2], parts[1:])]
     assert len(set(prints)) == 4 and JoinedDataset(parts).fingerprint == prints[0]
+
+
+class Letters(FaceDataset):
+    """A set whose images are single letters, and whose layout is these letters."""
+
+    notes, num_classes = (), 1
+
+    def __init__(self, letters: bytes) -> None:
+        self.letters, self.source = letters, ""
+
+    def __len__(self) -> int:
+        return len(self.letters)
+
+    def layout(self) -> list[bytes]:
+        return [self.letters]
+
+    def read(self, position: int) -> tuple[bytes, int]:
+        return self.letters[position : position + 1], 0
+
+
+def test_the_fingerprint_depends_on_where_a_set_ends():
+    """The labels of the images between two borders change with the border."""
+    joined = [JoinedDataset([Letters(b"abc"), Letters(b"d")]), JoinedDataset([Letters(b"ab"), Letters(b"cd")])]
+    assert joined[0].fingerprint != joined[1].fingerprint
 
 
 def test_the_notes_name_the_sets_and_keep_their_notes(parts, tmp_path):

@@ -1,8 +1,9 @@
-"""Describe how a result was made: the command, the versions and the machine."""
+"""Describe how a result was made: the command, the commit, the versions and the machine."""
 
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,8 +22,18 @@ def processor() -> str:
     return f"{name}, {os.cpu_count()} core(s)"
 
 
+def code_version() -> str:
+    """The commit of this repository, with "-dirty" if files were changed since; "unknown" without git."""
+    root = Path(__file__).resolve().parent.parent
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8").stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def run_facts() -> dict[str, str]:
-    """The command, the versions and the machine, by name."""
+    """The command, the commit, the versions and the machine, by name."""
     import cv2  # here, because data/__init__.py must set a limit before OpenCV is loaded
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
@@ -30,6 +41,7 @@ def run_facts() -> dict[str, str]:
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
     return {
         "command": shlex.join(sys.argv),
+        "commit": code_version(),
         "versions": f"Python {platform.python_version()}, {listed}",
         "device": f"{device}, {world_size()} rank(s)",
     }

@@ -1,14 +1,14 @@
 """Tables that compare checkpoints or methods, in the layout of published tables."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from eval.protocol import INTERVAL_ENDS, MEANING_OF_MARK, NOT_MEASURABLE, Column, Display, Metrics
 from eval.protocols import PROTOCOLS
 
-# Method -> protocol -> set -> metrics.
-Methods = Mapping[str, Mapping[str, Mapping[str, Metrics]]]
+# Method, or what else distinguishes rows -> protocol -> set -> metrics.
+Methods = Mapping[Hashable, Mapping[str, Mapping[str, Metrics]]]
 
 
 class Table(NamedTuple):
@@ -44,17 +44,17 @@ class Headline(NamedTuple):
     column: Column
     display: Display
     spread_display: Display
-    metrics: dict[str, Metrics]
+    metrics: dict[Hashable, Metrics]
 
-    def values(self) -> dict[str, float | None]:
+    def values(self) -> dict[Hashable, float | None]:
         """The value of the metric for each method."""
         return {method: metrics.get(self.column.metric) for method, metrics in self.metrics.items()}
 
-    def mark(self, method: str) -> str:
+    def mark(self, method: Hashable) -> str:
         """The mark of the metric of a method if it is not measurable, or else ""."""
         return self.display.mark(self.metrics[method])
 
-    def cell(self, method: str) -> str:
+    def cell(self, method: Hashable) -> str:
         """The metric of a method with its spread in brackets; a dash if it is missing."""
         metric, spread = self.column.metric, self.column.spread
         metrics = self.metrics[method]
@@ -62,13 +62,17 @@ class Headline(NamedTuple):
         return self.display.text(metrics.get(metric), self.mark(method)) + in_brackets
 
 
-def headlines(methods: Methods) -> list[Headline]:
-    """The columns of a table of methods, without those whose metric no method has."""
+def headlines(methods: Methods, metrics: Sequence[str] = ()) -> list[Headline]:
+    """The columns of a table of methods, without those whose metric no method has.
+
+    metrics: metrics besides those of published tables.
+    """
     columns = []
     for name, protocol in PROTOCOLS.items():
         for target in dict.fromkeys(target for metrics in methods.values() for target in metrics.get(name, {})):
             metrics_of_set = {method: metrics.get(name, {}).get(target, {}) for method, metrics in methods.items()}
-            for column in protocol.columns:
+            more = [Column(metric, f" {metric}") for metric in metrics]
+            for column in (*protocol.columns, *more):
                 if not any(column.metric in metrics for metrics in metrics_of_set.values()):
                     continue
                 displays = protocol.display(column.metric), protocol.display(column.spread)
@@ -76,9 +80,12 @@ def headlines(methods: Methods) -> list[Headline]:
     return columns
 
 
-def methods_table(title: str, methods: Methods, corner: str) -> Table:
-    """A table with one row per method and one column per headline metric; `corner` heads the column of names."""
-    columns = headlines(methods)
+def methods_table(title: str, methods: Methods, corner: str, metrics: Sequence[str] = ()) -> Table:
+    """A table with one row per method and one column per headline metric and per further metric in `metrics`.
+
+    corner: heads the column of names.
+    """
+    columns = headlines(methods, metrics)
     rows = [[method, *(column.cell(method) for column in columns)] for method in methods]
     best = set()
     for number, column in enumerate(columns, 1):

@@ -1,0 +1,236 @@
+"""tools/study.py: the plan, runs that fail or are interrupted, what is repeated, and a real study."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from evaluation_sets import score
+
+from config import load_config
+from config.config import config as defaults
+from tools.studies import results, runs
+from tools.studies.plan import Run, plan_methods, split_presets
+from utils.errors import InputError
+
+STUDY = "tools/study.py"
+ON_DEMO = ["--config", "config/demo.py"]
+PLAIN_AND_ARCFACE = ["--presets", "plain_student,adadistill_arcface"]
+
+# Stand-ins for the scripts. The training script fails for seed 2 of the second method, and appends to `calls`.
+TRAIN = """
+import pathlib, sys
+folder, name, seed = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+with open(folder.parent.parent / "calls", "a") as calls:
+    print(name, seed, file=calls)
+if (folder.parent.parent / "fails").exists() and (name, seed) == ("adadistill_arcface", "2"):
+    sys.exit("error: no more paper")
+folder.mkdir(exist_ok=True)
+for part in ("backbone.pth", "header.pth", "state.pth"):
+    (folder / f"4{part}").touch()
+(folder / "config.py").write_text(sys.argv[4])
+"""
+RESULTS = {
+    "verification": {"demo": {"Accuracy-Flip": 0.9, "Accuracy-Std": 0.01}}, "absent": [], "failed": [], "warnings": [],
+    "about": {"commit": "abc"},
+}  # fmt: skip
+SCORE = f"import sys; open(sys.argv[1], 'w').write({json.dumps(RESULTS)!r})"
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    def train(run: Run) -> list[str]:
+        config = f"preset = {dict(run.config())!r}"
+        return [sys.executable, "-c", TRAIN, str(run.folder), run.method.name, str(run.seed), config]
+
+    monkeypatch.setattr(runs, "train_command", train)
+    monkeypatch.setattr(
+        runs, "score_command", lambda run, checkpoint: [sys.executable, "-c", SCORE, str(run.results), str(checkpoint)]
+    )
+    monkeypatch.setattr(
+        runs, "cache_command", lambda method: [sys.executable, "-c", "print('embeddings')", *method.overrides]
+    )
+
+
+def calls(folder: Path) -> list[str]:
+    path = folder / "calls"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "study.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_presets_are_separated_by_commas_outside_brackets():
+    assert split_presets("a, b geom_margin_w=2,c lr_milestones=[1, 2] m=(1,2),") == [
+        "a", "b geom_margin_w=2", "c lr_milestones=[1, 2] m=(1,2)",
+    ]  # fmt: skip
+
+
+def test_a_method_is_a_preset_on_top_of_the_config_with_overrides(tmp_path):
+    text = "plain_student,adadistill_geometry_static geom_margin_w=0.5,adadistill_arcface pretrained_teacher_path=x.pth"
+    plain, static, other_teacher = plan_methods("config/demo.py", text, tmp_path, ["batch_size=16", "geom_margin_w=9"])
+    assert [method.script for method in (plain, static)] == ["train/train_standalone.py", "train/train_AdaDistill.py"]
+    assert (plain.cfg.loss, plain.cfg.batch_size, plain.cfg.width) == ("ArcFace", 16, 0.25)
+    assert (static.cfg.geom_margin, static.cfg.geom_margin_w, static.cfg.num_epoch) == ("static", 0.5, 3)
+    assert plain.embeddings == "" and Path(static.embeddings).parent == tmp_path / "teacher"
+    assert other_teacher.embeddings != static.embeddings
+    run = Run(static, 3)
+    assert run.folder.parent.name == "adadistill_geometry_static_geom_margin_w=0.5"
+    again = load_config(static.preset, run.overrides)
+    assert again == run.config() and again.seed == 3 and again.output == str(run.folder)
+    live = plan_methods("config/demo.py", "adadistill_arcface", tmp_path, ["teacher_embeddings=[]"])
+    assert live[0].embeddings == "" and live[0].cfg.teacher_embeddings == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--presets", "plain_studnt"], "plain_studnt: no such preset, the most similar is plain_student"),
+        (["--presets", "demo batch=3"], "demo batch=3: batch: no such key, the most similar is 'batch_size'"),
+        (["--presets", "demo,demo"], "'demo' is named twice"),
+        (["--presets", "demo,adadistill_arcface dtype=bfloat16"], "dtype = 'bfloat16', but 'auto' for demo"),
+        (["--presets", "demo", "--jobs", "0"], "--jobs 0: at least 1"),
+        (["--presets", "demo", "seed=3"], "seed is not an override of a study; it is set by --seeds"),
+        ([], "name the methods with --presets"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_runs(tmp_path, arguments, message):
+    done = score(STUDY, *ON_DEMO, "--output", tmp_path, *arguments, code=2)
+    assert message in done.stderr and not list(tmp_path.rglob("*.log"))
+
+
+def test_a_run_that_fails_does_not_stop_the_others_and_only_incomplete_runs_are_repeated(stand_ins, tmp_path):
+    command = [STUDY, *ON_DEMO, *PLAIN_AND_ARCFACE, "--seeds", "2", "--output", tmp_path, "pretrained_teacher_path=x"]
+    (tmp_path / "fails").touch()
+    done = score(*command, code=2)
+    # One seed after the other.
+    assert calls(tmp_path) == ["plain_student 1", "adadistill_arcface 1", "plain_student 2", "adadistill_arcface 2"]
+    assert "1 of 4 runs failed: adadistill_arcface, seed 2" in done.stderr
+    assert [(row["preset"], row["seed"], row["status"].partition(" (")[0]) for row in table(tmp_path)] == [
+        ("plain_student", "1", "done"), ("plain_student", "2", "done"), ("adadistill_arcface", "1", "done"),
+        ("adadistill_arcface", "2", "failed: error: no more paper"),
+    ]  # fmt: skip
+    page = (tmp_path / "study.md").read_text()
+    assert "adadistill_arcface, seed 2: failed: error: no more paper" in page and "- commit: abc" in page
+    assert "| **90.00 (0.00)** |" in page and "tools/study.py --config" in page
+    (embeddings,) = (tmp_path / "teacher").glob("*.log")
+    assert embeddings.read_text() == "embeddings\n"
+
+    (tmp_path / "fails").unlink()
+    score(*command)
+    assert calls(tmp_path)[4:] == ["adadistill_arcface 2"] and embeddings.read_text() == "embeddings\n" * 2
+    score(*command)
+    assert len(calls(tmp_path)) == 5 and {row["status"] for row in table(tmp_path)} == {"done"}
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    score(*[moved if part == tmp_path else part for part in command])
+    assert len(calls(moved)) == 5
+    score(*[moved if part == tmp_path else part for part in command], "num_epoch=5")
+    assert len(calls(moved)) == 9
+
+
+def test_runs_are_not_started_if_their_teachers_embeddings_failed(stand_ins, monkeypatch, tmp_path):
+    monkeypatch.setattr(runs, "cache_command", lambda method: [sys.executable, "-c", "raise SystemExit('no teacher')"])
+    score(
+        STUDY, *ON_DEMO, *PLAIN_AND_ARCFACE, "--seeds", "1", "--output", tmp_path, "pretrained_teacher_path=x", code=2
+    )
+    assert calls(tmp_path) == ["plain_student 1"]
+    assert table(tmp_path)[1]["status"].startswith("failed: the teacher's embeddings: no teacher (exit code 1")
+
+
+def test_scripts_that_run_at_once_have_different_gpus(monkeypatch, tmp_path):
+    command = [sys.executable, "-c", "import os, time; print(os.environ.get('CUDA_VISIBLE_DEVICES')); time.sleep(1)"]
+    for visible, count, expected in (("", 3, {"0", "1"}), ("4,7,8", 3, {"4", "7"}), ("", 1, {""}), ("5", 1, {"5"})):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        scripts, consoles = runs.Scripts(2), [tmp_path / f"{visible}{count}{job}" for job in range(2)]
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda console, run=scripts.run: run(command, console), consoles))
+        assert {console.read_text().strip() for console in consoles} == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_scripts_end_with_the_study(tmp_path, number):
+    script = (
+        "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path('saved').touch(), "
+        "sys.exit(143))); pathlib.Path('started').touch(); time.sleep(60)"
+    )
+    study = (
+        "import sys; from pathlib import Path; from tools.studies import runs\n"
+        "runs.train_command = lambda run: [sys.executable, '-c', sys.argv[1]]\n"
+        "method = type('Method', (), {'embeddings': ''})()\n"
+        "run = type('Run', (), {'method': method, 'console': Path('console')})()\n"
+        "runs.run_all([run] * 3, runs.Scripts(2), print)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", study, script], cwd=tmp_path, env=environment, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    _wait_for(tmp_path / "started")
+    process.send_signal(number)
+    printed, errors = process.communicate(timeout=30)
+    _wait_for(tmp_path / "saved")
+    assert printed == "" and (number == signal.SIGKILL or "KeyboardInterrupt" in errors)
+
+
+def _wait_for(path: Path) -> None:
+    end = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} is missing"
+        time.sleep(0.02)
+
+
+def test_a_real_study_pairs_its_runs(small_run, tmp_path):
+    command = [STUDY, *PLAIN_AND_ARCFACE, "--seeds", "3,", "--jobs", "2", "--metrics", "AUC", "--output", tmp_path]
+    score(*command, *small_run, "num_epoch=1", "lr=1e-30", "weight_decay=0")
+    plain, arcface = (tmp_path / name / "seed3" for name in ("plain_student", "adadistill_arcface"))
+    assert (plain / "first_batch.png").read_bytes() == (arcface / "first_batch.png").read_bytes()
+    weights = [torch.load(folder / "6backbone.pth", weights_only=True) for folder in (plain, arcface)]
+    for name, weight in weights[0].items():  # with a learning rate of almost 0, the initial ones
+        assert "running" in name or torch.allclose(weight, weights[1][name], rtol=0, atol=1e-20), name
+    page = (tmp_path / "study.md").read_text()
+    assert "| plain_student" in page and "pairs AUC" in page and "compared with plain_student" in page
+    assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG") and "](study.png)" in page
+    first = (plain / "training.log").stat().st_mtime_ns
+    score(*command, *small_run, "num_epoch=1", "lr=1e-30", "weight_decay=0")
+    assert (plain / "training.log").stat().st_mtime_ns == first
+
+
+def test_the_report_shows_each_study_in_its_place(tmp_path):
+    docs, study = tmp_path / "docs", tmp_path / "order"
+    docs.mkdir()
+    study.mkdir()
+    page = docs / "results.md"
+    page.write_text("# Results\n\n<!-- study: order -->\nold\n<!-- end of study -->\n\nText.\n")
+    with pytest.raises(InputError, match="no study, because study"):
+        results.rebuild([study], docs)
+    (study / "study.csv").write_text("preset,seed\n")
+    (study / "study.md").write_text("# order\n\n| a |\n\n![Accuracy](study.png)\n")
+    (study / "study.png").write_bytes(b"png")
+    results.rebuild([study], docs)
+    text = page.read_text()
+    assert "old" not in text and "| a |\n\n![Accuracy](studies/order/study.png)" in text and text.endswith("\nText.\n")
+    assert (docs / "studies" / "order" / "study.png").read_bytes() == b"png"
+    results.rebuild([docs / "studies" / "order"], docs)
+    assert page.read_text() == text
+    other = study.rename(tmp_path / "other")
+    with pytest.raises(InputError, match="no place for the study other; add the lines"):
+        results.rebuild([other], docs)
+
+
+def test_results_md_shows_the_present_studies():
+    text = (ROOT / "docs" / "results.md").read_text()
+    assert results.rebuilt(text) == text
+
+
+def test_the_default_config_is_the_base_of_a_study_without_config(tmp_path):
+    (method,) = plan_methods(str(ROOT / "config" / "config.py"), "adadistill_arcface", tmp_path, [])
+    assert method.cfg.loss == "ArcFace" and method.cfg.batch_size == defaults.batch_size

@@ -1,0 +1,180 @@
+"""The methods of a study: presets with overrides, their configs, and the folders of their runs."""
+
+import hashlib
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from easydict import EasyDict
+
+from config import ROOT, load_config
+from config.conflicts import DISTILLATION, STANDALONE
+from config.paths import existing_input
+from config.rule import most_similar
+from utils.errors import InputError
+from utils.files import write_text
+
+WITHOUT_TEACHER = ("plain_student", "demo_teacher")  # the presets for train/train_standalone.py
+# The keys on which the teacher's embeddings of a training set depend.
+TEACHER_KEYS = (
+    "rec", "shared_labels", "data_path", "db_file_format", "sample", "teacher", "teacher_width",
+    "pretrained_teacher_path", "teacher_repo_id", "teacher_revision", "landmarks_path", "landmarks_repo_id",
+    "landmarks_revision", "onnx_mean", "onnx_std", "onnx_colours", "teacher_embeddings_type", "teacher_projection",
+    "dtype",
+)  # fmt: skip
+OF_THE_STUDY = {"seed": "--seeds", "output": "--output", "resume": "the study, which always resumes"}
+SAME_IN_ALL_RUNS = ("dtype", "compile")  # they change the rounding, and so the results
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A preset on top of the study's config, with overrides, to be trained with every seed.
+
+    name: as on the command line, such as "adadistill_geometry geom_margin_w=2"; preset: the file that joins the two
+    configs; overrides: of the study, then of the method; script: the training script; cfg: the config that results,
+    apart from seed and output.
+    """
+
+    name: str
+    preset: Path
+    overrides: tuple[str, ...]
+    script: str
+    cfg: EasyDict
+
+    @property
+    def embeddings(self) -> str:
+        """The file of the teacher's embeddings; "" if there is none, or if there are several."""
+        has_one = self.script.endswith("train_AdaDistill.py") and len(self.cfg.teacher_embeddings) == 1
+        return self.cfg.teacher_embeddings[0] if has_one else ""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A method with a seed. Its checkpoints and logs are in `folder`, its results in `results` and the .npz beside."""
+
+    method: Method
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.method.name}, seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return self.method.preset.parent / f"seed{self.seed}"
+
+    @property
+    def results(self) -> Path:
+        return self.folder.with_suffix(".json")
+
+    @property
+    def console(self) -> Path:
+        """What the scripts print."""
+        return self.folder.with_suffix(".log")
+
+    @property
+    def overrides(self) -> list[str]:
+        """The overrides of the training script, besides --config."""
+        return [*self.method.overrides, f"seed={self.seed}", f"output={self.folder}", "resume=auto"]
+
+    def config(self) -> EasyDict:
+        """The config of this run."""
+        return EasyDict(self.method.cfg, seed=self.seed, output=str(self.folder), resume="auto")
+
+
+def plan_methods(config: str, presets: str, output: Path, overrides: Sequence[str]) -> list[Method]:
+    """The methods of a study, whose configs are checked and whose preset files are written.
+
+    config: the config or preset on which all methods build; presets: names of presets, each perhaps with overrides
+    after a space, separated by commas; overrides: of all methods. Raises InputError.
+    """
+    base = existing_input(config)
+    methods = [_plan(base, text, output, overrides) for text in split_presets(presets)]
+    folders = [method.preset.parent for method in methods]
+    for method, folder in zip(methods, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise InputError(f"--presets: {method.name!r} is named twice, or like another method; leave one out")
+        for key in SAME_IN_ALL_RUNS:
+            if method.cfg[key] != methods[0].cfg[key]:
+                raise InputError(
+                    f"{method.name}: {key} = {method.cfg[key]!r}, but {methods[0].cfg[key]!r} for {methods[0].name}; "
+                    "it must be the same in all runs of a study"
+                )
+    return methods
+
+
+def split_presets(text: str) -> list[str]:
+    """The parts between commas that are not in brackets."""
+    parts = [part.strip() for part in re.split(r",(?![^\[(]*[\])])", text)]
+    return [part for part in parts if part]
+
+
+def _plan(base: Path, text: str, output: Path, overrides: Sequence[str]) -> Method:
+    name, *own = shlex.split(text)
+    folder = output / re.sub(r"[^\w.=+-]+", "_", text)
+    preset, all_overrides = folder / "preset.py", [*overrides, *own]
+    for key, setting in OF_THE_STUDY.items():
+        if any(override.startswith(f"{key}=") for override in all_overrides):
+            raise InputError(f"{key} is not an override of a study; it is set by {setting}")
+    write_text(
+        preset,
+        f'"""{name} on top of {base.name}, for tools/study.py."""\n\n'
+        f"base = {[str(base), str(_preset_path(name))]}\npreset = {{}}\n",
+    )
+    standalone = name in WITHOUT_TEACHER
+    conflicts = STANDALONE if standalone else DISTILLATION
+    try:
+        cfg = load_config(preset, all_overrides, conflicts)
+        if not standalone and not any(override.startswith("teacher_embeddings=") for override in all_overrides):
+            all_overrides.append(f"teacher_embeddings={output / 'teacher' / _embeddings_name(cfg)}")
+            cfg = load_config(preset, all_overrides, conflicts)
+    except InputError as error:
+        raise InputError(f"{text}: {error}") from None
+    script = f"train/train_{'standalone' if standalone else 'AdaDistill'}.py"
+    return Method(text, preset, tuple(all_overrides), script, cfg)
+
+
+def _preset_path(name: str) -> Path:
+    """The file of a preset, from its name in config/ or its path. Raises InputError."""
+    if name.endswith(".py"):
+        return existing_input(name)
+    presets = {
+        path.stem: path for path in (ROOT / "config").glob("*.py") if "\npreset = " in path.read_text(encoding="utf-8")
+    }
+    if name not in presets:
+        similar = most_similar(name, presets)
+        suggestion = f", the most similar is {similar}" if similar else ""
+        raise InputError(
+            f"{name}: no such preset{suggestion}; the presets are {', '.join(sorted(presets))}, or name a .py file"
+        )
+    return presets[name]
+
+
+def _embeddings_name(cfg: EasyDict) -> str:
+    """The name of the file with a teacher's embeddings, which is another one for another teacher or training set."""
+    size = cfg.embedding_size if cfg.teacher_projection == "none" else None  # a projection follows the file
+    key = repr([*(cfg[name] for name in TEACHER_KEYS), size])
+    return f"{cfg.teacher}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.npy"
+
+
+def cache_command(method: Method) -> list[str]:
+    """The command that computes the teacher's embeddings."""
+    return _command("train/cache_teacher.py", "--config", str(method.preset), *method.overrides)
+
+
+def train_command(run: Run) -> list[str]:
+    """The command that trains a run, or resumes it."""
+    return _command(run.method.script, "--config", str(run.method.preset), *run.overrides)
+
+
+def score_command(run: Run, checkpoint: Path) -> list[str]:
+    """The command that scores a checkpoint of a run."""
+    evaluated = ["--checkpoint", str(checkpoint), "--results-json", str(run.results), "--force"]
+    return _command("eval/run_full_eval.py", "--config", str(run.method.preset), *run.method.overrides, *evaluated)
+
+
+def _command(script: str, *arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / script), *arguments]

@@ -1,0 +1,138 @@
+"""The files of a study: study.csv (a row per run), study.md (tables) and study.png (learning curves)."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eval.comparison import comparison
+from eval.drawing import COLORS, STYLES, add_legend, new_axes
+from eval.protocols import Results, flatten
+from eval.report import markdown, read_json
+from tools.studies.plan import Run
+from utils.files import atomic_write, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DONE, NOT_FINISHED = "done", "not finished"  # the status of runs; others begin with "failed"
+CSV, PAGE, PICTURE = "study.csv", "study.md", "study.png"
+FACTS = ("commit", "versions", "device")  # of `run_facts`, for the page
+CURVE = "Accuracy-Flip"
+# Means and standard deviations of the accuracy: method -> set -> (steps [n], mean [n], deviation [n]), in percent.
+Curves = Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]
+
+
+def write_study(folder: Path, command: str, status: Mapping[Run, str], metrics: Sequence[str] = ()) -> list[str]:
+    """Write the three files. Returns the names of those written: without evaluations there is no picture.
+
+    command: how the study was started; status: DONE, or why a run has no results; metrics: more metrics to show (see
+    `comparison`).
+    """
+    results = {run: read_json(run.results) for run, text in status.items() if text == DONE}
+    facts = {run: _facts(run) for run in results}
+    write_text(folder / CSV, _csv(status, results, facts))
+    curves = _curves(results)
+    if curves:
+        with atomic_write(folder / PICTURE) as file:
+            _draw(curves).savefig(file, format="png", dpi=120)
+    write_text(folder / PAGE, _page(folder.name, command, status, results, facts, metrics, bool(curves)))
+    return [CSV, PAGE, *([PICTURE] if curves else [])]
+
+
+def _facts(run: Run) -> dict[str, str]:
+    return json.loads(run.results.read_bytes())["about"]
+
+
+def _csv(status: Mapping[Run, str], results: Mapping[Run, Results], facts: Mapping[Run, Mapping[str, str]]) -> str:
+    """One row per run: method, seed, status, facts, and the metrics by their result names."""
+    metrics = {run: flatten(run_results.metrics) for run, run_results in results.items()}
+    names = list(dict.fromkeys(name for values in metrics.values() for name in values))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["preset", "seed", "status", "checkpoint_sha256", *FACTS, *names])
+    for run in status:
+        about = [facts.get(run, {}).get(name, "") for name in ("checkpoint_sha256", *FACTS)]
+        values = metrics.get(run, {})
+        writer.writerow([run.method.name, run.seed, status[run], *about, *(values.get(name, "") for name in names)])
+    return text.getvalue()
+
+
+def _page(
+    title: str,
+    command: str,
+    status: Mapping[Run, str],
+    results: Mapping[Run, Results],
+    facts: Mapping[Run, Mapping[str, str]],
+    metrics: Sequence[str],
+    has_picture: bool,
+) -> str:
+    by_method: dict[str, dict[str, Results]] = {}
+    for run, run_results in results.items():
+        by_method.setdefault(run.method.name, {})[f"seed{run.seed}"] = run_results
+    parts = [f"# {title}", f"```bash\n{command}\n```", "\n".join(_facts_lines(facts.values()))]
+    parts += [markdown(table) for table in (comparison(by_method, metrics) if by_method else [])]
+    if has_picture:
+        parts.append(f"![Accuracy over training steps, means and standard deviations over the runs]({PICTURE})")
+    missing = [f"- {run.name}: {text}" for run, text in status.items() if text != DONE]
+    if missing:
+        parts.append("Runs without results:\n\n" + "\n".join(missing))
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _facts_lines(facts: Iterable[Mapping[str, str]]) -> list[str]:
+    """A line for each fact; several values if runs differ."""
+    facts = list(facts)
+    values = {name: dict.fromkeys(about[name] for about in facts if name in about) for name in FACTS}
+    return [f"- {name}: {'; '.join(found)}" for name, found in values.items() if found]
+
+
+def _curves(results: Mapping[Run, Results]) -> Curves:
+    """The accuracies at the evaluations during training that all runs of a method have, and after it."""
+    points: dict[str, dict[str, list[dict[int, float]]]] = {}
+    for run in results:
+        by_set: dict[str, dict[int, float]] = {}
+        for entry in _entries(run.folder / "metrics.jsonl"):
+            for name, value in entry.items():
+                if name.endswith(f".{CURVE}") and value is not None:
+                    by_set.setdefault(name.split(".", 1)[1].removesuffix(f".{CURVE}"), {})[entry["step"]] = 100 * value
+        for target, values in by_set.items():
+            points.setdefault(run.method.name, {}).setdefault(target, []).append(values)
+    return {
+        method: {target: _mean_curve(list_of_points) for target, list_of_points in by_set.items()}
+        for method, by_set in points.items()
+    }
+
+
+def _entries(path: Path) -> Iterator[dict]:
+    """The evaluations in metrics.jsonl."""
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            if entry["kind"] == "evaluation":
+                yield entry
+
+
+def _mean_curve(curves: Sequence[Mapping[int, float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    values = np.array([[curve[step] for step in steps] for curve in curves])  # [runs, steps]
+    deviation = values.std(0, ddof=1) if len(values) > 1 else np.zeros(len(steps))
+    return np.array(steps), values.mean(0), deviation
+
+
+def _draw(curves: Curves) -> "Figure":
+    """One line per method and set, with a band of one standard deviation on both sides."""
+    axes = new_axes("step", "accuracy [%]")
+    targets = list(dict.fromkeys(target for by_set in curves.values() for target in by_set))
+    for number, (method, by_set) in enumerate(curves.items()):
+        for target, (steps, mean, deviation) in by_set.items():
+            color = COLORS[number % len(COLORS)]
+            style = STYLES[(number // len(COLORS) + targets.index(target)) % len(STYLES)]
+            label = method if len(targets) == 1 else f"{method}: {target}"
+            axes.plot(steps, mean, color=color, linestyle=style, marker=".", label=label.replace("$", r"\$"))
+            axes.fill_between(steps, mean - deviation, mean + deviation, color=color, alpha=0.15, linewidth=0)
+    return add_legend(axes, columns=1)
