@@ -10,6 +10,7 @@ import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from data.images import decode_aligned, decode_rgb, fit
 from data.safe_pickle import ForbiddenError, SafeArray, SafeDtype, numpy_stand_ins
 from utils.errors import InputError
 from utils.file_kinds import describe_other_kind
+from utils.files import atomic_write
 from utils.weights import refuse_inflated
 
 # Types of entries, as the letters of NumPy's dtype.kind.
@@ -91,17 +93,22 @@ class TemplateSet(_ArrowImages):
     """The images of a template set, and its metadata. `images[positions]` decodes n images: uint8 [n, 112, 112, 3] RGB.
 
     metadata: the dict in metadata.pt. per_image: the keys that must have one entry per image; entry i belongs to the
-    image with index i. others: the keys that may have any number of entries. Both map a key to the type of its entries:
-    INTEGERS, NUMBERS or TEXTS. Raises ArrowSetError.
+    image with index i. others: the keys that may have any number of entries. optional: keys like those of per_image,
+    which may be missing. All map a key to the type of its entries: INTEGERS, NUMBERS or TEXTS. Raises ArrowSetError.
     """
 
     def __init__(
-        self, path: str | os.PathLike, per_image: Mapping[str, str] = _NO_KEYS, others: Mapping[str, str] = _NO_KEYS
+        self,
+        path: str | os.PathLike,
+        per_image: Mapping[str, str] = _NO_KEYS,
+        others: Mapping[str, str] = _NO_KEYS,
+        optional: Mapping[str, str] = _NO_KEYS,
     ) -> None:
         super().__init__(path)
         self.require_images()
         self.metadata = read_metadata(Path(self.path, "metadata.pt"))
-        _check_metadata(self, per_image, others)
+        present = {name: entry_type for name, entry_type in optional.items() if name in self.metadata}
+        _check_metadata(self, {**per_image, **present}, others)
 
 
 class ArrowVerificationSet(_ArrowImages):
@@ -120,6 +127,23 @@ class ArrowVerificationSet(_ArrowImages):
 
     def _decode(self, encoded: bytes, name: str) -> np.ndarray:
         return fit(decode_rgb(encoded, name))
+
+
+def write_template_set(
+    folder: str | os.PathLike, encoded: Sequence[bytes], metadata: Mapping[str, Any], description: str
+) -> None:
+    """Write a template set that `TemplateSet` reads to a folder, which is created if it does not exist.
+
+    encoded: N encoded images; image i gets the index i. metadata: arrays and lists for metadata.pt. description: a text
+    for dataset_info.json. Raises ArrowSetError if the package `datasets` is missing.
+    """
+    datasets = _import_datasets(folder)
+    features = datasets.Features(image=datasets.Image(), index=datasets.Value("int64"))
+    rows = {"image": [{"bytes": image, "path": None} for image in encoded], "index": range(len(encoded))}
+    info = datasets.DatasetInfo(description=description, features=features)
+    datasets.Dataset.from_dict(rows, features=features, info=info).save_to_disk(os.fspath(folder))
+    with atomic_write(Path(folder, "metadata.pt")) as file:
+        torch.save(dict(metadata), file)
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
@@ -185,10 +209,7 @@ def _plain(name: str, value: Any, max_bytes: int) -> Any:
 
 def _open(path: str, wanted: list[str]) -> Any:
     """The columns `wanted` of the set as a datasets.Dataset: memory-mapped, images still encoded."""
-    try:
-        import datasets  # slow to import, and only these sets need it
-    except ImportError as error:
-        raise ArrowSetError(f"{path}: needs the package `datasets`: pip install datasets ({error})") from error
+    datasets = _import_datasets(path)
     try:
         _require_files_inside(path)
         rows = datasets.load_from_disk(path)
@@ -206,6 +227,15 @@ def _open(path: str, wanted: list[str]) -> Any:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise ArrowSetError(f"{path}: cannot be read as an Arrow set ({reason}); fetch the folder again") from error
     raise ArrowSetError(f"{path}: has the columns {columns}, but must have {wanted}; is it a set of another protocol?")
+
+
+def _import_datasets(path: str | os.PathLike) -> ModuleType:
+    """The package `datasets`: slow to import, and only these sets need it. `path` is for the error message."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise ArrowSetError(f"{path}: needs the package `datasets`: pip install datasets ({error})") from error
+    return datasets
 
 
 def _require_files_inside(path: str) -> None:

@@ -73,7 +73,8 @@ def main() -> None:
     write_record_set(args.output, encoded_faces(faces), labels, args.identities)
     if args.pairs:
         faces, is_same = make_pairs(args.seed, args.pair_first, args.pair_identities, args.pairs, args.difficulty)
-        write_bin(args.output / "demo.bin", list(tqdm(encoded_faces(faces), "drawing pairs", len(faces))), is_same)
+        encoded = list(tqdm(encoded_faces(faces), "drawing pairs", len(faces)))
+        write_bin(args.output / "demo.bin", encoded, is_same, [identity for _, identity, _, _ in faces])
     print(f"{args.output}: {len(labels)} images of {args.identities} identities, {args.pairs} pairs of others")
 
 

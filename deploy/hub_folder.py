@@ -2,9 +2,7 @@
 
 import json
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import onnx
@@ -16,55 +14,21 @@ from torch import nn
 from backbones.model_folder import DESCRIPTION, INPUT, SETTINGS, WEIGHTS
 from deploy.exported_model import describe, export, facts
 from eval.protocol import AllMetrics
-from utils.errors import InputError
-from utils.files import write_text
+from utils.files import new_folder, write_text
 
 ONNX, CARD = "model.onnx", "README.md"
 LIBRARY = "adadistill"  # the library_name in config.json and in the card
-MAY_REPLACE = {WEIGHTS, DESCRIPTION, ONNX, CARD}
+MAY_REPLACE = (WEIGHTS, DESCRIPTION, ONNX, CARD)
 
 
-@contextmanager
-def new_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """A folder to fill, which gets the name `path` when the block ends without an error; else it is deleted.
+def model_folder(path: str | os.PathLike) -> AbstractContextManager[Path]:
+    """A `new_folder` for a model, which may replace one that deploy/to_hub.py made."""
+    return new_folder(path, "deploy/to_hub.py", MAY_REPLACE, _is_ours)
 
-    It replaces an empty folder and one that this function made. Raises InputError if `path` is anything else.
-    """
-    path = Path(os.path.abspath(path))
-    _require_replaceable(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("part", "old"))
+
+def _is_ours(folder: Path) -> bool:
     try:
-        temporary.mkdir()
-        yield temporary
-        for file in temporary.iterdir():
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
-    finally:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _require_replaceable(path: Path) -> None:
-    if not os.path.lexists(path):
-        return
-    if not path.is_dir() or path.is_symlink():
-        raise InputError(f"{path}: exists and is no folder; name another one")
-    files = {file.name for file in path.iterdir()}
-    if others := sorted(files - MAY_REPLACE):
-        raise InputError(f"{path}: has other content ({', '.join(others[:3])}); name another folder")
-    if files and not _is_ours(path / DESCRIPTION):
-        raise InputError(f"{path}: deploy/to_hub.py did not make this folder; name another one")
-
-
-def _is_ours(description: Path) -> bool:
-    try:
-        return json.loads(description.read_bytes())["library_name"] == LIBRARY
+        return json.loads((folder / DESCRIPTION).read_bytes())["library_name"] == LIBRARY
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return False
 

@@ -40,7 +40,7 @@ def main() -> None:
     # Imported here so that --help and errors in the config come at once.
     from backbones import build_backbone
     from backbones.model_folder import weights_file
-    from deploy.hub_folder import new_folder, write_description, write_onnx, write_weights
+    from deploy.hub_folder import model_folder, write_description, write_onnx, write_weights
     from deploy.model_card import model_card, training_script
     from deploy.results import read_results
     from deploy.upload import require_token, upload
@@ -52,7 +52,7 @@ def main() -> None:
     metrics = read_results(args.results, checksum).metrics
     network = build_backbone(cfg).eval()
     print(f"{args.checkpoint}: {network.loaded}", flush=True)
-    with new_folder(args.folder) as folder:
+    with model_folder(args.folder) as folder:
         write_weights(folder, network)
         write_description(folder, cfg)
         print(write_onnx(folder, cfg, network, checksum, metrics), flush=True)

@@ -7,6 +7,7 @@ import numpy as np
 
 from data.arrow_set import INTEGERS, NUMBERS, TemplateSet
 from data.nist_set import NistSet, is_nist
+from eval.bootstrap import interval_displays, interval_metrics
 from eval.drawing import add_legend, draw_histograms, new_axes, plot_roc, power_of_ten
 from eval.embeddings import Embeddings
 from eval.metrics import is_measurable, lengths, roc_curve, tpr_nearest_fpr
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FPRS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+INTERVAL_FARS = (1e-2, 1e-3, 1e-4)  # of the TARs and thresholds with intervals
 DECISION_FPR = 1e-4  # the threshold at this FPR decides the pairs
 VARIANTS = {  # result name: (norm kept, faceness multiplied)
     "Norm:True_Det:True": (True, True),
@@ -27,6 +29,7 @@ VARIANTS = {  # result name: (norm kept, faceness multiplied)
 PUBLISHED = "Norm:True_Det:True"  # the variant of published results
 LARGEST_ID_TABLE = 2**24  # up to this range of template ids, a table is used: it is ten times as fast as a search
 PER_IMAGE = {"faceness_scores": NUMBERS, "templates": INTEGERS, "medias": INTEGERS}  # of metadata.pt
+OPTIONAL = {"identities": INTEGERS}  # per image
 PER_PAIR = {"label": INTEGERS, "p1": INTEGERS, "p2": INTEGERS}
 
 
@@ -52,18 +55,22 @@ def evaluate_templates(
     label: np.ndarray,
     p1: np.ndarray,
     p2: np.ndarray,
+    identities: np.ndarray | None = None,
 ) -> Metrics:
     """Score P pairs of templates that consist of N images -> metrics by result name.
 
     embeddings [N, D] (image + flip, raw); faceness_scores [N]; templates and medias [N], integer ids, where different
     templates may use the same id of a medium; label [P], 1 genuine and 0 impostor; p1 and p2 [P], the template ids of
-    the pairs.
+    the pairs; identities [N], integers, or None if they are not known.
 
     For each variant and FPR: `tpr_at_fpr_...` in percent, and `thresh_at_fpr_...`, a cosine, None where it is infinite
-    (no pair is accepted there). Raises TemplateError for shapes that disagree, a template id that no image has, labels
-    of one class only, and embeddings or faceness scores that are not finite.
+    (no pair is accepted there). With identities, also the metrics of `interval_metrics` in eval/bootstrap.py, from the
+    scores of the variant PUBLISHED: TARs are fractions, at a FAR of at most x, not at the nearest one.
+
+    Raises TemplateError for shapes that disagree, a template id that no image has, labels of one class only, identities
+    that contradict templates or labels, and embeddings or faceness scores that are not finite.
     """
-    return score_templates(embeddings, faceness_scores, templates, medias, label, p1, p2)[0]
+    return score_templates(embeddings, faceness_scores, templates, medias, label, p1, p2, identities)[0]
 
 
 def score_templates(
@@ -74,6 +81,7 @@ def score_templates(
     label: np.ndarray,
     p1: np.ndarray,
     p2: np.ndarray,
+    identities: np.ndarray | None = None,
 ) -> tuple[Metrics, Arrays]:
     """The metrics of `evaluate_templates`, and the arrays that they are computed from.
 
@@ -90,6 +98,8 @@ def score_templates(
         )
     ids, template = np.unique(templates, return_inverse=True)
     first, second = _rows(ids, p1, "p1"), _rows(ids, p2, "p2")
+    if identities is not None:
+        identities = _identities_of_pairs(np.asarray(identities), template, ids, first, second, label)
 
     norms = lengths(embeddings)
     for name, values in (("embedding", norms), ("faceness score", faceness_scores)):
@@ -111,6 +121,8 @@ def score_templates(
         threshold = points[DECISION_FPR][1]
         arrays[f"{variant}.score"] = scores.astype(np.float32)
         arrays[f"{variant}.decision"] = scores >= (np.inf if threshold is None else threshold)
+        if variant == PUBLISHED and identities is not None:
+            metrics |= interval_metrics(label == 1, scores, INTERVAL_FARS, identities)
     return metrics, arrays
 
 
@@ -141,6 +153,27 @@ def _rows(ids: np.ndarray, wanted: np.ndarray, name: str) -> np.ndarray:
     return rows
 
 
+def _identities_of_pairs(
+    identities: np.ndarray, template: np.ndarray, ids: np.ndarray, first: np.ndarray, second: np.ndarray,
+    label: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """The identities of the two templates of each pair, [P, 2].
+
+    identities and template [N], of the images; ids [T], of the templates; first and second [P], rows of templates.
+    """
+    _check_lengths("images", templates=template, identities=identities)
+    of_template = np.empty(len(ids), dtype=identities.dtype)
+    of_template[template] = identities
+    mixed = np.flatnonzero(of_template[template] != identities)
+    if len(mixed):
+        raise TemplateError(f"identities: the images of template {ids[template[mixed[0]]]} have several identities")
+    pairs = np.stack([of_template[first], of_template[second]], axis=1)
+    wrong = np.flatnonzero((pairs[:, 0] == pairs[:, 1]) != (label == 1))
+    if len(wrong):
+        raise TemplateError(f"identities: those of pair {wrong[0]} do not agree with its label {label[wrong[0]]}")
+    return pairs
+
+
 def _check_lengths(unit: str, **parts: np.ndarray) -> None:
     counts = {name: len(part) for name, part in parts.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
@@ -149,12 +182,12 @@ def _check_lengths(unit: str, **parts: np.ndarray) -> None:
 
 
 def _open(path: Path) -> TemplateSet | NistSet:
-    return NistSet(path) if is_nist(path) else TemplateSet(path, per_image=PER_IMAGE, others=PER_PAIR)
+    return NistSet(path) if is_nist(path) else TemplateSet(path, PER_IMAGE, PER_PAIR, OPTIONAL)
 
 
 def _score(images: TemplateSet | NistSet, embeddings: Embeddings) -> tuple[Metrics, Arrays]:
     parts = (images.metadata[name] for name in (*PER_IMAGE, *PER_PAIR))
-    metrics, arrays = score_templates(embeddings.features, *parts)
+    metrics, arrays = score_templates(embeddings.features, *parts, images.metadata.get("identities"))
     return {**metrics, **count_pairs(arrays["label"])}, arrays
 
 
@@ -190,7 +223,7 @@ def _displays() -> dict[str, Display]:
             threshold = threshold_name(variant, fpr)
             displays[tpr_name(variant, fpr)] = Display(companion=threshold, companion_title="threshold", far=fpr)
             displays[threshold] = Display(digits=4, unit="", better=None, far=fpr)
-    return {**displays, **PAIR_COUNTS}
+    return {**displays, **interval_displays(INTERVAL_FARS), **PAIR_COUNTS}
 
 
 PROTOCOL = Protocol(

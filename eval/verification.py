@@ -1,7 +1,6 @@
 """Pair verification on the .bin sets: ten-fold accuracy as LFW's protocol and the public evaluation code define it."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +10,7 @@ from data.arrow_set import ArrowVerificationSet
 from data.bin_set import BinError, VerificationSet, read_bin
 from data.image_header import stated_size
 from data.images import SIZE
-from eval import rfw
-from eval.bootstrap import FALSE_ACCEPTS_FOR_INTERVAL, Estimate, operating_points
+from eval import bootstrap, rfw
 from eval.discard import DiscardCurve, area_up_to, discard_curve
 from eval.drawing import (
     add_legend,
@@ -33,7 +31,6 @@ from eval.metrics import (
     unit_length,
 )
 from eval.protocol import (
-    INTERVAL_ENDS,
     PAIR_COUNTS,
     Arrays,
     Column,
@@ -127,17 +124,10 @@ def interval_metrics(is_same: np.ndarray, scores: np.ndarray, identities: np.nda
     thresh_at_FAR_x: the lowest score that accepts at most the share x of impostor pairs; names with _low and _high: the
     ends of an interval (see `operating_points`). None where the impostor pairs are too few.
     """
-    metrics: Metrics = {}
     if identities is not None:
-        metrics["identities"] = len(np.unique(identities))
         identities = identities.reshape(-1, 2)
-    for far, point in zip(ALL_FARS, operating_points(is_same, scores, ALL_FARS, identities), strict=True):
-        metrics |= _named(f"TAR_at_FAR_{far}", point.tar) | _named(f"thresh_at_FAR_{far}", point.threshold)
-    return {name: value for name, value in metrics.items() if name not in [f"TAR_at_FAR_{far}" for far in FARS]}
-
-
-def _named(name: str, estimate: Estimate) -> Metrics:
-    return dict(zip((name, *(name + end for end in INTERVAL_ENDS)), estimate, strict=True))
+    metrics = bootstrap.interval_metrics(is_same, scores, ALL_FARS, identities)
+    return {name: value for name, value in metrics.items() if name not in map(bootstrap.tar_name, FARS)}
 
 
 def discard_curves(arrays: Mapping[str, np.ndarray]) -> dict[float, DiscardCurve]:
@@ -264,19 +254,6 @@ def _plot_discard(metrics: Metrics, arrays: Arrays) -> "Figure":
     return plot_discard_curves(discard_curves(arrays))
 
 
-def _displays_at_fars() -> dict[str, Display]:
-    displays = {}
-    for far in ALL_FARS:
-        displays[f"TAR_at_FAR_{far}"] = Display(100, far=far, has_interval=True)
-        displays[f"thresh_at_FAR_{far}"] = Display(digits=4, unit="", better=None, far=far, has_interval=True)
-        for name in (f"TAR_at_FAR_{far}", f"thresh_at_FAR_{far}"):
-            needed = dict(better=None, has_interval=False, false_accepts=FALSE_ACCEPTS_FOR_INTERVAL)
-            displays |= {name + end: replace(displays[name], **needed) for end in INTERVAL_ENDS}
-    for far in DISCARD_FARS:
-        displays[f"EDC_area_at_FAR_{far}"] = Display(100, digits=4, better=min, far=far)
-    return displays
-
-
 PROTOCOL = Protocol(
     root="rec",
     every="val_eval_every_n_epoch",
@@ -291,11 +268,11 @@ PROTOCOL = Protocol(
     displays={
         "Accuracy-Flip": Display(100, title="accuracy [%] (std over folds)", companion="Accuracy-Std"),
         "Accuracy-Std": Display(100, better=None),
-        **_displays_at_fars(),
+        **bootstrap.interval_displays(ALL_FARS),
+        **{f"EDC_area_at_FAR_{far}": Display(100, digits=4, better=min, far=far) for far in DISCARD_FARS},
         "AUC": Display(100),
         "EER": Display(100, better=min),
         "XNorm": Display(digits=4, unit="", title="mean norm of embeddings", better=None),
-        "identities": Display(digits=0, unit="", better=None),
         **PAIR_COUNTS,
         **rfw.DISPLAYS,
     },

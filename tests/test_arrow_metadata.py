@@ -88,6 +88,18 @@ def test_metadata_of_the_right_type_are_accepted_in_any_container(tmp_path, entr
     assert len(TemplateSet(folder, per_image={"templates": kinds}).metadata["templates"]) == COUNT
 
 
+def test_a_key_that_may_be_missing_is_checked_where_it_exists(tmp_path):
+    folder, optional = write_set(tmp_path / "set"), {"identities": INTEGERS}
+    assert "identities" not in TemplateSet(folder, optional=optional).metadata
+    for entries, words in (
+        (np.arange(COUNT + 1), f"{COUNT + 1} identities for {COUNT} images"),
+        (["a"] * COUNT, "identities must be a list of integers"),
+    ):
+        torch.save({"identities": entries}, folder / "metadata.pt")
+        with pytest.raises(ArrowSetError, match=words):
+            TemplateSet(folder, optional=optional)
+
+
 VALUES = {
     "faceness_scores": np.linspace(0, 1, 5),
     "single": np.linspace(0, 1, 5, dtype=np.float32),

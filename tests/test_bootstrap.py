@@ -1,6 +1,7 @@
 """Thresholds and TARs at fixed FARs and their intervals, compared with loops over scikit-learn's ROC curve."""
 
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -21,6 +22,14 @@ def drawn_pairs(count, seed=0, decimals=12):
     return is_same, (0.15 * rng.standard_normal(count) + 0.3 * is_same).round(decimals)
 
 
+def drawn_weights(is_same, identities):
+    """How often each pair was drawn, [resamples, pairs]."""
+    parts = [*bootstrap._resamples(is_same, identities)]
+    weights = np.concatenate([part.times_drawn(np.arange(len(is_same))) for part in parts])
+    assert np.concatenate([part.impostors for part in parts]).tolist() == weights[:, ~is_same].sum(1).tolist()
+    return weights
+
+
 def slow_point(is_same, scores, weights, far):
     """(threshold, TAR): the lowest score of the set that accepts at most the share `far` of the weighted impostors."""
     fpr, _, thresholds = roc_curve(is_same, scores, sample_weight=weights, drop_intermediate=False)
@@ -35,6 +44,7 @@ def slow_point(is_same, scores, weights, far):
 def test_values_and_intervals_equal_those_of_a_loop_over_the_same_resamples(monkeypatch, decimals, kind):
     monkeypatch.setattr(bootstrap, "RESAMPLES", 40)
     monkeypatch.setattr(bootstrap, "RESAMPLES_AT_ONCE", 10)
+    monkeypatch.setattr(bootstrap, "PAIRS_AT_ONCE", 37)
     rng = np.random.default_rng(2)
     is_same = rng.permutation(np.repeat([True, False], [400, 500]))  # so that 50 and 10 of them are exactly the FARs
     scores = (0.15 * rng.standard_normal(900) + 0.3 * is_same).round(decimals)
@@ -42,7 +52,7 @@ def test_values_and_intervals_equal_those_of_a_loop_over_the_same_resamples(monk
     second = np.where(is_same, first, 50 + (first - 50 + rng.integers(1, 40, 900)) % 40)
     identities = np.stack([first, second], axis=1) if kind == "identities" else None
     points = operating_points(is_same, scores, (0.1, 0.02), identities)
-    resamples = [weights for part in bootstrap._resamples(is_same, identities) for weights in part]
+    resamples = list(drawn_weights(is_same, identities))
     assert len(resamples) == 40 and len({tuple(weights) for weights in resamples}) == 40
     for far, point in zip((0.1, 0.02), points, strict=True):
         value = slow_point(is_same, scores, np.ones(900), far)
@@ -57,13 +67,13 @@ def test_values_and_intervals_equal_those_of_a_loop_over_the_same_resamples(monk
 
 def test_resamples_draw_each_kind_of_pair_and_each_identity_as_often_as_the_set_has_them():
     is_same = np.arange(300) % 3 == 0
-    weights = np.concatenate(list(bootstrap._resamples(is_same, None)))
+    weights = drawn_weights(is_same, None)
     assert weights.shape == (1000, 300)
     assert set(weights[:, is_same].sum(1)) == {100} and set(weights[:, ~is_same].sum(1)) == {200}
     assert weights.mean(0) == pytest.approx(1, abs=0.15) and weights.var(0).mean() == pytest.approx(1, abs=0.05)
 
     names = np.array([[7, 7], [7, 9], [9, 5], [5, 5]])  # three identities, so the number of times are 0 to 3
-    weights = np.concatenate(list(bootstrap._resamples(names[:, 0] == names[:, 1], names)))
+    weights = drawn_weights(names[:, 0] == names[:, 1], names)
     seven, five = weights[:, 0], weights[:, 3]
     assert (weights[:, 1] == seven * (3 - seven - five)).all()
     assert (weights[:, 2] == five * (3 - seven - five)).all()
@@ -78,6 +88,33 @@ def test_six_thousand_pairs_take_about_a_second_and_give_the_same_numbers_again(
     assert operating_points(is_same, scores, FARS) == first
     assert first[0].threshold.low < first[0].threshold.value < first[0].threshold.high
     assert first[0].tar.low < first[0].tar.value < first[0].tar.high
+
+
+def test_many_pairs_of_known_identities_need_little_time_and_memory():
+    rng = np.random.default_rng(6)
+    count, people = 400_000, 500
+    is_same = np.arange(count) % 8 == 0
+    first = rng.integers(0, people, count)
+    second = np.where(is_same, first, (first + rng.integers(1, people, count)) % people)
+    scores = (0.15 * rng.standard_normal(count) + 0.5 * is_same).round(12)
+    identities = np.stack([first, second], axis=1)
+    tracemalloc.start()
+    start = time.perf_counter()
+    points = operating_points(is_same, scores, FARS[:3], identities)
+    assert time.perf_counter() - start < 20  # 1 s on an idle core
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 150e6  # the weights of all pairs in 100 resamples alone would take 320 MB
+    part, looked_at = next(bootstrap._resamples(is_same, identities)), []
+    counting = part._replace(times_drawn=lambda pairs: looked_at.append(len(pairs)) or part.times_drawn(pairs))
+    bootstrap._Curve(is_same, scores).points(counting, FARS[:3])
+    assert sum(looked_at) < 0.2 * count  # the genuine pairs, and the impostor pairs with the highest scores
+    fpr, tpr, thresholds = roc_curve(is_same, scores, drop_intermediate=False)
+    for far, point in zip(FARS[:3], points, strict=True):
+        last = np.flatnonzero(fpr <= far)[-1]
+        tar, threshold = tpr[last], thresholds[last]
+        assert (point.threshold.value, point.tar.value) == (threshold, pytest.approx(tar))
+        assert point.threshold.low < threshold < point.threshold.high and point.tar.low < tar < point.tar.high
 
 
 def test_what_the_pairs_cannot_support_is_null():

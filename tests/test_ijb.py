@@ -11,10 +11,12 @@ from plain_templates import (
     slow_points,
     slow_scores,
 )
+from test_bootstrap import drawn_weights, slow_point
 
 from benchmarks import protocols
 from data.arrow_set import read_metadata
-from eval.ijb import FPRS, evaluate_templates, operating_points, score_templates
+from eval import bootstrap, ijb
+from eval.ijb import FPRS, TemplateError, evaluate_templates, operating_points, score_templates
 
 ARRAYS = ("faceness_scores", "templates", "medias", "label", "p1", "p2")
 
@@ -145,6 +147,59 @@ def test_a_pair_that_scores_exactly_the_threshold_is_accepted():
     for name in VARIANTS.values():
         assert metrics[f"{name}_thresh_at_fpr_0.0001"] == pytest.approx(0.8, abs=1e-9)
         assert arrays[f"{name}.decision"].tolist() == [True, True, False, False]
+
+
+def templates_of_people(seed=0):
+    """Arguments of `evaluate_templates`, and identities: 40 templates of 14 people and all their pairs."""
+    rng = np.random.default_rng(seed)
+    ids, person = rng.permutation(1000)[:40], np.arange(40) % 14
+    template = rng.permutation(np.append(np.arange(40), rng.integers(0, 40, 60)))  # of each image
+    center = rng.normal(size=(14, 8))
+    embeddings = (3 * center[person[template]] + 2 * rng.normal(size=(100, 8))).astype(np.float32)
+    first, second = np.triu_indices(40, 1)
+    label = (person[first] == person[second]).astype(np.int64)
+    images = [embeddings, rng.random(100), ids[template], rng.integers(0, 3, 100)]
+    return [*images, label, ids[first], ids[second]], 50 + person[template]
+
+
+def test_identities_add_intervals_like_those_of_a_loop_and_change_nothing_else(monkeypatch):
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 40)
+    monkeypatch.setattr(bootstrap, "RESAMPLES_AT_ONCE", 20)
+    monkeypatch.setattr(ijb, "INTERVAL_FARS", (0.1, 0.02))
+    arguments, identities = templates_of_people()
+    metrics, arrays = score_templates(*arguments)
+    more, same_arrays = score_templates(*arguments, identities)
+    assert {name: more[name] for name in metrics} == metrics
+    assert all(np.array_equal(arrays[name], same_arrays[name]) for name in arrays)
+
+    label, p1, p2 = arguments[4:]
+    scores = np.array(slow_scores(*arguments[:4], p1, p2, keep_norm=True, use_faceness=True))
+    of_template = dict(zip(arguments[2].tolist(), identities.tolist(), strict=True))
+    names = np.array([[of_template[a], of_template[b]] for a, b in zip(p1.tolist(), p2.tolist(), strict=True)])
+    weights = drawn_weights(label == 1, names)
+    expected = {"identities": 14}
+    for far in (0.1, 0.02):
+        value = slow_point(label == 1, scores, np.ones(len(label)), far)
+        slow = [slow_point(label == 1, scores, weight, far) for weight in weights]
+        for kind, one, drawn in zip(("thresh", "TAR"), value, zip(*slow, strict=True), strict=True):
+            drawn = sorted(drawn)  # the smallest value with at least 2.5 and 97.5 % at or below it
+            ends = dict(zip(("", "_low", "_high"), (one, drawn[0], drawn[38]), strict=True))
+            expected |= {f"{kind}_at_FAR_{far}{end}": number for end, number in ends.items()}
+    assert {name: more[name] for name in more.keys() - metrics.keys()} == pytest.approx(expected, abs=1e-11)
+
+
+def test_identities_that_contradict_templates_or_labels_are_refused():
+    arguments, identities = templates_of_people()
+    image = int(np.flatnonzero(np.bincount(arguments[2])[arguments[2]] > 1)[0])  # another one is in its template
+    mixed = identities.copy()
+    mixed[image] += 1
+    with pytest.raises(TemplateError, match=f"the images of template {arguments[2][image]} have several identities"):
+        evaluate_templates(*arguments, mixed)
+    arguments[4][7] = 1 - arguments[4][7]
+    with pytest.raises(TemplateError, match=f"those of pair 7 do not agree with its label {arguments[4][7]}"):
+        evaluate_templates(*arguments, identities)
+    with pytest.raises(TemplateError, match="templates 100, identities 99"):
+        evaluate_templates(*arguments, identities[:99])
 
 
 def test_the_benchmark_gives_the_metrics_of_plain_arithmetic():

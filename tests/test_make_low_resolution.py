@@ -13,13 +13,14 @@ from data.bin_set import read_bin, write_bin
 from eval.protocols import build_evaluation_sets
 
 TOOL = "tools/make_low_resolution.py"
+IDENTITIES = [4, 4, 0, 1, 1, 4, 2, 2]
 
 
 @pytest.fixture(scope="module")
 def copies(images, tmp_path_factory):
     """A set of the images, and the folder with its copies of 16, 24 and 32 pixels."""
     folder = tmp_path_factory.mktemp("copies")
-    write_bin(folder / "set.bin", [png(image) for image in images], [True, False, False, True])
+    write_bin(folder / "set.bin", [png(image) for image in images], [True, False, False, True], IDENTITIES)
     done = run_script(TOOL, folder / "set.bin", folder / "low")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"{folder}/low/set_{n}.bin: 4 pairs, {n} pixels across" for n in (16, 24, 32)]
@@ -40,7 +41,7 @@ def test_the_copies_have_the_same_pairs_and_few_pixels_anywhere(copies, images, 
     """Each image equals OpenCV's for one of the allowed shifts, and not always for the same one."""
     original, folder = copies
     copy = read_bin(folder / f"set_{size}.bin")
-    assert copy.is_same.tolist() == read_bin(original).is_same.tolist()
+    assert copy.is_same.tolist() == read_bin(original).is_same.tolist() and copy.identities.tolist() == IDENTITIES
     assert all(copy.read(number).startswith(b"\x89PNG") for number in range(8))
     shifts = set()
     for image, found in zip(images, copy[range(8)].numpy(), strict=True):

@@ -24,7 +24,7 @@ from backbones import build_backbone, build_teacher, find_teacher
 from backbones.mobilefacenet import MobileFaceNet
 from config import BASE, load_config
 from config.paths import PathError, split_repository
-from deploy.hub_folder import new_folder
+from deploy.hub_folder import model_folder
 from deploy.model_card import model_card, training_script
 from deploy.results import read_results
 from deploy.upload import require_token, upload
@@ -135,15 +135,15 @@ def test_nothing_in_the_folder_names_a_path_of_this_machine(folder, checkpoints)
 
 def test_a_folder_is_written_whole_or_not_at_all_and_replaces_only_its_own_kind(tmp_path, folder):
     target = tmp_path / "target"
-    with pytest.raises(ZeroDivisionError), new_folder(target) as new:
+    with pytest.raises(ZeroDivisionError), model_folder(target) as new:
         (new / "README.md").write_text("half")
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
     for text in ("first", "second"):
-        with new_folder(target) as new:
+        with model_folder(target) as new:
             (new / "config.json").write_text('{"library_name": "adadistill"}')
             (new / "README.md").write_text(text)
-    with pytest.raises(ZeroDivisionError), new_folder(target) as new:
+    with pytest.raises(ZeroDivisionError), model_folder(target) as new:
         raise ZeroDivisionError
     assert (target / "README.md").read_text() == "second" and list(tmp_path.iterdir()) == [target]
     for name, text, words in [
@@ -152,7 +152,7 @@ def test_a_folder_is_written_whole_or_not_at_all_and_replaces_only_its_own_kind(
     ]:
         before = (target / name).read_text() if (target / name).exists() else None
         (target / name).write_text(text)
-        with pytest.raises(InputError, match=f"target: .*{words}.*another"), new_folder(target):
+        with pytest.raises(InputError, match=f"target: .*{words}.*another"), model_folder(target):
             pass
         assert (target / name).read_text() == text
         (target / name).write_text(before) if before else (target / name).unlink()

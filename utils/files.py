@@ -1,13 +1,17 @@
-"""Atomic writes, checksums and locks of folders."""
+"""Atomic writes of files and folders, checksums, and locks of folders."""
 
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
+
+from utils.errors import InputError
 
 
 @contextmanager
@@ -105,3 +109,43 @@ def make_writable_folder(path: str | os.PathLike) -> Path:
     except OSError as error:
         raise OSError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
     return path
+
+
+@contextmanager
+def new_folder(
+    path: str | os.PathLike, maker: str, names: Sequence[str], is_ours: Callable[[Path], bool]
+) -> Iterator[Path]:
+    """A folder to fill, which gets the name `path` when the block ends without an error; else it is deleted.
+
+    It replaces an empty folder, and a folder of which is_ours(path) is true and whose files all match a pattern in
+    `names`. maker: the script that makes such folders, for messages. Raises InputError if `path` is anything else.
+    """
+    path = Path(os.path.abspath(path))
+    if os.path.lexists(path):
+        _require_replaceable(path, maker, names, is_ours)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("part", "old"))
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.iterdir():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+    finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _require_replaceable(path: Path, maker: str, names: Sequence[str], is_ours: Callable[[Path], bool]) -> None:
+    if not path.is_dir() or path.is_symlink():
+        raise InputError(f"{path}: exists and is no folder; name another one")
+    files = sorted(file.name for file in path.iterdir())
+    if others := [file for file in files if not any(fnmatchcase(file, name) for name in names)]:
+        raise InputError(f"{path}: has other content ({', '.join(others[:3])}); name another folder")
+    if files and not is_ours(path):
+        raise InputError(f"{path}: {maker} did not make this folder; name another one")
