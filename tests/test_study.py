@@ -36,7 +36,6 @@ if (folder.parent.parent / "fails").exists() and (name, seed) == ("adadistill_ar
 folder.mkdir(exist_ok=True)
 for part in ("backbone.pth", "header.pth", "state.pth"):
     (folder / f"4{part}").touch()
-(folder / "config.py").write_text(sys.argv[4])
 """
 RESULTS = {
     "verification": {"demo": {"Accuracy-Flip": 0.9, "Accuracy-Std": 0.01}}, "absent": [], "failed": [], "warnings": [],
@@ -48,8 +47,7 @@ SCORE = f"import sys; open(sys.argv[1], 'w').write({json.dumps(RESULTS)!r})"
 @pytest.fixture
 def stand_ins(monkeypatch):
     def train(run: Run) -> list[str]:
-        config = f"preset = {dict(run.config())!r}"
-        return [sys.executable, "-c", TRAIN, str(run.folder), run.method.name, str(run.seed), config]
+        return [sys.executable, "-c", TRAIN, str(run.folder), run.method.name, str(run.seed)]
 
     monkeypatch.setattr(runs, "train_command", train)
     monkeypatch.setattr(
@@ -168,7 +166,7 @@ def test_scripts_end_with_the_study(tmp_path, number):
         "import sys; from pathlib import Path; from tools.studies import runs\n"
         "runs.train_command = lambda run: [sys.executable, '-c', sys.argv[1]]\n"
         "method = type('Method', (), {'embeddings': ''})()\n"
-        "run = type('Run', (), {'method': method, 'console': Path('console')})()\n"
+        "run = type('Run', (), {'method': method, 'console': Path('console'), 'folder': Path('run')})()\n"
         "runs.run_all([run] * 3, runs.Scripts(2), print)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

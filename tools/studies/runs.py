@@ -1,5 +1,6 @@
 """Train and score the runs of a study, one after another or several at once."""
 
+import json
 import os
 import re
 import signal
@@ -13,12 +14,12 @@ from queue import SimpleQueue
 from typing import Any
 
 import torch
-from easydict import EasyDict
 
-from config import load_config
+from config import ROOT
 from tools.studies.plan import Method, Run, cache_command, score_command, train_command
 from train.checkpoint import PARTS, complete_steps
 from utils.errors import InputError
+from utils.files import write_text
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # besides SIGINT, which Python itself turns into KeyboardInterrupt
 
@@ -28,22 +29,24 @@ class RunFailed(InputError):
 
 
 def is_done(run: Run) -> bool:
-    """Whether the run was trained to the end with this config, and scored after that. Its folder may have moved."""
-    steps = complete_steps(run.folder)
-    if not run.results.exists() or not steps:
-        return False
+    """Whether the run was trained and scored with this config. Study and repository may have moved since."""
     try:
-        trained = load_config(run.folder / "config.py", conflicts=())
-    except InputError:  # of an older version, or cut short
+        return run.results.exists() and json.loads(_plan_file(run).read_bytes()) == _plan(run)
+    except (FileNotFoundError, ValueError):
         return False
-    is_scored = run.results.stat().st_mtime >= _checkpoint(run, steps[-1]).stat().st_mtime
-    return is_scored and _without_place(trained) == _without_place(run.config())
 
 
-def _without_place(cfg: EasyDict) -> dict[str, Any]:
-    """The config without the place of the study's folder."""
-    embeddings = [Path(path).name for path in cfg.teacher_embeddings]  # the names depend on teacher and training set
-    return {**cfg, "output": "", "teacher_embeddings": embeddings}
+def _plan_file(run: Run) -> Path:
+    """The file that is written when the run is trained and scored."""
+    return run.folder / "plan.json"
+
+
+def _plan(run: Run) -> dict[str, Any]:
+    """The config of the run, without the places of study and repository."""
+    text = json.dumps(run.config())
+    for path, name in ((run.method.preset.parent.parent, "study"), (ROOT, "repository")):
+        text = text.replace(json.dumps(f"{path}/")[1:-1], f"<{name}>/")
+    return json.loads(text)
 
 
 def _checkpoint(run: Run, step: int) -> Path:
@@ -172,5 +175,7 @@ def _cache_teachers(methods: set[Method], scripts: Scripts) -> dict[str, str]:
 def _train_and_score(run: Run, scripts: Scripts, failure: str | None) -> None:
     if failure:
         raise RunFailed(failure)
+    _plan_file(run).unlink(missing_ok=True)
     scripts.run(train_command(run), run.console)
     scripts.run(score_command(run, _checkpoint(run, complete_steps(run.folder)[-1])), run.console)
+    write_text(_plan_file(run), json.dumps(_plan(run)))
