@@ -19,7 +19,7 @@ from data.images import decode_rgb
 from data.recordio import RecordWriter
 from demo.make_demo_data import encoded_face
 from eval import ijb, tinyface
-from tools.make_pairs import draw_gallery, genuine_pairs, impostor_pairs
+from tools.make_pairs import choose_images, draw_gallery, genuine_pairs, impostor_pairs
 
 TOOL = "tools/make_pairs.py"
 LABELS = [2, 0, 2, 4, 0, 1, 2, 4, 0, 2, 4, 0]  # person 1 has one image, nobody has the label 3
@@ -96,6 +96,24 @@ def test_the_set_of_pairs_has_the_images_of_the_records_and_the_pairs_of_their_l
     pairs = [*zip(metadata["p1"].tolist(), metadata["p2"].tolist(), metadata["label"].tolist(), strict=True)]
     assert {(i, j) for i, j, label in pairs if label} == GENUINE and len({*pairs}) == len(pairs) == 35
     assert {(i, j) for i, j, label in pairs if not label} < IMPOSTOR
+
+
+def test_at_most_so_many_images_of_a_person_are_used(people, faces, tmp_path):
+    counts = Counter()
+    for seed in range(300):
+        chosen = choose_images(np.array(LABELS), 2, np.random.default_rng(seed))
+        assert (np.diff(chosen) > 0).all() and sorted(np.array(LABELS)[chosen]) == [0, 0, 1, 2, 2, 4, 4]
+        counts.update(chosen.tolist())
+    of_zero = [counts[position] for position, label in enumerate(LABELS) if label == 0]
+    assert min(of_zero) > 100 and max(of_zero) < 200  # 150 expected, with a standard deviation of 9
+    score(TOOL, people, tmp_path, "--sample", "2", "--low-resolution", "16")
+    pairs, small = ijb.PROTOCOL.open(tmp_path / "people_pairs"), tinyface.PROTOCOL.open(tmp_path / "people_16")
+    chosen = choose_images(np.array(LABELS), 2, np.random.default_rng(0))
+    assert [pairs.read(position) for position in range(7)] == [faces[position] for position in chosen]
+    names = small.metadata["image_paths"]
+    for probe in map(names.index, small.metadata["probe_paths"]):
+        difference = small[[probe]].float() - pairs[[probe]].float()
+        assert 0 < difference.abs().mean() < 25  # a blurred copy of the same image
 
 
 @pytest.mark.parametrize(("size", "reach"), [(16, 3), (32, 1)])
@@ -185,7 +203,7 @@ def test_all_impostor_pairs_are_taken_if_there_are_few(people, tmp_path):
         (["--impostors", "52"], "has 51 pairs of two people; --impostors must be at most 51"),
         (["--impostors", "0"], "--impostors must be at least 1"),
         (["--low-resolution", "57"], "--low-resolution must be from 1 to 56"),
-        (["--seed", "-1"], "--seed must be at least 0"),
+        (["--seed", "-1"], "--seed and --sample must be at least 0"),
     ],
 )
 def test_wrong_arguments_are_refused(people, tmp_path, arguments, words):

@@ -10,6 +10,9 @@ in CVLFace's Arrow layout are written to OUTPUT:
               random. The other images are probes, scaled down to 16 x 16 pixels and up again as
               tools/make_low_resolution.py does it. People with a single image are distractors.
 
+With --sample K, at most K images per person are used, drawn at random. Otherwise a person with many images may decide
+the results: n images make n (n - 1) / 2 pairs.
+
 Except for probes, the bytes of the images are those in the record set. The images of a set must fit into memory.
 
 To score a network on the sets:
@@ -43,15 +46,24 @@ FILES = ("data-*-of-*.arrow", "dataset_info.json", "state.json", "metadata.pt") 
 IMPOSTORS = 1_000_000  # the default number of impostor pairs
 
 
-def read_encoded(records: "RecordDataset") -> list[bytes]:
-    """The encoded images of a record set. Raises ImageError for one that evaluation would refuse."""
+def choose_images(labels: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """The positions of at most `most` images of each identity, drawn at random; 0: of all. labels: int [N]."""
+    shuffled = rng.permutation(len(labels))
+    order = shuffled[np.argsort(labels[shuffled], kind="stable")]  # identity by identity, each in random order
+    ordered = labels[order]
+    number = np.arange(len(order)) - np.searchsorted(ordered, ordered)  # of the image within its identity
+    return np.sort(order[number < most]) if most else np.arange(len(labels))
+
+
+def read_encoded(records: "RecordDataset", positions: np.ndarray) -> list[bytes]:
+    """The encoded images of a record set at these positions. Raises ImageError for one that evaluation would refuse."""
     # Imported here so that --help answers at once.
     from tqdm import tqdm
 
     from data.images import decode_aligned
 
     encoded = []
-    for position in tqdm(range(len(records)), "reading images", unit="image"):
+    for position in tqdm(positions.tolist(), "reading images", unit="image"):
         image, _ = records.read(position)
         decode_aligned(image, records.name(position))
         encoded.append(bytes(image))
@@ -141,14 +153,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--low-resolution", type=int, nargs="+", default=[], metavar="N", help="also make sets with N x N pixels"
     )
+    parser.add_argument("--sample", type=int, default=0, metavar="K", help="at most K images per person (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything that is drawn (default: 0)")
     args = parser.parse_intermixed_args()
     if args.impostors is not None and args.impostors < 1:
         parser.error("--impostors must be at least 1")
     if not all(1 <= size <= LARGEST for size in args.low_resolution):
         parser.error(f"--low-resolution must be from 1 to {LARGEST}")
-    if args.seed < 0:
-        parser.error("--seed must be at least 0")
+    if args.seed < 0 or args.sample < 0:
+        parser.error("--seed and --sample must be at least 0")
     return args
 
 
@@ -162,6 +175,8 @@ def main() -> None:
     source = existing_input(args.set, WHERE_TO_GET)
     records = RecordDataset(source)
     labels = records.read_labels(np.arange(len(records)))
+    chosen = choose_images(labels, args.sample, np.random.default_rng(args.seed))
+    labels = labels[chosen]
     sizes = np.bincount(labels)
     existing = (len(labels) ** 2 - int((sizes**2).sum())) // 2
     count = min(existing, IMPOSTORS) if args.impostors is None else args.impostors
@@ -179,7 +194,7 @@ def main() -> None:
             end: stack.enter_context(new_folder(folder(end), MAKER, FILES, _is_ours))
             for end in dict.fromkeys(["pairs", *map(str, args.low_resolution)])
         }
-        encoded = read_encoded(records)
+        encoded = read_encoded(records, chosen)
         genuine = genuine_pairs(labels)
         impostors = impostor_pairs(labels, count, np.random.default_rng(args.seed))
         drawn = f"{len(genuine):,} genuine pairs (all), {count:,} impostor pairs (of {existing:,})"
@@ -190,7 +205,7 @@ def main() -> None:
 
         metadata, probes = search_metadata(labels, draw_gallery(labels, np.random.default_rng(args.seed)))
         for size in dict.fromkeys(args.low_resolution):
-            copies = low_resolution_copies(records, probes, size, args.seed)
+            copies = low_resolution_copies(records, chosen[probes], size, args.seed)
             small = dict(zip(probes.tolist(), copies, strict=True))
             images = [small.get(position, image) for position, image in enumerate(encoded)]
             searched, distractors = len(metadata["gallery_paths"]), len(metadata["distractor_paths"])
