@@ -78,10 +78,18 @@ def _page(
     parts += [markdown(table) for table in (comparison(by_method, metrics) if by_method else [])]
     if has_picture:
         parts.append(f"![Accuracy over training steps, means and standard deviations over the runs]({PICTURE})")
-    missing = [f"- {run.name}: {text}" for run, text in status.items() if text != DONE]
-    if missing:
+    if missing := _missing_lines(status):
         parts.append("Runs without results:\n\n" + "\n".join(missing))
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _missing_lines(status: Mapping[Run, str]) -> list[str]:
+    """A line for each method and each reason for which runs have no results."""
+    seeds: dict[tuple[str, str], list[str]] = {}
+    for run, text in status.items():
+        if text != DONE:
+            seeds.setdefault((run.method.name, text), []).append(str(run.seed))
+    return [f"- {method}, seed {', '.join(numbers)}: {text}" for (method, text), numbers in seeds.items()]
 
 
 def _facts_lines(facts: Iterable[Mapping[str, str]]) -> list[str]:
