@@ -76,6 +76,11 @@ def load_config(
     return cfg
 
 
+def preset_files(path: str | os.PathLike) -> list[Path]:
+    """The presets of which a config consists, in the order in which they are applied. Raises ConfigError."""
+    return list(_read_layers(_find_config(path))[1])
+
+
 def dump_config(cfg: EasyDict, note: str) -> str:
     """The text of a preset that sets every key of `cfg`, with the lines of `note` as comments at the top."""
     comment = "".join(f"# {line}\n" for line in note.splitlines())

@@ -30,14 +30,14 @@ def method_names(paths: list[Path]) -> list[str]:
 
 
 def read_runs(path: Path) -> "dict[str, Results]":
-    """The results in a file, or in all JSON files of a folder, by the name of the file without extension."""
+    """The results in all JSON files of a folder, by the names of the files without extension; or those in one file."""
     from eval.comparison import pair_protocols
     from eval.report import read_json
 
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
         raise InputError(f"{path}: has no JSON files of results; run eval/run_full_eval.py with --results-json")
-    return {file.stem: read_json(file, pair_protocols()) for file in files}
+    return {file.stem if path.is_dir() else "": read_json(file, pair_protocols()) for file in files}
 
 
 def main() -> None:
@@ -50,12 +50,14 @@ def main() -> None:
     args = parser.parse_intermixed_args()
 
     # Imported here so that --help answers at once.
-    from eval.comparison import comparison
+    from eval.comparison import comparison, require_metrics
     from eval.report import latex, markdown
 
+    metrics = [metric for metric in args.metrics.split(",") if metric]
+    require_metrics(metrics)
     paths = [existing_input(path) for path in args.results]
     runs = {name: read_runs(path) for name, path in zip(method_names(paths), paths, strict=True)}
-    tables = comparison(runs, [metric for metric in args.metrics.split(",") if metric])
+    tables = comparison(runs, metrics)
     print("\n\n".join((latex if args.latex else markdown)(table) for table in tables))
 
 

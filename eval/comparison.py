@@ -13,8 +13,9 @@ from scipy.stats import t
 from eval.metrics import mcnemar
 from eval.protocols import PROTOCOLS, Results
 from eval.report.tables import Headline, Table, headlines, methods_table
+from utils.errors import InputError
 
-# Method -> name of the run -> results.
+# Method -> name of the run -> results. A method with a single run that has no seed names it "".
 Runs = Mapping[str, Mapping[str, Results]]
 
 CONFIDENCE = 0.95
@@ -45,16 +46,26 @@ def mean_with_interval(values: Sequence[float]) -> Mean:
     return Mean(mean, deviation, mean - half, mean + half, n)
 
 
-def comparison(runs: Runs, metrics: Sequence[str] = ()) -> list[Table]:
-    """The results of each method, the differences from the first method, and McNemar's test against it.
+def comparison(runs: Runs, metrics: Sequence[str] = (), first: str | None = None) -> list[Table]:
+    """The results of each method, the differences from the method `first`, and McNemar's test against it.
 
-    metrics: metrics to show besides those of published tables, for the sets that have them.
+    metrics: metrics to show besides those of published tables, for the sets that have them; first: None for the first
+    one of `runs`. If it has no runs, there are no differences.
     """
-    first = next(iter(runs))
+    first = next(iter(runs)) if first is None else first
     tables = [_means(runs, metrics) if has_several_runs(runs) else _single_runs(runs, metrics)]
-    if len(runs) > 1:
+    if len(runs) > 1 and first in runs:
         tables += [_differences(runs, first, metrics), _significance(runs, first)]
     return [table for table in tables if table.rows]
+
+
+def require_metrics(metrics: Sequence[str]) -> None:
+    """Raise InputError if no protocol has one of these metrics."""
+    known = {name for protocol in PROTOCOLS.values() for name in protocol.displays}
+    known |= {column.metric for protocol in PROTOCOLS.values() for column in protocol.columns}
+    for metric in metrics:
+        if metric not in known:
+            raise InputError(f"--metrics: there is no metric {metric}; the metrics are {', '.join(sorted(known))}")
 
 
 def has_several_runs(runs: Runs) -> bool:
@@ -108,33 +119,32 @@ def _differences(runs: Runs, first: str, metrics: Sequence[str]) -> Table:
     """The mean differences of paired runs of the other methods and the first one, in points."""
     columns, several = _headlines(runs, metrics), has_several_runs(runs)
 
-    def cell(column: Headline, method: str, pairs: list[tuple[str, str]]) -> str:
+    def cell(column: Headline, method: str, paired: list[str]) -> str:
         values = column.values()
-        of_pairs = [(values[method, run], values[first, other]) for run, other in pairs]
-        if not pairs or any(None in pair for pair in of_pairs):
+        of_pairs = [(values[method, run], values[first, run]) for run in paired]
+        if not paired or any(None in pair for pair in of_pairs):
             return "-"
         mean = mean_with_interval([column.display.scale * (value - reference) for value, reference in of_pairs])
-        mark = "".join({column.mark((method, run)) or column.mark((first, other)) for run, other in pairs})
-        interval = f" ({mean.low:+.2f} to {mean.high:+.2f})" if mean.n > 1 else ""
-        return f"{mean.mean:+.2f}{mark}{interval}"
+        mark = "".join({column.mark((method, run)) or column.mark((first, run)) for run in paired})
+        number = f"+.{column.display.digits}f"
+        interval = f" ({mean.low:{number}} to {mean.high:{number}})" if mean.n > 1 else ""
+        return f"{mean.mean:{number}}{mark}{interval}"
 
     rows = []
     for method in runs:
         if method != first:
-            pairs = _pairs(runs, method, first)
-            counts = [str(len(pairs))] if several else []
-            rows.append([method, *counts, *(cell(column, method, pairs) for column in columns)])
+            paired = _paired(runs, method, first)
+            counts = [str(len(paired))] if several else []
+            rows.append([method, *counts, *(cell(column, method, paired) for column in columns)])
     corner = f"minus {first} [points]" + (" (95 % interval)" if several else "")
     return Table(
         "", [corner, *(["paired runs"] if several else []), *(column.label for column in columns)], rows, set()
     )
 
 
-def _pairs(runs: Runs, method: str, first: str) -> list[tuple[str, str]]:
-    """The names of the paired runs of a method and of the first one. Single runs are a pair, whatever their names."""
-    if len(runs[method]) == len(runs[first]) == 1:
-        return [(*runs[method], *runs[first])]
-    return [(run, run) for run in runs[method] if run in runs[first]]
+def _paired(runs: Runs, method: str, first: str) -> list[str]:
+    """The names of the runs that both methods have."""
+    return [run for run in runs[method] if run in runs[first]]
 
 
 def _significance(runs: Runs, first: str) -> Table:
@@ -142,9 +152,18 @@ def _significance(runs: Runs, first: str) -> Table:
 
     With several runs, the counts are sums over the paired runs. They measure these runs on these pairs: decisions of
     different seeds on one pair are not independent, so the p of the sums is too small if it is taken for other pairs.
+    Therefore nothing is then called larger than chance.
     """
     counts = [f"pairs that only {first} decides correctly", "pairs that only this method decides correctly"]
-    header = [f"compared with {first}", "set", *counts, "p (McNemar)", f"difference at {SIGNIFICANCE_LEVEL}"]
+    several = has_several_runs(runs)
+    last = "p of the sums (McNemar)" if several else "p (McNemar)"
+    header = [
+        f"compared with {first}",
+        "set",
+        *counts,
+        last,
+        "note" if several else f"difference at {SIGNIFICANCE_LEVEL}",
+    ]
     rows = [
         [method, target, *_mcnemar_cells(runs, method, first, protocol, target)]
         for method in runs
@@ -170,8 +189,8 @@ def _sets(results: Mapping[str, Results], protocol: str) -> list[str]:
 def _mcnemar_cells(runs: Runs, method: str, first: str, protocol: str, target: str) -> list[str]:
     """The cells of the table of `_significance` that follow the names of the method and of the set."""
     is_correct: list[tuple[np.ndarray, np.ndarray]] = []
-    for run, other in _pairs(runs, method, first):
-        arrays = [runs[name][key].arrays.get(protocol, {}).get(target) for name, key in ((first, other), (method, run))]
+    for run in _paired(runs, method, first):
+        arrays = [runs[name][run].arrays.get(protocol, {}).get(target) for name in (first, method)]
         if None in arrays:
             return ["-", "-", "-", "unknown: the .npz beside the JSON is missing"]
         if not np.array_equal(arrays[0]["is_same"], arrays[1]["is_same"]):
@@ -181,4 +200,6 @@ def _mcnemar_cells(runs: Runs, method: str, first: str, protocol: str, target: s
         return ["-", "-", "-", "unknown: no paired runs"]
     only_first, only_other, p = mcnemar(*map(np.concatenate, zip(*is_correct, strict=True)))
     verdict = "larger than chance" if p < SIGNIFICANCE_LEVEL else "may be chance"
+    if has_several_runs(runs):
+        verdict = f"for these {len(is_correct)} networks and pairs"
     return [str(only_first), str(only_other), f"{p:.2g}", verdict]

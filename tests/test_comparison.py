@@ -65,7 +65,8 @@ def test_methods_with_several_runs_are_compared_by_paired_differences(runs):
     ]
     correct = {method: np.concatenate([_correct(run) for run in by_run.values()]) for method, by_run in runs.items()}
     only_first, only_other, p = mcnemar(correct["plain"], correct["other"])
-    assert chance.rows[0][:5] == ["other", "lfw", str(only_first), str(only_other), f"{p:.2g}"]
+    note = "for these 3 networks and pairs"  # and so no verdict
+    assert chance.rows == [["other", "lfw", str(only_first), str(only_other), f"{p:.2g}", note]]
     assert only_first + only_other > PAIRS / 4  # not of one run only
 
 
@@ -81,8 +82,22 @@ def test_only_runs_with_the_same_seed_are_paired(runs):
     pairs = [100 * (ACCURACIES["other"][seed] - ACCURACIES["plain"][seed]) for seed in (0, 2)]
     assert differences.rows[0][1] == "2" and differences.rows[0][2].startswith(f"{np.mean(pairs):+.2f} (")
     runs["other"] = {"seed7": runs["other"]["seed0"]}
-    _, differences, chance = comparison(runs)
-    assert differences.rows[0] == ["other", "0", "-"] and chance.rows[0][-1] == "unknown: no paired runs"
+    for plain in (runs["plain"], {"seed1": runs["plain"]["seed1"]}):
+        _, differences, chance = comparison({"third": runs["plain"], **runs, "plain": plain}, first="plain")
+        assert differences.rows[1] == ["other", "0", "-"] and chance.rows[1][-1] == "unknown: no paired runs"
+
+
+def test_without_runs_of_the_first_method_there_are_no_differences(runs):
+    assert len(comparison(runs, first="absent")) == 1 and len(comparison(runs, first="other")) == 3
+
+
+def test_differences_have_the_digits_of_the_metric(runs):
+    for results, area in zip(runs["other"].values(), (0.0010, 0.0011, 0.0012), strict=True):
+        results.metrics["verification"]["lfw"]["EDC_area_at_FAR_0.01"] = area
+    for results in runs["plain"].values():
+        results.metrics["verification"]["lfw"]["EDC_area_at_FAR_0.01"] = 0.001
+    differences = comparison(runs, ["EDC_area_at_FAR_0.01"])[1]
+    assert differences.rows[0][3].startswith("+0.0100 (")
 
 
 def test_compare_py_takes_folders_of_runs(runs, tmp_path):
@@ -93,10 +108,11 @@ def test_compare_py_takes_folders_of_runs(runs, tmp_path):
     paths = [tmp_path / "plain", tmp_path / "other", tmp_path / "teacher.json"]
     printed = score(COMPARE, *paths, "--metrics", "AUC").stdout
     means, differences, chance = (part.splitlines() for part in printed.strip().split("\n\n"))
-    expected = comparison({**runs, "teacher": {"teacher": results_of(5, 0.95)}}, ["AUC"])
+    expected = comparison({**runs, "teacher": {"": results_of(5, 0.95)}}, ["AUC"])
     for lines, table in zip((means, differences, chance), expected, strict=True):
         assert [cells(line) for line in (lines[0], *lines[2:])] == [table.header, *table.rows]
     assert cells(means[4]) == ["teacher", "1", "95.00", "95.00"] and cells(differences[3])[1] == "0"
+    assert "there is no metric AUCC; the metrics are AUC," in score(COMPARE, *paths, "--metrics", "AUCC", code=2).stderr
     (tmp_path / "empty").mkdir()
     assert "empty: has no JSON files of results" in score(COMPARE, paths[0], tmp_path / "empty", code=2).stderr
     (tmp_path / "plain" / "seed0.json").write_text(json.dumps({}))

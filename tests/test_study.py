@@ -17,7 +17,7 @@ from evaluation_sets import score
 
 from config import load_config
 from config.config import config as defaults
-from tools.studies import results, runs
+from tools.studies import plan, results, runs
 from tools.studies.plan import Run, plan_methods, split_presets
 from utils.errors import InputError
 
@@ -36,12 +36,18 @@ if (folder.parent.parent / "fails").exists() and (name, seed) == ("adadistill_ar
 folder.mkdir(exist_ok=True)
 for part in ("backbone.pth", "header.pth", "state.pth"):
     (folder / f"4{part}").touch()
+(folder / "config.py").write_text("# command: x\\n# commit: abc\\n")
 """
 RESULTS = {
     "verification": {"demo": {"Accuracy-Flip": 0.9, "Accuracy-Std": 0.01}}, "absent": [], "failed": [], "warnings": [],
-    "about": {"commit": "abc"},
+    "about": {"commit": "of the evaluation", "device": "CPU"},
 }  # fmt: skip
-SCORE = f"import sys; open(sys.argv[1], 'w').write({json.dumps(RESULTS)!r})"
+EMPTY_NPZ = b"PK\x05\x06" + bytes(18)
+SCORE = f"""
+import sys
+open(sys.argv[1][:-4] + "npz", "wb").write({EMPTY_NPZ!r})
+open(sys.argv[1], "w").write({json.dumps(RESULTS)!r})
+"""
 
 
 @pytest.fixture
@@ -80,14 +86,43 @@ def test_a_method_is_a_preset_on_top_of_the_config_with_overrides(tmp_path):
     assert [method.script for method in (plain, static)] == ["train/train_standalone.py", "train/train_AdaDistill.py"]
     assert (plain.cfg.loss, plain.cfg.batch_size, plain.cfg.width) == ("ArcFace", 16, 0.25)
     assert (static.cfg.geom_margin, static.cfg.geom_margin_w, static.cfg.num_epoch) == ("static", 0.5, 3)
-    assert plain.embeddings == "" and Path(static.embeddings).parent == tmp_path / "teacher"
+    assert plain.embeddings == [] and Path(static.embeddings[0]).parent == tmp_path / "teacher"
     assert other_teacher.embeddings != static.embeddings
     run = Run(static, 3)
     assert run.folder.parent.name == "adadistill_geometry_static_geom_margin_w=0.5"
     again = load_config(static.preset, run.overrides)
     assert again == run.config() and again.seed == 3 and again.output == str(run.folder)
     live = plan_methods("config/demo.py", "adadistill_arcface", tmp_path, ["teacher_embeddings=[]"])
-    assert live[0].embeddings == "" and live[0].cfg.teacher_embeddings == []
+    assert live[0].embeddings == []
+
+
+def test_a_preset_in_a_file_that_builds_on_the_plain_student_has_no_teacher(tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text(f"base = {str(ROOT / 'config' / 'plain_student.py')!r}\npreset = dict(m=0.2)\n")
+    methods = plan_methods("config/demo.py", f"{own},config/plain_student.py", tmp_path / "study", [])
+    assert [method.script for method in methods] == ["train/train_standalone.py"] * 2
+
+
+def test_the_embeddings_that_a_config_or_preset_names_are_used(tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text("preset = dict(teacher_embeddings=['/a.npy', '/b.npy'], teacher_projection='pca')\n")
+    (method,) = plan_methods("config/demo.py", str(own), tmp_path / "study", [])
+    assert method.embeddings == ["/a.npy", "/b.npy"] and "teacher_embeddings" not in " ".join(method.overrides)
+
+
+def test_a_method_may_need_the_embeddings_that_the_study_computes(tmp_path):
+    (method,) = plan_methods("config/demo.py", "adadistill_arcface centers=mean", tmp_path, [])
+    assert method.cfg.centers == "mean" and len(method.embeddings) == 1
+
+
+def test_the_name_of_the_embeddings_does_not_depend_on_where_the_repository_is(monkeypatch, tmp_path):
+    def name(root: Path) -> str:
+        monkeypatch.setattr(plan, "ROOT", root)
+        cfg = load_config(ROOT / "config" / "demo.py", [f"rec={root}/data", f"pretrained_teacher_path={root}/t.pth"])
+        return plan._embeddings_name(cfg, root / "study")
+
+    assert name(tmp_path / "one") == name(tmp_path / "two")
+    assert plan._embeddings_name(load_config(ROOT / "config" / "demo.py"), tmp_path) != name(tmp_path / "one")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +130,13 @@ def test_a_method_is_a_preset_on_top_of_the_config_with_overrides(tmp_path):
     [
         (["--presets", "plain_studnt"], "plain_studnt: no such preset, the most similar is plain_student"),
         (["--presets", "demo batch=3"], "demo batch=3: batch: no such key, the most similar is 'batch_size'"),
-        (["--presets", "demo,demo"], "'demo' is named twice"),
+        (["--presets", "demo,demo"], "'demo' has the same config as 'demo'"),
+        (["--presets", "demo,demo output=x"], "output is not an override of a study; it is set by --output"),
+        (["--presets", "demo,demo m=None"], "'demo m=None' has the same config as 'demo'"),
+        (["--presets", "demo val_targets=a,b"], "b: no such preset; the presets are"),
+        (["--presets", "demo 'm=1"], "No closing quotation"),
+        (["--presets", "small"], "small is a part of demo.py, so it cannot be on top of it; name another --config"),
+        (["--presets", "demo", "--metrics", "AUCC"], "there is no metric AUCC; the metrics are AUC,"),
         (["--presets", "demo,adadistill_arcface dtype=bfloat16"], "dtype = 'bfloat16', but 'auto' for demo"),
         (["--presets", "demo", "--jobs", "0"], "--jobs 0: at least 1"),
         (["--presets", "demo", "seed=3"], "seed is not an override of a study; it is set by --seeds"),
@@ -119,7 +160,9 @@ def test_a_run_that_fails_does_not_stop_the_others_and_only_incomplete_runs_are_
         ("adadistill_arcface", "2", "failed: error: no more paper"),
     ]  # fmt: skip
     page = (tmp_path / "study.md").read_text()
-    assert "adadistill_arcface, seed 2: failed: error: no more paper" in page and "- commit: abc" in page
+    assert (
+        "adadistill_arcface, seed 2: failed: error: no more paper" in page and "- commit: abc\n- device: CPU\n" in page
+    )
     assert "| **90.00 (0.00)** |" in page and "tools/study.py --config" in page
     (embeddings,) = (tmp_path / "teacher").glob("*.log")
     assert embeddings.read_text() == "embeddings\n"
@@ -132,8 +175,16 @@ def test_a_run_that_fails_does_not_stop_the_others_and_only_incomplete_runs_are_
     moved = tmp_path.rename(tmp_path.with_name("moved"))
     score(*[moved if part == tmp_path else part for part in command])
     assert len(calls(moved)) == 5
-    score(*[moved if part == tmp_path else part for part in command], "num_epoch=5")
-    assert len(calls(moved)) == 9
+    again = [moved if part == tmp_path else part for part in command]
+    refused = score(*again, "num_epoch=5", code=2).stderr
+    assert "seed1: was started with other settings: num_epoch = 3 (now 5); use another --output" in refused
+    score(*again, "num_workers=3")
+    assert len(calls(moved)) == 5 and {row["status"] for row in table(moved)} == {"done"}
+    (moved / "plain_student" / "seed2.npz").unlink()
+    score(*again)
+    assert calls(moved)[5:] == ["plain_student 2"]
+    score(*again, "val_targets=[other]")  # scored again; the training script finds nothing to do
+    assert len(calls(moved)) == 10
 
 
 def test_runs_are_not_started_if_their_teachers_embeddings_failed(stand_ins, monkeypatch, tmp_path):
@@ -156,6 +207,46 @@ def test_scripts_that_run_at_once_have_different_gpus(monkeypatch, tmp_path):
         assert {console.read_text().strip() for console in consoles} == expected
 
 
+def test_a_killed_run_that_still_saves_is_waited_for(stand_ins, tmp_path):
+    folder = tmp_path / "plain_student" / "seed1"
+    folder.mkdir(parents=True)
+    hold = (
+        f"from utils.files import lock_folder; import time; lock = lock_folder({str(folder)!r}); "
+        "print('locked', flush=True); time.sleep(2)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold], cwd=ROOT, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        score(STUDY, *ON_DEMO, "--presets", "plain_student", "--seeds", "1", "--output", tmp_path)
+        assert holder.poll() is not None
+
+
+def test_a_folder_that_cannot_be_written_fails_only_the_methods_that_need_it(stand_ins, monkeypatch, tmp_path):
+    def run(self, command, console, alone=False):
+        if alone:
+            raise OSError(30, "Read-only file system", "x")
+        return original(self, command, console)
+
+    original = runs.Scripts.run
+    monkeypatch.setattr(runs.Scripts, "run", run)
+    score(STUDY, *ON_DEMO, *PLAIN_AND_ARCFACE, "--seeds", "1", "--output", tmp_path, code=2)
+    assert [row["status"].partition(" (")[0] for row in table(tmp_path)] == [
+        "done", "failed: the teacher's embeddings: x: read-only file system; choose a folder that can be written",
+    ]  # fmt: skip
+
+
+def test_a_study_under_nohup_ignores_the_end_of_the_terminal():
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with runs._stopping():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_scripts_end_with_the_study(tmp_path, number):
     script = (
@@ -165,9 +256,9 @@ def test_scripts_end_with_the_study(tmp_path, number):
     study = (
         "import sys; from pathlib import Path; from tools.studies import runs\n"
         "runs.train_command = lambda run: [sys.executable, '-c', sys.argv[1]]\n"
-        "method = type('Method', (), {'embeddings': ''})()\n"
-        "run = type('Run', (), {'method': method, 'console': Path('console'), 'folder': Path('run')})()\n"
-        "runs.run_all([run] * 3, runs.Scripts(2), print)"
+        "from tools.studies.plan import Run, plan_methods\n"
+        "methods = plan_methods('config/demo.py', 'plain_student', Path.cwd() / 'study', [])\n"
+        "runs.run_all([Run(methods[0], seed) for seed in (1, 2, 3)], runs.Scripts(2), print)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-c", study, script], cwd=tmp_path, env=environment, text=True,
@@ -200,6 +291,8 @@ def test_a_real_study_pairs_its_runs(small_run, tmp_path):
     first = (plain / "training.log").stat().st_mtime_ns
     score(*command, *small_run, "num_epoch=1", "lr=1e-30", "weight_decay=0")
     assert (plain / "training.log").stat().st_mtime_ns == first
+    refused = score(*command, *small_run, "num_epoch=1", "lr=0.1", "weight_decay=0", code=2).stderr
+    assert "was started with other settings: lr = 1e-30 (now 0.1)" in refused
 
 
 def test_the_report_shows_each_study_in_its_place(tmp_path):

@@ -25,6 +25,8 @@ def processor() -> str:
 def code_version() -> str:
     """The commit of this repository, with "-dirty" if files were changed since; "unknown" without git."""
     root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():  # git would look for a repository above
+        return "unknown"
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8").stdout.strip()

@@ -1,16 +1,18 @@
 """The methods of a study: presets with overrides, their configs, and the folders of their runs."""
 
 import hashlib
+import json
 import re
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from easydict import EasyDict
 
-from config import ROOT, load_config
+from config import BASE, ROOT, load_config, preset_files
 from config.conflicts import DISTILLATION, STANDALONE
 from config.paths import existing_input
 from config.rule import most_similar
@@ -45,10 +47,9 @@ class Method:
     cfg: EasyDict
 
     @property
-    def embeddings(self) -> str:
-        """The file of the teacher's embeddings; "" if there is none, or if there are several."""
-        has_one = self.script.endswith("train_AdaDistill.py") and len(self.cfg.teacher_embeddings) == 1
-        return self.cfg.teacher_embeddings[0] if has_one else ""
+    def embeddings(self) -> list[str]:
+        """The files of the teachers' embeddings."""
+        return self.cfg.teacher_embeddings if self.script.endswith("train_AdaDistill.py") else []
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,10 +94,10 @@ def plan_methods(config: str, presets: str, output: Path, overrides: Sequence[st
     """
     base = existing_input(config)
     methods = [_plan(base, text, output, overrides) for text in split_presets(presets)]
-    folders = [method.preset.parent for method in methods]
-    for method, folder in zip(methods, folders, strict=True):
-        if folders.count(folder) > 1:
-            raise InputError(f"--presets: {method.name!r} is named twice, or like another method; leave one out")
+    for number, method in enumerate(methods):
+        for other in methods[:number]:
+            if (method.script, _without_files(method.cfg)) == (other.script, _without_files(other.cfg)):
+                raise InputError(f"--presets: {method.name!r} has the same config as {other.name!r}; leave one out")
         for key in SAME_IN_ALL_RUNS:
             if method.cfg[key] != methods[0].cfg[key]:
                 raise InputError(
@@ -106,6 +107,11 @@ def plan_methods(config: str, presets: str, output: Path, overrides: Sequence[st
     return methods
 
 
+def _without_files(cfg: EasyDict) -> dict[str, Any]:
+    """A config without the files that it writes."""
+    return {key: value for key, value in cfg.items() if key not in ("output", "teacher_embeddings")}
+
+
 def split_presets(text: str) -> list[str]:
     """The parts between commas that are not in brackets."""
     parts = [part.strip() for part in re.split(r",(?![^\[(]*[\])])", text)]
@@ -113,24 +119,29 @@ def split_presets(text: str) -> list[str]:
 
 
 def _plan(base: Path, text: str, output: Path, overrides: Sequence[str]) -> Method:
-    name, *own = shlex.split(text)
+    try:
+        name, *own = shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"--presets: {text!r}: {error}") from None
     folder = output / re.sub(r"[^\w.=+-]+", "_", text)
-    preset, all_overrides = folder / "preset.py", [*overrides, *own]
+    preset, own_preset, all_overrides = folder / "preset.py", _preset_path(name), [*overrides, *own]
     for key, setting in OF_THE_STUDY.items():
         if any(override.startswith(f"{key}=") for override in all_overrides):
             raise InputError(f"{key} is not an override of a study; it is set by {setting}")
+    if own_preset.resolve() in preset_files(base)[:-1]:
+        raise InputError(f"{name} is a part of {base.name}, so it cannot be on top of it; name another --config")
     write_text(
         preset,
         f'"""{name} on top of {base.name}, for tools/study.py."""\n\n'
-        f"base = {[str(base), str(_preset_path(name))]}\npreset = {{}}\n",
+        f"base = {[str(base), str(own_preset)]}\npreset = {{}}\n",
     )
-    standalone = name in WITHOUT_TEACHER
-    conflicts = STANDALONE if standalone else DISTILLATION
+    standalone = any(file.parent == BASE.parent and file.stem in WITHOUT_TEACHER for file in preset_files(own_preset))
     try:
-        cfg = load_config(preset, all_overrides, conflicts)
-        if not standalone and not any(override.startswith("teacher_embeddings=") for override in all_overrides):
-            all_overrides.append(f"teacher_embeddings={output / 'teacher' / _embeddings_name(cfg)}")
-            cfg = load_config(preset, all_overrides, conflicts)
+        cfg = load_config(preset, all_overrides, conflicts=())
+        named = any(override.startswith("teacher_embeddings=") for override in all_overrides)
+        if not (standalone or named or cfg.teacher_embeddings):
+            all_overrides.append(f"teacher_embeddings={output / 'teacher' / _embeddings_name(cfg, output)}")
+        cfg = load_config(preset, all_overrides, STANDALONE if standalone else DISTILLATION)
     except InputError as error:
         raise InputError(f"{text}: {error}") from None
     script = f"train/train_{'standalone' if standalone else 'AdaDistill'}.py"
@@ -148,16 +159,30 @@ def _preset_path(name: str) -> Path:
         similar = most_similar(name, presets)
         suggestion = f", the most similar is {similar}" if similar else ""
         raise InputError(
-            f"{name}: no such preset{suggestion}; the presets are {', '.join(sorted(presets))}, or name a .py file"
+            f"{name}: no such preset{suggestion}; the presets are {', '.join(sorted(presets))}, or name a .py file "
+            "(a value with commas needs brackets: val_targets=[lfw,cfp_fp])"
         )
     return presets[name]
 
 
-def _embeddings_name(cfg: EasyDict) -> str:
+def _embeddings_name(cfg: EasyDict, study: Path) -> str:
     """The name of the file with a teacher's embeddings, which is another one for another teacher or training set."""
     size = cfg.embedding_size if cfg.teacher_projection == "none" else None  # a projection follows the file
-    key = repr([*(cfg[name] for name in TEACHER_KEYS), size])
+    key = without_places(json.dumps([*(cfg[name] for name in TEACHER_KEYS), size]), study)
     return f"{cfg.teacher}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.npy"
+
+
+def without_places(text: str, study: Path) -> str:
+    """JSON without the places of the study and of the repository, which may be moved."""
+    for path, name in ((study, "study"), (ROOT, "repository")):
+        text = text.replace(json.dumps(f"{path}/")[1:-1], f"<{name}>/")
+    return text
+
+
+def teacher_of(method: Method) -> str:
+    """What the file of a method's embeddings and its projection depend on; "" without embeddings."""
+    keys = ("teacher_embeddings", "embedding_size", *TEACHER_KEYS)
+    return repr([method.cfg[key] for key in keys]) if method.embeddings else ""
 
 
 def cache_command(method: Method) -> list[str]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,7 +46,10 @@ def write_study(folder: Path, command: str, status: Mapping[Run, str], metrics: 
 
 
 def _facts(run: Run) -> dict[str, str]:
-    return json.loads(run.results.read_bytes())["about"]
+    """Facts about the results, with the commit, versions and device of the training instead of the evaluation."""
+    config = (run.folder / "config.py").read_text(encoding="utf-8")
+    trained = re.findall(rf"^# ({'|'.join(FACTS)}): (.*)$", config, re.MULTILINE)
+    return json.loads(run.results.read_bytes())["about"] | dict(trained)
 
 
 def _csv(status: Mapping[Run, str], results: Mapping[Run, Results], facts: Mapping[Run, Mapping[str, str]]) -> str:
@@ -75,7 +79,8 @@ def _page(
     for run, run_results in results.items():
         by_method.setdefault(run.method.name, {})[f"seed{run.seed}"] = run_results
     parts = [f"# {title}", f"```bash\n{command}\n```", "\n".join(_facts_lines(facts.values()))]
-    parts += [markdown(table) for table in (comparison(by_method, metrics) if by_method else [])]
+    first = next(iter(status)).method.name
+    parts += [markdown(table) for table in (comparison(by_method, metrics, first) if by_method else [])]
     if has_picture:
         parts.append(f"![Accuracy over training steps, means and standard deviations over the runs]({PICTURE})")
     if missing := _missing_lines(status):

@@ -6,7 +6,8 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +16,16 @@ from typing import Any
 
 import torch
 
-from config import ROOT
-from tools.studies.plan import Method, Run, cache_command, score_command, train_command
+from config.rules import EVALUATION, OUTPUT, RULES
+from tools.studies.plan import Run, cache_command, score_command, teacher_of, train_command, without_places
 from train.checkpoint import PARTS, complete_steps
-from utils.errors import InputError
-from utils.files import write_text
+from utils.errors import InputError, describe_error
+from utils.files import lock_folder, write_text
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # besides SIGINT, which Python itself turns into KeyboardInterrupt
+LONGEST_SAVE = 60  # seconds that a script may need to end after a signal
+# The keys on which the weights depend. Those of the evaluation are those on which the results depend besides.
+TRAINING = [key for key in RULES if key not in {*OUTPUT, *EVALUATION, "num_workers", "rank_timeout"}]
 
 
 class RunFailed(InputError):
@@ -30,23 +34,34 @@ class RunFailed(InputError):
 
 def is_done(run: Run) -> bool:
     """Whether the run was trained and scored with this config. Study and repository may have moved since."""
-    try:
-        return run.results.exists() and json.loads(_plan_file(run).read_bytes()) == _plan(run)
-    except (FileNotFoundError, ValueError):
-        return False
+    has_results = run.results.exists() and run.results.with_suffix(".npz").exists()
+    return has_results and _plan_file(run).exists() and not _changed(run, [*TRAINING, *EVALUATION])
+
+
+def require_same_training(runs: Sequence[Run]) -> None:
+    """Raise InputError if a run was started with other settings of the training."""
+    for run in runs:
+        if _plan_file(run).exists() and (changed := _changed(run, TRAINING)):
+            raise InputError(
+                f"{run.folder}: was started with other settings: {'; '.join(changed)}; use another --output, or remove "
+                "this folder"
+            )
+
+
+def _changed(run: Run, keys: Iterable[str]) -> list[str]:
+    """The keys whose values are other ones than when the run was started, in words."""
+    old, new = json.loads(_plan_file(run).read_bytes()), _plan(run)
+    # A key that the code did not have then has its default.
+    return [f"{key} = {old[key]!r} (now {new[key]!r})" for key in keys if key in old and old[key] != new[key]]
 
 
 def _plan_file(run: Run) -> Path:
-    """The file that is written when the run is trained and scored."""
     return run.folder / "plan.json"
 
 
 def _plan(run: Run) -> dict[str, Any]:
     """The config of the run, without the places of study and repository."""
-    text = json.dumps(run.config())
-    for path, name in ((run.method.preset.parent.parent, "study"), (ROOT, "repository")):
-        text = text.replace(json.dumps(f"{path}/")[1:-1], f"<{name}>/")
-    return json.loads(text)
+    return json.loads(without_places(json.dumps(run.config()), run.method.preset.parent.parent))
 
 
 def _checkpoint(run: Run, step: int) -> Path:
@@ -127,18 +142,18 @@ def run_all(runs: Sequence[Run], scripts: Scripts, finished: Callable[[Run, str 
     finished: called after each run, with None or the reason for which it failed. Raises KeyboardInterrupt after a
     signal, when all scripts have ended.
     """
-    with ThreadPoolExecutor(scripts.jobs) as pool, _stopping(scripts):
-        failures = _cache_teachers({run.method for run in runs}, scripts)
-        futures: dict[Future, Run] = {
-            pool.submit(_train_and_score, run, scripts, failures.get(run.method.embeddings)): run for run in runs
-        }
+    with ThreadPoolExecutor(scripts.jobs) as pool, _stopping():
         try:
+            failures = _cache_teachers(runs, scripts)
+            futures: dict[Future, Run] = {
+                pool.submit(_train_and_score, run, scripts, failures.get(teacher_of(run.method))): run for run in runs
+            }
             while futures:
                 for future in wait(futures, return_when=FIRST_COMPLETED).done:
                     run, error = futures.pop(future), future.exception()
                     if error is not None and not isinstance(error, InputError | OSError):
                         raise error
-                    finished(run, None if error is None else str(error))
+                    finished(run, None if error is None else describe_error(error))
         except BaseException:
             scripts.stop()
             pool.shutdown(cancel_futures=True)
@@ -146,13 +161,14 @@ def run_all(runs: Sequence[Run], scripts: Scripts, finished: Callable[[Run, str 
 
 
 @contextmanager
-def _stopping(scripts: Scripts) -> Iterator[None]:
-    """In this block, STOP_SIGNALS raise KeyboardInterrupt, as SIGINT does."""
+def _stopping() -> Iterator[None]:
+    """In this block, STOP_SIGNALS raise KeyboardInterrupt, as SIGINT does, unless they are ignored (by nohup)."""
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    taken = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, stop) for number in taken}
     try:
         yield
     finally:
@@ -160,22 +176,37 @@ def _stopping(scripts: Scripts) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _cache_teachers(methods: set[Method], scripts: Scripts) -> dict[str, str]:
-    """Compute the embeddings of each teacher once. Returns the reasons for which it failed, by file."""
+def _cache_teachers(runs: Sequence[Run], scripts: Scripts) -> dict[str, str]:
+    """Compute the embeddings of each teacher once. Returns the reasons for which it failed, by `teacher_of`."""
     failures = {}
-    by_file = {method.embeddings: method for method in methods if method.embeddings}
-    for file, method in by_file.items():
-        try:
-            scripts.run(cache_command(method), Path(file).with_suffix(".log"), alone=True)
-        except RunFailed as error:
-            failures[file] = f"the teacher's embeddings: {error}"
+    for teacher, method in {teacher_of(run.method): run.method for run in reversed(runs)}.items():
+        if teacher:
+            console = method.preset.parent.parent / "teacher" / f"{Path(method.embeddings[0]).stem}.log"
+            try:
+                scripts.run(cache_command(method), console, alone=True)
+            except (RunFailed, OSError) as error:
+                failures[teacher] = f"the teacher's embeddings: {describe_error(error)}"
     return failures
 
 
 def _train_and_score(run: Run, scripts: Scripts, failure: str | None) -> None:
     if failure:
         raise RunFailed(failure)
-    _plan_file(run).unlink(missing_ok=True)
+    for file in (run.results, run.results.with_suffix(".npz")):
+        file.unlink(missing_ok=True)  # they may be of another evaluation
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_text(_plan_file(run), json.dumps(_plan(run)))
+    _wait_for_lock(run.folder)
     scripts.run(train_command(run), run.console)
     scripts.run(score_command(run, _checkpoint(run, complete_steps(run.folder)[-1])), run.console)
-    write_text(_plan_file(run), json.dumps(_plan(run)))
+
+
+def _wait_for_lock(folder: Path) -> None:
+    """Wait while another process trains there, such as a script of a killed study that still saves a checkpoint."""
+    end = time.monotonic() + LONGEST_SAVE
+    while time.monotonic() < end:
+        try:
+            lock_folder(folder).close()
+            return
+        except OSError:
+            time.sleep(0.5)
