@@ -28,7 +28,7 @@ from data.dataset import RecordDataset
 from data.loader import BatchPlan, GlobalOrder
 from data.record_index import read_index
 from data.recordio import write_record_set
-from data.shuffle import BLOCK, Shuffle
+from data.shuffle import Shuffle
 from utils.about import describe_run
 
 BATCH = 384
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--folder", help="where to write the record file (default: the folder for temporary files)")
     parser.add_argument("--images", type=int, default=120_000, help="images in the record file (default: 120000)")
     parser.add_argument("--bytes", type=int, default=10_000, help="bytes of each image (default: 10000)")
+    parser.add_argument("--blocks", type=int, nargs="+", default=[16, 4], help="images per block (default: 16 4)")
     parser.add_argument("--window", type=int, default=15_000, help="images per window (default: 15000)")
     args = parser.parse_intermixed_args()
     print(describe_run())
@@ -48,32 +49,33 @@ def main() -> None:
         generator = np.random.default_rng(0)
         images = (generator.bytes(args.bytes) for _ in range(args.images))
         write_record_set(Path(scratch), images, np.arange(args.images) // 50, -(-args.images // 50))
-        for name, window, share in (("permutation", 0, 0.02), ("blocks", args.window, 1)):
-            count, needed, read, seconds = measure(Path(scratch), window, share)
+        orders = [(f"blocks of {block}", args.window, block, 1.0) for block in args.blocks]
+        for name, window, block, share in (("permutation", 0, 1, 0.02), *orders):
+            count, needed, read, seconds = measure(Path(scratch), window, block, share)
             rate, ratio = count / seconds, read / needed
             print(f"| {name} | {count:,} | {needed / 1e6:,.1f} | {read / 1e6:,.1f} | {ratio:.2f} | {rate:,.0f} |")
 
 
-def measure(folder: Path, window: int, share: float) -> tuple[int, int, int, float]:
+def measure(folder: Path, window: int, block: int, share: float) -> tuple[int, int, int, float]:
     """Read a share of an epoch: (images, their bytes, bytes from the disk, seconds)."""
     offsets = read_index(folder / "train.idx")[1]
     with open(folder / "train.rec", "rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         dataset = RecordDataset(folder)
-        order = GlobalOrder(len(dataset), BATCH, seed=0, window=window)
-        shuffle = Shuffle(len(dataset), 0, 0, window)
+        order = GlobalOrder(len(dataset), BATCH, seed=0, window=window, block=block)
+        shuffle = Shuffle(len(dataset), 0, 0, window, block)
         count = needed = 0
         before, start = _bytes_from_disk(), time.perf_counter()
         for plan in _first(order, share):
-            for first in BLOCK * plan.ahead:
-                dataset.read_ahead(first, min(first + BLOCK, len(dataset)))
+            for first, end in plan.ahead.tolist():
+                dataset.read_ahead(first, end)
             needed += sum(len(bytes(image)) for image in dataset.read_encoded(plan.positions)[1])  # reads every byte
             done, count = shuffle.window_at(count), count + BATCH
             if shuffle.window_at(count) > done:
                 dataset = RecordDataset(folder)  # pages of the old map could not be dropped
-                for first in BLOCK * shuffle.blocks[done]:
-                    begin, end = offsets[1 + first], offsets[min(first + BLOCK, len(dataset)) + 1]
+                for images in shuffle.ranges(shuffle.blocks[done]):
+                    begin, end = offsets[1 + images]
                     os.posix_fadvise(file.fileno(), begin, end - begin, os.POSIX_FADV_DONTNEED)
         return count, needed, _bytes_from_disk() - before, time.perf_counter() - start
 

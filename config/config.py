@@ -30,6 +30,7 @@ config.num_classes = None  # number of identities; None: count them. Must match 
 config.num_image = None  # number of images; None: count them. Must match the data
 config.num_workers = 4  # processes per rank that decode images; 0: decode in the training process
 config.order = "permutation"  # how to shuffle an epoch; "permutation": the whole set; "blocks": for a slow disk
+config.order_block = 16  # "blocks": neighbouring images that are read together; fewer mix better
 config.order_window = 2**19  # "blocks": images that are shuffled together; memory must hold twice as many
 config.train_flip = True  # mirror each training image with probability 0.5
 config.crop_augmentation_prob = 0.0  # probability of blacking out all but a rectangle of the student's image

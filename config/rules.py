@@ -37,6 +37,7 @@ DATA: dict[str, Rule] = {
         'how to shuffle an epoch; "permutation": the whole set; "blocks": for a slow disk',
         ["permutation", "blocks"],
     ),
+    "order_block": Integer('"blocks": neighbouring images that are read together; fewer mix better', at_least=1),
     "order_window": Integer('"blocks": images that are shuffled together; memory must hold twice as many', at_least=16),
     "train_flip": Flag("mirror each training image with probability 0.5"),
     "crop_augmentation_prob": Number(

@@ -18,7 +18,7 @@ from data.augment import Augmentation
 from data.batch_memory import SharedSlots, copy_ahead
 from data.dataset import FaceDataset
 from data.images import to_input
-from data.shuffle import BLOCK, Shuffle
+from data.shuffle import Shuffle
 from data.teacher_cache import TeacherEmbeddings
 from data.workers import raise_errors, worker_loader
 from utils.distributed import local_share, rank, world_size
@@ -29,7 +29,7 @@ class BatchPlan(NamedTuple):
     """Which images make up a batch, and how each is changed.
 
     positions: int64 [B]; flips: bool [B], which images are mirrored; draws: float32 [B, draws] in [0, 1), the random
-    numbers for the augmentations; ahead: int64 [N], blocks of images (data/shuffle.py) that later batches need.
+    numbers for the augmentations; ahead: int64 [N, 2], ranges of images to read into memory for later batches.
     """
 
     positions: np.ndarray
@@ -56,14 +56,21 @@ class GlobalOrder(Sampler[BatchPlan]):
 
     An epoch is a permutation of the set, cut into global batches of ranks * batch_size images. Rank r takes slice r of
     each. An incomplete last batch is dropped. draws: how many random numbers each image gets; flip: whether to mirror
-    each image with probability 0.5; window: how the set is permuted, see Shuffle.
+    each image with probability 0.5; window and block: how the set is permuted, see Shuffle.
     """
 
     def __init__(
-        self, num_images: int, batch_size: int, seed: int, draws: int = 0, flip: bool = True, window: int = 0
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        draws: int = 0,
+        flip: bool = True,
+        window: int = 0,
+        block: int = 16,
     ) -> None:
         self.num_images, self.batch_size, self.seed, self.draws, self.flip = num_images, batch_size, seed, draws, flip
-        self.window = window
+        self.window, self.block = window, block
         self.epoch, self.first = 0, 0
 
     def start_at(self, epoch: int, first_batch: int) -> None:
@@ -80,20 +87,20 @@ class GlobalOrder(Sampler[BatchPlan]):
         for number in range(self.first, self.first + len(self)):
             start = (number * world_size() + rank()) * self.batch_size
             positions, flips = shuffle.images(start, start + self.batch_size)
-            ahead = self._blocks_ahead(number, shuffle, blocks)
+            ahead = self._images_ahead(number, shuffle, blocks)
             yield BatchPlan(positions, flips & self.flip, self._draws_from(start), ahead)
 
     def _shuffle(self, epoch: int) -> Shuffle:
-        return Shuffle(self.num_images, self.seed, epoch, self.window)
+        return Shuffle(self.num_images, self.seed, epoch, self.window, self.block)
 
-    def _blocks_ahead(self, number: int, shuffle: Shuffle, blocks: list[np.ndarray]) -> np.ndarray:
-        """The blocks that this rank should have read into memory during global batch `number`, int64 [N].
+    def _images_ahead(self, number: int, shuffle: Shuffle, blocks: list[np.ndarray]) -> np.ndarray:
+        """The images that this rank should have read into memory during global batch `number`: ranges, int64 [N, 2].
 
         They are its share, among the ranks of this machine, of a part of the next window. With the first batch of an
         iteration, all of the current window is added, and the part of the next one that earlier batches would have had.
         """
         if not self.window:
-            return np.empty(0, dtype=np.int64)
+            return np.empty((0, 2), dtype=np.int64)
         global_batch = self.batch_size * world_size()
         start, stop = number * global_batch, (number + 1) * global_batch
         first, last = shuffle.window_at(start), shuffle.window_at(stop - 1)
@@ -105,7 +112,7 @@ class GlobalOrder(Sampler[BatchPlan]):
             begin, end = shuffle.starts[window : window + 2]
             part = (np.array([max(start, begin), min(stop, end)]) - begin) * len(blocks[window + 1]) // (end - begin)
             pieces.append(blocks[window + 1][slice(*part)])
-        return np.concatenate(pieces)[local_share()]
+        return shuffle.ranges(np.concatenate(pieces)[local_share()])
 
     def _draws_from(self, start: int) -> np.ndarray:
         """The random numbers of a batch, float32 [B, draws]. start: how many images of the epoch come before it.
@@ -189,8 +196,8 @@ class _BatchReader(Dataset):
         slot, (positions, flips, draws, ahead) = item
         images = np.empty(self.memory.shape[1:], np.uint8) if slot is None else self.memory[slot].numpy()
         try:
-            for block in ahead.tolist():
-                self.dataset.read_ahead(BLOCK * block, min(BLOCK * (block + 1), len(self.dataset)))
+            for start, stop in ahead.tolist():
+                self.dataset.read_ahead(start, stop)
             labels = self.dataset.read_batch(positions, images)
             teacher = None if self.embeddings is None else self.embeddings.rows(positions, flips).numpy()
         except (InputError, OSError) as error:

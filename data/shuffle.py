@@ -2,7 +2,6 @@
 
 import numpy as np
 
-BLOCK = 16  # neighbouring images that are read together: about 150 kB in a record file
 # Which random numbers a generator makes; a third number of its seed. Loaders use 1 for augmentation.
 _BLOCKS, _WINDOW = 2, 3
 
@@ -10,25 +9,25 @@ _BLOCKS, _WINDOW = 2, 3
 class Shuffle:
     """The images of one epoch in random order, and which of them are mirrored. It depends on seed and epoch only.
 
-    window: 0: all images are permuted. Otherwise, the blocks of BLOCK neighbouring images are permuted and cut into
+    window: 0: all images are permuted. Otherwise, the blocks of `block` neighbouring images are permuted and cut into
     windows of at most about `window` images, and the images of each window are permuted. So an image is read soon after
     its neighbours on the disk, but a batch has few of them.
 
     blocks: for each window, the numbers of its blocks in ascending order; [] if window is 0.
     """
 
-    def __init__(self, num_images: int, seed: int, epoch: int, window: int = 0) -> None:
-        self._num_images, self._key = num_images, (seed, epoch)
+    def __init__(self, num_images: int, seed: int, epoch: int, window: int = 0, block: int = 16) -> None:
+        self._num_images, self._key, self._block = num_images, (seed, epoch), block
         self.blocks: list[np.ndarray] = []
         lengths = [num_images]
         if window:
-            count = -(-num_images // BLOCK)
+            count = -(-num_images // block)
             order = np.random.default_rng((*self._key, _BLOCKS)).permutation(count)
             windows = np.array_split(order, max(1, -(-num_images // window)))
             self.blocks = [np.sort(blocks) for blocks in windows]
             # The last block of the set may be shorter than the others.
             lengths = [
-                BLOCK * len(blocks) - (blocks[-1] == count - 1) * (-num_images % BLOCK) for blocks in self.blocks
+                block * len(blocks) - (blocks[-1] == count - 1) * (-num_images % block) for blocks in self.blocks
             ]
         self.starts = np.cumsum([0, *lengths])  # places in the epoch at which windows start, and its end
         self._current: tuple[int, np.ndarray, np.ndarray] = (-1, np.empty(0, np.int64), np.empty(0, bool))
@@ -43,6 +42,11 @@ class Shuffle:
         positions, flips = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
         return positions, flips
 
+    def ranges(self, blocks: np.ndarray) -> np.ndarray:
+        """The images of these blocks [N]: int64 [N, 2], the first position and the one after the last."""
+        starts = self._block * blocks
+        return np.stack([starts, np.minimum(starts + self._block, self._num_images)], axis=1)
+
     def window_at(self, place: int) -> int:
         """The number of the window that has the image at `place` of the epoch."""
         return int(np.searchsorted(self.starts, place, side="right")) - 1
@@ -52,7 +56,7 @@ class Shuffle:
         if self._current[0] != number:
             if self.blocks:
                 generator = np.random.default_rng((*self._key, _WINDOW, number))
-                images = (BLOCK * self.blocks[number][:, None] + np.arange(BLOCK)).ravel()
+                images = (self._block * self.blocks[number][:, None] + np.arange(self._block)).ravel()
                 positions = generator.permutation(images[images < self._num_images])
             else:
                 generator = np.random.default_rng(self._key)

@@ -16,9 +16,10 @@ from data.dataset import FaceDataset, RecordDataset
 from data.joined_set import JoinedDataset
 from data.loader import GlobalOrder, TrainingLoader
 from data.recordio import RecordWriter
-from data.shuffle import BLOCK, Shuffle
+from data.shuffle import Shuffle
 
 IMAGES, WINDOW = 1003, 250  # the last block has 11 images; 5 windows
+BLOCK = 16  # the default
 
 
 def epoch_of(order, epoch=0, first=0):
@@ -31,7 +32,14 @@ def positions_of(plans):
 
 
 def blocks_read(plans):
-    return np.concatenate([plan.ahead for plan in plans]).tolist()
+    return blocks_of(np.concatenate([plan.ahead for plan in plans])).tolist()
+
+
+def blocks_of(ranges):
+    """The numbers of the blocks that have these images."""
+    starts, stops = ranges.T
+    assert (starts % BLOCK == 0).all() and (stops - starts <= BLOCK).all()
+    return starts // BLOCK
 
 
 @pytest.mark.parametrize("images", [5, 16, 250, 251, 1000, IMAGES])
@@ -42,6 +50,20 @@ def test_an_epoch_is_a_permutation_and_epochs_and_seeds_differ(images):
     assert not np.array_equal(read[0][0], read[1][0]) and not np.array_equal(read[0][0], read[2][0])
     again = Shuffle(images, 0, 0, WINDOW).images(0, images)
     assert np.array_equal(read[0][0], again[0]) and np.array_equal(read[0][1], again[1])
+
+
+@pytest.mark.parametrize("block", [1, 3, 4, 100])
+def test_blocks_of_other_sizes(block):
+    shuffle = Shuffle(IMAGES, 0, 0, WINDOW, block)
+    positions = shuffle.images(0, IMAGES)[0]
+    assert np.array_equal(np.sort(positions), np.arange(IMAGES))
+    for number, blocks in enumerate(shuffle.blocks):
+        images = np.concatenate([np.arange(*images) for images in shuffle.ranges(blocks)])
+        window = positions[shuffle.starts[number] : shuffle.starts[number + 1]]
+        assert np.array_equal(np.sort(window), images) and len(images) <= WINDOW + 2 * block
+    order = GlobalOrder(IMAGES, 20, 3, window=WINDOW, block=block)
+    ahead = np.concatenate([plan.ahead for plan in epoch_of(order)])
+    assert (np.diff(ahead) <= block).all() and len(np.unique(ahead[:, 0])) > 0.97 * IMAGES / block
 
 
 def test_any_range_of_an_epoch_is_the_same_however_it_is_reached():
@@ -72,7 +94,7 @@ def test_ranks_share_the_batches_and_the_blocks_of_one_process(monkeypatch, rank
     for plan, *parts in zip(whole, *shares, strict=True):
         for field in ("positions", "flips", "draws"):
             assert np.array_equal(getattr(plan, field), np.concatenate([getattr(part, field) for part in parts]))
-        assert sorted(plan.ahead) == sorted(np.concatenate([part.ahead for part in parts]))
+        assert sorted(plan.ahead.tolist()) == sorted(np.concatenate([part.ahead for part in parts]).tolist())
 
 
 @pytest.mark.parametrize("first", [0, 1, 7, 30, 49])
@@ -102,7 +124,7 @@ def test_every_block_is_read_ahead_once_and_before_its_window(first):
         window = shuffle.window_at(20 * number)
         if number > first and window > current and 20 * number == shuffle.starts[window]:
             assert set(shuffle.blocks[window].tolist()) <= known
-        known |= set(plan.ahead.tolist())
+        known |= set(blocks_of(plan.ahead).tolist())
         assert {int(position) // BLOCK for position in plan.positions} <= known
 
 

@@ -61,7 +61,7 @@ class Trainer:
         self.augment = build_augmentation(cfg, device)
         draws = DRAWS if self.augment else 0
         window = cfg.order_window if cfg.order == "blocks" else 0
-        self.order = GlobalOrder(len(dataset), cfg.batch_size, cfg.seed, draws, cfg.train_flip, window)
+        self.order = GlobalOrder(len(dataset), cfg.batch_size, cfg.seed, draws, cfg.train_flip, window, cfg.order_block)
         self.files = RunFiles(Path(cfg.output), cfg.keep_checkpoints, self.total_steps)
         self.log = self.files.log
         sets = build_evaluation_sets(cfg)
