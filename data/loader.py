@@ -67,7 +67,7 @@ class GlobalOrder(Sampler[BatchPlan]):
         draws: int = 0,
         flip: bool = True,
         window: int = 0,
-        block: int = 16,
+        block: int = 4,
     ) -> None:
         self.num_images, self.batch_size, self.seed, self.draws, self.flip = num_images, batch_size, seed, draws, flip
         self.window, self.block = window, block

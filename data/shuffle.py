@@ -16,7 +16,7 @@ class Shuffle:
     blocks: for each window, the numbers of its blocks in ascending order; [] if window is 0.
     """
 
-    def __init__(self, num_images: int, seed: int, epoch: int, window: int = 0, block: int = 16) -> None:
+    def __init__(self, num_images: int, seed: int, epoch: int, window: int = 0, block: int = 4) -> None:
         self._num_images, self._key, self._block = num_images, (seed, epoch), block
         self.blocks: list[np.ndarray] = []
         lengths = [num_images]

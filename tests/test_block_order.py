@@ -19,7 +19,7 @@ from data.recordio import RecordWriter
 from data.shuffle import Shuffle
 
 IMAGES, WINDOW = 1003, 250  # the last block has 11 images; 5 windows
-BLOCK = 16  # the default
+BLOCK = 16
 
 
 def epoch_of(order, epoch=0, first=0):
@@ -44,11 +44,11 @@ def blocks_of(ranges):
 
 @pytest.mark.parametrize("images", [5, 16, 250, 251, 1000, IMAGES])
 def test_an_epoch_is_a_permutation_and_epochs_and_seeds_differ(images):
-    shuffles = [Shuffle(images, seed, epoch, WINDOW) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    shuffles = [Shuffle(images, seed, epoch, WINDOW, BLOCK) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
     read = [shuffle.images(0, images) for shuffle in shuffles]
     assert all(np.array_equal(np.sort(positions), np.arange(images)) for positions, _ in read)
     assert not np.array_equal(read[0][0], read[1][0]) and not np.array_equal(read[0][0], read[2][0])
-    again = Shuffle(images, 0, 0, WINDOW).images(0, images)
+    again = Shuffle(images, 0, 0, WINDOW, BLOCK).images(0, images)
     assert np.array_equal(read[0][0], again[0]) and np.array_equal(read[0][1], again[1])
 
 
@@ -67,9 +67,9 @@ def test_blocks_of_other_sizes(block):
 
 
 def test_any_range_of_an_epoch_is_the_same_however_it_is_reached():
-    positions, flips = Shuffle(IMAGES, 3, 2, WINDOW).images(0, IMAGES)
+    positions, flips = Shuffle(IMAGES, 3, 2, WINDOW, BLOCK).images(0, IMAGES)
     assert 400 < flips.sum() < 600 and not np.array_equal(flips[:200], flips[208:408])
-    shuffle = Shuffle(IMAGES, 3, 2, WINDOW)
+    shuffle = Shuffle(IMAGES, 3, 2, WINDOW, BLOCK)
     for start, stop in ((990, 1003), (0, 1), (200, 800), (5, 250)):
         part = shuffle.images(start, stop)
         assert np.array_equal(part[0], positions[start:stop]) and np.array_equal(part[1], flips[start:stop])
@@ -83,14 +83,14 @@ def test_the_whole_set_is_permuted_as_before_if_there_is_no_window():
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_share_the_batches_and_the_blocks_of_one_process(monkeypatch, ranks):
-    whole = epoch_of(GlobalOrder(IMAGES, 20, 3, draws=2, window=WINDOW), 1, 7)
+    whole = epoch_of(GlobalOrder(IMAGES, 20, 3, draws=2, window=WINDOW, block=BLOCK), 1, 7)
     shares = []
     for rank in range(ranks):
         monkeypatch.setattr(loader, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(loader, "world_size", lambda: ranks)
         monkeypatch.setenv("LOCAL_RANK", str(rank))
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
-        shares.append(epoch_of(GlobalOrder(IMAGES, 20 // ranks, 3, draws=2, window=WINDOW), 1, 7))
+        shares.append(epoch_of(GlobalOrder(IMAGES, 20 // ranks, 3, draws=2, window=WINDOW, block=BLOCK), 1, 7))
     for plan, *parts in zip(whole, *shares, strict=True):
         for field in ("positions", "flips", "draws"):
             assert np.array_equal(getattr(plan, field), np.concatenate([getattr(part, field) for part in parts]))
@@ -99,18 +99,18 @@ def test_ranks_share_the_batches_and_the_blocks_of_one_process(monkeypatch, rank
 
 @pytest.mark.parametrize("first", [0, 1, 7, 30, 49])
 def test_a_resumed_epoch_continues_in_the_same_order(first):
-    whole = epoch_of(GlobalOrder(IMAGES, 20, 3, draws=2, window=WINDOW), 1)
-    rest = epoch_of(GlobalOrder(IMAGES, 20, 3, draws=2, window=WINDOW), 1, first)
+    whole = epoch_of(GlobalOrder(IMAGES, 20, 3, draws=2, window=WINDOW, block=BLOCK), 1)
+    rest = epoch_of(GlobalOrder(IMAGES, 20, 3, draws=2, window=WINDOW, block=BLOCK), 1, first)
     assert len(rest) == 50 - first and np.array_equal(positions_of(rest), positions_of(whole[first:]))
     assert all(np.array_equal(one.draws, other.draws) for one, other in zip(rest, whole[first:], strict=True))
 
 
 @pytest.mark.parametrize("first", [0, 3, 11, 12, 37])
 def test_every_block_is_read_ahead_once_and_before_its_window(first):
-    order = GlobalOrder(IMAGES, 20, 3, window=WINDOW)
-    plans, shuffle = epoch_of(order, 1, first), Shuffle(IMAGES, 3, 1, WINDOW)
+    order = GlobalOrder(IMAGES, 20, 3, window=WINDOW, block=BLOCK)
+    plans, shuffle = epoch_of(order, 1, first), Shuffle(IMAGES, 3, 1, WINDOW, BLOCK)
     current = shuffle.window_at(20 * first)
-    following = Shuffle(IMAGES, 3, 2, WINDOW).blocks[0]
+    following = Shuffle(IMAGES, 3, 2, WINDOW, BLOCK).blocks[0]
     read = blocks_read(plans)
     needed = [set(blocks.tolist()) for blocks in [*shuffle.blocks[current:], following]]
     # The incomplete last batch is not used, so a few blocks of the next epoch are left out.
@@ -157,7 +157,7 @@ def test_the_tables_of_a_set_with_42_million_images_are_small():
     shuffle.images(10**7, 10**7 + 384)
     used, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert used < 40e6 and peak < 80e6  # the permutation of the whole set takes 340 MB
+    assert used < 90e6 and peak < 180e6  # the permutation of the whole set takes 340 MB
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_a_joined_set_passes_the_parts_of_a_range_to_its_sets(advised):
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_the_loader_reads_the_images_of_the_order(tmp_path, num_workers):
     dataset = RecordDataset(write_cvlface_set(tmp_path / "set", np.arange(70) % 7, 7))
-    order = GlobalOrder(70, 8, seed=4, window=32)
+    order = GlobalOrder(70, 8, seed=4, window=32, block=BLOCK)
     batches = list(TrainingLoader(dataset, order, num_workers, torch.device("cpu")))
     plans = epoch_of(order)
     assert len(batches) == 8 and max(blocks_read(plans)) == 4  # block 4 has 6 images
