@@ -47,7 +47,8 @@ def test_the_input_benchmark_prints_its_table(table):
 
 def test_the_disk_benchmark_prints_its_table(table, tmp_path):
     rows = table(disk, f"--folder={tmp_path}", "--images=20000", "--bytes=100", "--window=6000")
-    assert [row[:3] for row in rows] == [["permutation", "384", "0.0"], ["blocks", "19,968", "2.0"]]
+    every = [[f"blocks of {block}", "19,968", "2.0"] for block in (16, 4)]
+    assert [row[:3] for row in rows] == [["permutation", "384", "0.0"], *every]
     assert all(float(row[4]) >= 0 for row in rows) and not list(tmp_path.iterdir())
 
 

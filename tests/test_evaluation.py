@@ -47,7 +47,7 @@ def test_scoring_a_checkpoint_writes_metrics_arrays_embeddings_plots_and_a_page(
     assert {"roc_templates.png", "scores_pairs.png", "cmc_tiny.png", "norm_pairs.png"} <= set(drawn)
     assert page.count("<img") >= len(drawn) and "none.bin" in page
     facts = ["checkpoint", "checkpoint_sha256", "config", "val_flip", "command", "commit", "versions"]
-    assert re.findall("<dt>(.*?)</dt>", page)[:6] == facts
+    assert re.findall("<dt>(.*?)</dt>", page)[:7] == facts
     assert done.stderr.count("arning") == 0
 
 

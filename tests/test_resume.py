@@ -22,7 +22,7 @@ from train.tasks import Distillation, Standalone
 CPU = torch.device("cpu")
 # Another value of each key that is part of a run; what the error says, if not the name of the key.
 METHOD = {
-    "order=blocks": None, "order_window=16": None, "order_block=4": None, "shared_labels=True": None,
+    "order=blocks": None, "order_window=16": None, "order_block=8": None, "shared_labels=True": None,
     "train_flip=False": None, "low_res_augmentation_prob=0.2": None,
     "crop_augmentation_prob=0.2": None, "photometric_augmentation_prob=0.1": None, "teacher_view=clean": None,
     "sync_bn=True": None, "loss=CosFace": None, "s=32": None, "m=0.1": None, "h=0.4": None, "t_alpha=0.1": None,
