@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, size
 from runs import SCRIPTS, metrics, train, value
 from training_sets import write_lfw
 
@@ -73,24 +73,27 @@ def test_a_live_teacher_rounded_to_float16_gives_the_same_run_as_the_file(small_
     assert metrics(tmp_path / "live") == metrics(tmp_path / "cached")
 
 
-def test_200_steps_from_the_file_follow_200_steps_with_the_live_teacher(face_data, tmp_path):
-    """In float32, with the pretrained MobileFaceNet as the teacher and batches of 16, losses differ by less than 0.1 %.
+def test_losses_from_the_file_follow_those_with_the_live_teacher(face_data, tmp_path):
+    """With the pretrained MobileFaceNet as the teacher and batches of 16, losses differ by less than 0.1 % in float32.
+
+    80 steps, or 200 in the long form.
 
     The student starts from trained weights. From random weights, a difference of 1e-7 in the weights would grow to some
     percent of the loss within ten steps, with any teacher.
     """
     write_lfw(tmp_path / "set", face_data, 160)
+    epochs = size(8, 20)
     shared = [
         "--config", str(ROOT / "config" / "lfw.py"), f"rec={tmp_path / 'set'}", "width=0.125", "batch_size=16",
-        "num_epoch=20", "log_every=1", "val_eval_every_n_epoch=0", "lr_schedule=step", "dtype=float32",
+        f"num_epoch={epochs}", "log_every=1", "val_eval_every_n_epoch=0", "lr_schedule=step", "dtype=float32",
     ]  # fmt: skip
     from_file = f"teacher_embeddings={tmp_path / 'teacher.npy'}"
-    train(TRAIN, shared, tmp_path / "before", from_file, "lr=1.6", "max_steps=100")
-    start = [f"init_from={tmp_path / 'before' / '100backbone.pth'}", "lr=0.02", "warmup_epoch=0"]
+    train(TRAIN, shared, tmp_path / "before", from_file, "lr=1.6", "max_steps=60")
+    start = [f"init_from={tmp_path / 'before' / '60backbone.pth'}", "lr=0.02", "warmup_epoch=0"]
     train(TRAIN, shared, tmp_path / "live", *start)
     train(TRAIN, shared, tmp_path / "cached", *start, from_file)
     live, cached = (metrics(tmp_path / name) for name in ("live", "cached"))
-    assert len(live) == len(cached) == 200
+    assert len(live) == len(cached) == 10 * epochs
     assert live[-1]["loss"] < live[0]["loss"]
     worst = max(abs(one["loss"] / other["loss"] - 1) for one, other in zip(live, cached, strict=True))
     print(f"largest relative difference of a loss: {worst:.1e}")
