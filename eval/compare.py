@@ -50,11 +50,10 @@ def main() -> None:
     args = parser.parse_intermixed_args()
 
     # Imported here so that --help answers at once.
-    from eval.comparison import comparison, require_metrics
+    from eval.comparison import comparison, parse_metrics
     from eval.report import latex, markdown
 
-    metrics = [metric for metric in args.metrics.split(",") if metric]
-    require_metrics(metrics)
+    metrics = parse_metrics(args.metrics)
     paths = [existing_input(path) for path in args.results]
     runs = {name: read_runs(path) for name, path in zip(method_names(paths), paths, strict=True)}
     tables = comparison(runs, metrics)

@@ -59,13 +59,15 @@ def comparison(runs: Runs, metrics: Sequence[str] = (), first: str | None = None
     return [table for table in tables if table.rows]
 
 
-def require_metrics(metrics: Sequence[str]) -> None:
-    """Raise InputError if no protocol has one of these metrics."""
+def parse_metrics(text: str) -> list[str]:
+    """The metrics named in a text, separated by commas. Raises InputError if no protocol has one of them."""
+    metrics = [metric for metric in text.split(",") if metric]
     known = {name for protocol in PROTOCOLS.values() for name in protocol.displays}
     known |= {column.metric for protocol in PROTOCOLS.values() for column in protocol.columns}
     for metric in metrics:
         if metric not in known:
             raise InputError(f"--metrics: there is no metric {metric}; the metrics are {', '.join(sorted(known))}")
+    return metrics
 
 
 def has_several_runs(runs: Runs) -> bool:

@@ -70,13 +70,12 @@ def main() -> None:
 
     from tqdm import tqdm
 
-    from eval.comparison import require_metrics
+    from eval.comparison import parse_metrics
     from tools.studies.report import DONE, NOT_FINISHED, write_study
     from tools.studies.runs import Scripts, is_done, require_same_training, run_all
 
     require_same_training(runs)
-    metrics = [metric for metric in args.metrics.split(",") if metric]
-    require_metrics(metrics)
+    metrics = parse_metrics(args.metrics)
     command = shlex.join(["python", *sys.argv])
     by_method = sorted(runs, key=lambda run: methods.index(run.method))
     status = {run: DONE if is_done(run) else NOT_FINISHED for run in by_method}

@@ -47,6 +47,11 @@ class Method:
     cfg: EasyDict
 
     @property
+    def study(self) -> Path:
+        """The folder of the study."""
+        return self.preset.parent.parent
+
+    @property
     def embeddings(self) -> list[str]:
         """The files of the teachers' embeddings."""
         return self.cfg.teacher_embeddings if self.script.endswith("train_AdaDistill.py") else []

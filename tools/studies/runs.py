@@ -61,7 +61,7 @@ def _plan_file(run: Run) -> Path:
 
 def _plan(run: Run) -> dict[str, Any]:
     """The config of the run, without the places of study and repository."""
-    return json.loads(without_places(json.dumps(run.config()), run.method.preset.parent.parent))
+    return json.loads(without_places(json.dumps(run.config()), run.method.study))
 
 
 def _checkpoint(run: Run, step: int) -> Path:
@@ -181,7 +181,7 @@ def _cache_teachers(runs: Sequence[Run], scripts: Scripts) -> dict[str, str]:
     failures = {}
     for teacher, method in {teacher_of(run.method): run.method for run in reversed(runs)}.items():
         if teacher:
-            console = method.preset.parent.parent / "teacher" / f"{Path(method.embeddings[0]).stem}.log"
+            console = method.study / "teacher" / f"{Path(method.embeddings[0]).stem}.log"
             try:
                 scripts.run(cache_command(method), console, alone=True)
             except (RunFailed, OSError) as error:
