@@ -31,7 +31,3 @@ make_environment() {
         fi
     done
 }
-
-# On CPUs, glibc returns the memory of every large tensor to the system and requests it again for the next tensor. This
-# takes half of the time of a forward pass. With these settings, glibc keeps the memory.
-export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184

@@ -35,6 +35,7 @@ from config import load_config
 from data.dataset import build_dataset
 from data.workers import init_worker
 from utils.about import describe_run
+from utils.memory import keep_freed_memory
 
 EPOCHS = 26
 
@@ -96,6 +97,8 @@ def plain_rate(settings: list[str], steps: int) -> float:
         pin_memory=device.type == "cuda", worker_init_fn=init_worker, persistent_workers=cfg.num_workers > 0,
     )  # fmt: skip
     cv2.setNumThreads(0)
+    if device.type == "cpu":
+        keep_freed_memory()  # as the training scripts do
     step = PlainStep(cfg, device, build_teacher(cfg, find_teacher(cfg)).to(device))
     done, start = 0, time.perf_counter()
     while True:

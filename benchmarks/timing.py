@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from utils.memory import keep_freed_memory
+
 
 def median_seconds(
     alternatives: dict[str, Callable[[], object]], device: torch.device, rounds: int, calls: int = 1
@@ -14,6 +16,8 @@ def median_seconds(
 
     Each round calls every alternative `calls` times. A first round is not counted.
     """
+    if device.type == "cpu":
+        keep_freed_memory()  # as training and evaluation do
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     for _ in range(rounds + 1):
         for name, call in alternatives.items():

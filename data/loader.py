@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.augment import Augmentation
 from data.batch_memory import SharedSlots, copy_ahead
@@ -20,7 +20,7 @@ from data.dataset import FaceDataset
 from data.images import to_input
 from data.shuffle import Shuffle
 from data.teacher_cache import TeacherEmbeddings
-from data.workers import raise_errors, worker_loader
+from data.workers import read_items, worker_loader
 from utils.distributed import local_share, rank, world_size
 from utils.errors import InputError
 
@@ -141,11 +141,16 @@ class TrainingLoader:
         embeddings: TeacherEmbeddings | None = None,
         augment: Augmentation | None = None,
     ) -> None:
-        self._device, self._augment = device, augment
+        self._dataset, self._order, self._embeddings = dataset, order, embeddings
+        self._num_workers, self._device, self._augment = num_workers, device, augment
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._slots = SharedSlots(order, order.batch_size, num_workers)
-        reader = _BatchReader(dataset, embeddings, self._slots.memory)
-        self._loader = worker_loader(reader, self._slots, num_workers, persistent_workers=num_workers > 0)
+        self._prepare_workers()
+
+    def _prepare_workers(self) -> None:
+        """Allocate the slots, and make the loader whose workers read into them."""
+        self._slots = SharedSlots(self._order, self._order.batch_size, self._num_workers)
+        reader = _BatchReader(self._dataset, self._embeddings, self._slots.memory)
+        self._loader = worker_loader(reader, self._slots, self._num_workers, persistent_workers=self._num_workers > 0)
 
     def __iter__(self) -> Iterator[Batch]:
         tensors = self.read()
@@ -155,7 +160,15 @@ class TrainingLoader:
 
     def read(self) -> Iterator[list[Tensor | None]]:
         """Yield the arguments of `to_batch` as the workers read them, in host memory."""
-        return map(self._received, raise_errors(self._loader))
+        first = self._order.first
+
+        def loader_after(done: int) -> DataLoader:
+            """New workers have new slots: they may not share the memory of slots that were pinned before they start."""
+            self._order.first = first + done
+            self._prepare_workers()
+            return self._loader
+
+        return map(self._received, read_items(self._loader, loader_after))
 
     def _received(self, message: tuple) -> list[Tensor | None]:
         """What a worker sent, as tensors: images, labels, flips, draws and the teacher's embeddings."""

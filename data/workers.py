@@ -10,7 +10,8 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -26,7 +27,7 @@ from utils.distributed import killed_worker, watch_workers
 from utils.errors import InputError, WorkerError, describe_error
 
 # Seconds without a batch until the workers are checked. If they then do nothing for as long again, they are stuck.
-PATIENCE = 25
+PATIENCE = 12.5
 
 
 def decoded_batches(
@@ -37,8 +38,12 @@ def decoded_batches(
     images: a dataset with images[positions] -> uint8 [n, 112, 112, 3]. batches: lists of positions. An InputError or
     OSError in a worker is raised here unchanged.
     """
-    loader = worker_loader(_WithPositions(images), batches, min(num_workers, len(batches)))
-    for positions, decoded in raise_errors(loader):
+    source, num_workers = _WithPositions(images), min(num_workers, len(batches))
+
+    def loader_after(done: int) -> DataLoader:
+        return worker_loader(source, islice(batches, done, None), num_workers)
+
+    for positions, decoded in read_items(loader_after(0), loader_after):
         if isinstance(decoded, np.ndarray):
             decoded = torch.from_numpy(decoded)
             decoded = decoded.pin_memory() if pin_memory else decoded
@@ -71,21 +76,16 @@ class _WithPositions(Dataset):
         return positions, images.numpy() if isinstance(images, Tensor) else images
 
 
-def raise_errors(loader: Iterable) -> Iterator:
-    """Yield the items. If a worker sent an InputError or OSError instead of an item, raise it.
+def read_items(loader: DataLoader, loader_after: Callable[[int], DataLoader]) -> Iterator:
+    """Yield the items of `loader`. If a worker sent an InputError or OSError instead of an item, raise it.
 
-    Raises WorkerError if a worker was killed or failed, or if for 50 s the workers neither deliver a batch nor use
-    processor time. Slow workers are waited for.
+    Workers are stuck if for 25 s they neither deliver a batch nor use processor time: the disk does not answer, or the
+    process that was forked waits for a lock that a thread of the main process held. Then loader_after(n) gives the
+    items after the first n, with new workers. If these are stuck too, WorkerError is raised, as for workers that were
+    killed or failed. Slow workers are waited for.
     """
-    try:
-        iterator = iter(loader)  # starts the workers
-    except OSError as error:
-        raise InputError(
-            f"cannot start worker processes ({describe_error(error)}); they need a few kB in /dev/shm; give the "
-            "container more shared memory, or set the number of workers to 0"
-        ) from error
-    workers = multiprocessing.active_children()
-    watch_workers(workers)
+    done, replaced = 0, list[BaseProcess]()
+    iterator, workers = _start(loader, replaced)
     work_before = math.nan
     while True:
         try:
@@ -98,22 +98,50 @@ def raise_errors(loader: Iterable) -> Iterator:
             if "timed out" not in str(error):
                 raise
             work = _processor_time(workers)
-            if work - work_before <= 1:
+            if not work - work_before <= 1:
+                work_before = work
+                continue
+            if replaced:
                 _kill_workers()
                 raise WorkerError(
-                    f"the worker processes delivered no batch for {2 * PATIENCE} s and used no processor time; the "
+                    f"the worker processes delivered no batch for {4 * PATIENCE:.0f} s and used no processor time; the "
                     "disk may not respond: check that the data can be read, or set the number of workers to 0 to see "
                     "where it stops"
                 ) from error
-            work_before = work
+            replaced = _abandon(iterator)
+            iterator, workers = _start(loader_after(done), replaced)
+            work_before = math.nan
             continue
-        work_before = math.nan
+        done, replaced, work_before = done + 1, [], math.nan
         if isinstance(item, InputError | OSError):
             try:
                 raise item
             finally:
                 del item  # its traceback refers to this frame: a cycle would keep the workers alive
         yield item
+
+
+def _start(loader: DataLoader, replaced: Sequence[BaseProcess]) -> tuple[Iterator, list[BaseProcess]]:
+    """An iterator over the items, and all workers of this process but those that were `replaced`."""
+    try:
+        iterator = iter(loader)  # starts the workers
+    except OSError as error:
+        raise InputError(
+            f"cannot start worker processes ({describe_error(error)}); they need a few kB in /dev/shm; give the "
+            "container more shared memory, or set the number of workers to 0"
+        ) from error
+    workers = [worker for worker in multiprocessing.active_children() if worker not in replaced]
+    watch_workers(workers)
+    return iterator, workers
+
+
+def _abandon(iterator: Iterator) -> list[BaseProcess]:
+    """Kill the workers of a DataLoader's iterator, and return them. They may take a while to end."""
+    torch._C._remove_worker_pids(id(iterator))  # otherwise torch reports their end as a failure
+    iterator._worker_pids_set = False
+    for worker in iterator._workers:
+        worker.kill()
+    return iterator._workers
 
 
 def _processor_time(workers: Iterable[BaseProcess]) -> float:

@@ -22,6 +22,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import data  # noqa: F401 (it sets the pixel limit of OpenCV, so it must be imported before OpenCV)
+from utils.memory import keep_freed_memory
+
+keep_freed_memory()
 
 # One thread for the scripts that tests start, so that their results do not depend on the number of cores.
 os.environ["OMP_NUM_THREADS"] = "1"

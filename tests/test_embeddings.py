@@ -93,25 +93,6 @@ def test_embedding_does_not_change_the_mode_of_the_network(training):
     assert network.training is training
 
 
-def test_pinning_of_memory_does_not_change_the_batches(monkeypatch):
-    """On a GPU every batch passes torch's pin_memory, which rebuilds containers. Here tensors are not copied."""
-    from torch.utils.data._utils.pin_memory import pin_memory
-
-    from data import loader
-
-    class Images(torch.utils.data.Dataset):
-        def __len__(self):
-            return 5
-
-        def __getitem__(self, positions):
-            return torch.tensor([int(position) for position in positions], dtype=torch.uint8).view(-1, 1, 1, 1)
-
-    monkeypatch.setattr(loader, "raise_errors", lambda batches: map(pin_memory, batches))
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *device: tensor)
-    embeddings = embed(torch.nn.Flatten(), Images(), torch.device("cpu"), batch_size=2)
-    assert np.allclose(embeddings.features[:, 0], 2 * (np.arange(5) - 127.5) / 127.5)
-
-
 def test_a_gpu_computes_the_next_batch_while_the_embeddings_of_the_last_one_are_copied(monkeypatch):
     """The GPU is a fake: it logs when it gets a batch, and when the host waits for the copy of a batch."""
     log = []

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from utils.errors import InputError, WorkerError
 from utils.heartbeat import Heartbeat, RankLost
+from utils.memory import keep_freed_memory
 from utils.precision import forbid_tf32
 from utils.rendezvous import find_ranks
 
@@ -86,6 +87,8 @@ def process_group(device: str | None = None, timeout: float = TIMEOUT) -> Iterat
     """
     global _heartbeat, _host_group
     own_device = _choose_device(device)
+    if own_device.type == "cpu":
+        keep_freed_memory()
     forbid_tf32()
     if "WORLD_SIZE" in os.environ:
         _join(own_device.type == "cuda", timeout)
