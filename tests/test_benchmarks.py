@@ -1,10 +1,10 @@
-"""Each benchmark runs at a small size and prints its table."""
+"""Benchmarks run at a small size and print their tables; test_on_gpu.py runs the others."""
 
 import sys
 
 import pytest
 
-from benchmarks import augmentation, disk, epoch, head, step
+from benchmarks import augmentation, disk, head, step
 from benchmarks import input as reading
 from data.augment import NUMBERS
 
@@ -63,12 +63,3 @@ def test_the_augmentation_benchmark_prints_its_table(table):
     rows = table(augmentation, "--batch=4", "--rounds=1", "width=0.125")
     assert [row[0] for row in rows] == ["student", "copy", *NUMBERS, "all together"]
     assert float(rows[0][3]) == float(rows[1][2]) == 1 and all(float(row[1]) > 0 for row in rows[2:])
-
-
-def test_the_epoch_benchmark_prints_its_table(table):
-    rows = table(epoch, "--images=12", "--classes=50", "--steps=3", "batch_size=4", *SMALL)
-    assert [row[0] for row in rows] == [
-        "plain, live teacher", "this repository, live teacher", "this repository, cached teacher"
-    ]  # fmt: skip
-    rates, hours = ([float(row[column].replace(",", "")) for row in rows] for column in (1, 3))
-    assert hours == pytest.approx([26 * 5_822_653 / 3600 / rate for rate in rates], rel=0.05)

@@ -1,13 +1,9 @@
 """The mean teacher embedding of each class, on one and several ranks."""
 
-import multiprocessing
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from gloo_ranks import on_ranks
 from slow_heads import slow_means
 
 from data import class_means as module
@@ -43,37 +39,28 @@ class RandomSet(TeacherEmbeddings):
         return torch.from_numpy(self.stored[positions, flips.astype(int)])
 
 
-def work(number: int, folder: str) -> None:
-    torch.set_num_threads(1)
+def means_on_rank() -> tuple:
+    """The means of all classes, those of this rank's own, and the most rows read at once."""
     module.CHUNK = 8
-    for world in WORLDS:
-        if number >= world:
-            continue
-        dist.init_process_group("gloo", init_method=f"file://{folder}/init{world}", rank=number, world_size=world)
-        both = RandomSet()
-        means = [class_means(both, both, SIZE, owned) for owned in (None, owned_classes(CLASSES))]
-        torch.save((*means, both.longest), f"{folder}/{world}_{number}.pt")
-        dist.barrier()
-        dist.destroy_process_group()
+    both = RandomSet()
+    means = [class_means(both, both, SIZE, owned) for owned in (None, owned_classes(CLASSES))]
+    return *means, both.longest
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """The means of each rank of each number of ranks: of all classes, of its own, and the most rows read at once."""
-    folder = tmp_path_factory.mktemp("means")
-    multiprocessing.set_forkserver_preload(["torch"])
-    mp.start_processes(work, (str(folder),), max(WORLDS), start_method="forkserver")
-    return folder
+def results(tmp_path_factory) -> dict[int, list[tuple]]:
+    """Number of ranks -> the results of each rank."""
+    return on_ranks(means_on_rank, WORLDS, tmp_path_factory.mktemp("means"))
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_the_means_are_those_of_float64_and_bit_equal_for_any_number_of_ranks(folder, world):
+def test_the_means_are_those_of_float64_and_bit_equal_for_any_number_of_ranks(results, world):
     both = RandomSet()
     of_one = class_means(both, both, SIZE)  # in one chunk
     assert both.longest == IMAGES and not of_one[EMPTY].any()
     expected = slow_means(both.labels, both.stored, CLASSES)
     assert abs(of_one.numpy() - expected).max() < 1e-7
-    of_all, of_own, longest = zip(*(torch.load(folder / f"{world}_{rank}.pt") for rank in range(world)), strict=True)
+    of_all, of_own, longest = zip(*results[world], strict=True)
     assert all(torch.equal(means, of_one) for means in of_all) and torch.equal(torch.cat(of_own), of_one)
     assert max(longest) == 8
 

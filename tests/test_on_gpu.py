@@ -78,6 +78,13 @@ def test_the_tables_have_numbers(results):
     (steps,) = parts["step"]["tables"]
     assert [row["step"] for row in steps] == ["student alone", "this repository", "plain"]
     assert all(float(row["ms"]) > 0 for row in steps)
+    (epoch,) = parts["epoch"]["tables"]
+    names = ["plain, live teacher", "this repository, live teacher", "this repository, cached teacher"]
+    assert [row["training"] for row in epoch] == names
+    rates, hours = (
+        [float(row[name].replace(",", "")) for row in epoch] for name in ("images/s", "hours for 26 epochs of MS1MV2")
+    )
+    assert hours == pytest.approx([26 * 5_822_653 / 3600 / rate for rate in rates], rel=0.05)
     (checks,) = parts["safety"]["tables"]
     assert len(checks) == 5 and all(float(row["measured"]) <= float(row["at most"]) for row in checks)
 

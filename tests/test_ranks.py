@@ -4,14 +4,13 @@ Four processes are started once. The first 2, 3 and 4 of them form groups of 2, 
 rank takes its share of the batch.
 """
 
-import multiprocessing
 from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from easydict import EasyDict
+from gloo_ranks import on_ranks
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -143,28 +142,21 @@ def collectives() -> dict:
     }
 
 
-def work(number: int, folder: str, values: dict) -> None:
-    """Run process `number`: compute its share in each of its groups, and write the results to `folder`."""
-    torch.set_num_threads(1)
-    for world in WORLDS:
-        if number >= world:
-            continue
-        dist.init_process_group("gloo", init_method=f"file://{folder}/init{world}", rank=number, world_size=world)
-        share = 12 // world
-        part = slice(number * share, (number + 1) * share)
-        result = {"head": head_steps(EasyDict(values), part), "collectives": collectives()}
-        result |= {version: head_steps(EasyDict(values, geom_margin=version), part) for version in VERSIONS}
-        if world == 2:
-            fixed = ["centers=fixed", f"pretrained_teacher_header_path={folder}/header.pth"]
-            result["collectives of a step"] = [
-                collectives_of_a_step(f"loss={loss}", *more) for more in ([], fixed) for loss in ("AdaFace", "ArcFace")
-            ]
-            result["batchnorm"] = batchnorm_steps(
-                batchnorm.replace_batch_norms(normalised_network(), synchronised=True), part
-            )
-        torch.save(result, f"{folder}/{world}_{number}.pt")
-        dist.barrier()
-        dist.destroy_process_group()
+def results_on_rank(values: dict, header: str) -> dict:
+    """What this rank computes. values: the settings; header: a file with fixed centers."""
+    share = 12 // world_size()
+    part = slice(rank() * share, (rank() + 1) * share)
+    result = {"head": head_steps(EasyDict(values), part), "collectives": collectives()}
+    result |= {version: head_steps(EasyDict(values, geom_margin=version), part) for version in VERSIONS}
+    if world_size() == 2:
+        fixed = ["centers=fixed", f"pretrained_teacher_header_path={header}"]
+        result["collectives of a step"] = [
+            collectives_of_a_step(f"loss={loss}", *more) for more in ([], fixed) for loss in ("AdaFace", "ArcFace")
+        ]
+        result["batchnorm"] = batchnorm_steps(
+            batchnorm.replace_batch_norms(normalised_network(), synchronised=True), part
+        )
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -172,10 +164,7 @@ def results(tmp_path_factory) -> dict[int, list[dict]]:
     """Number of ranks -> the results of each rank."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.save({"kernel": torch.randn(SIZE, CLASSES)}, folder / "header.pth")
-    # The new processes share one import of torch, because importing it takes most of the time.
-    multiprocessing.set_forkserver_preload(["torch"])
-    mp.start_processes(work, (str(folder), dict(settings())), max(WORLDS), start_method="forkserver")
-    return {world: [torch.load(folder / f"{world}_{number}.pt") for number in range(world)] for world in WORLDS}
+    return on_ranks(results_on_rank, WORLDS, folder, dict(settings()), str(folder / "header.pth"))
 
 
 @pytest.fixture(scope="module")

@@ -1,20 +1,16 @@
 """Centers that are split over ranks (gloo): losses, gradients and statistics are those of the whole head, and centers
 bit-equal to its own."""
 
-import multiprocessing
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from gloo_ranks import on_ranks
 
 import heads
 from config import load_config
 from heads import build_head, build_standalone_head
 from heads.head import AdaDistillHead, TrainedCentersHead
 from heads.sharded import owned_classes
-from utils.distributed import rank
+from utils.distributed import rank, world_size
 from utils.errors import InputError
 
 WORLDS = (1, 2, 3, 4)
@@ -94,41 +90,30 @@ def sample(part: slice) -> dict[str, torch.Tensor]:
     return {"loss": output.loss.detach(), "gradient": student.grad, "centers": head.centers.grad, "chosen": chosen}
 
 
-def work(number: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    for world in WORLDS:
-        if number >= world:
-            continue
-        dist.init_process_group("gloo", init_method=f"file://{folder}/init{world}", rank=number, world_size=world)
-        share = 12 // world
-        part = slice(number * share, (number + 1) * share)
-        results = {}
-        for name, more in CASES.items():
-            results[name] = run(build_head(load_config(overrides=settings(*more, "shard_centers=on"))), part)
-        for name, more in TRAINED.items():
-            head = build_standalone_head(load_config(overrides=settings(*more, "shard_centers=on")))
-            results[name] = train(head, part)
-        results["sampled"] = sample(part)
-        results["full centers"] = head.full_centers()
-        torch.save(results, f"{folder}/{world}_{number}.pt")
-        dist.barrier()
-        dist.destroy_process_group()
+def steps_on_rank() -> dict:
+    """The results of all cases on this rank."""
+    share = 12 // world_size()
+    part = slice(rank() * share, (rank() + 1) * share)
+    results = {}
+    for name, more in CASES.items():
+        results[name] = run(build_head(load_config(overrides=settings(*more, "shard_centers=on"))), part)
+    for name, more in TRAINED.items():
+        head = build_standalone_head(load_config(overrides=settings(*more, "shard_centers=on")))
+        results[name] = train(head, part)
+    return {**results, "sampled": sample(part), "full centers": head.full_centers()}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """The results of each rank of each number of ranks."""
-    folder = tmp_path_factory.mktemp("sharded")
-    multiprocessing.set_forkserver_preload(["torch"])
-    mp.start_processes(work, (str(folder),), max(WORLDS), start_method="forkserver")
-    return folder
+def results(tmp_path_factory) -> dict[int, list[dict]]:
+    """Number of ranks -> the results of each rank."""
+    return on_ranks(steps_on_rank, WORLDS, tmp_path_factory.mktemp("sharded"))
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("world", WORLDS)
-def test_a_head_split_over_ranks_computes_what_the_whole_one_does(folder, world, case):
+def test_a_head_split_over_ranks_computes_what_the_whole_one_does(results, world, case):
     whole = run(build_head(load_config(overrides=settings(*CASES[case]))), slice(0, 12))
-    ranks = [torch.load(folder / f"{world}_{number}.pt")[case] for number in range(world)]
+    ranks = [result[case] for result in results[world]]
     for step, wanted in enumerate(whole):
         found = [result[step] for result in ranks]
         assert torch.equal(torch.cat([part["centers"] for part in found]), wanted["centers"]), step
@@ -145,9 +130,9 @@ def test_a_head_split_over_ranks_computes_what_the_whole_one_does(folder, world,
 
 @pytest.mark.parametrize("case", TRAINED)
 @pytest.mark.parametrize("world", WORLDS)
-def test_trained_centers_that_are_split_over_ranks_are_those_of_the_whole_head(folder, world, case):
+def test_trained_centers_that_are_split_over_ranks_are_those_of_the_whole_head(results, world, case):
     whole = train(build_standalone_head(load_config(overrides=settings(*TRAINED[case]))), slice(0, 12))
-    ranks = [torch.load(folder / f"{world}_{number}.pt")[case] for number in range(world)]
+    ranks = [result[case] for result in results[world]]
     for step, wanted in enumerate(whole):
         found = [result[step] for result in ranks]
         assert_near(torch.cat([part["centers"] for part in found]), wanted["centers"], 3e-6)
@@ -163,8 +148,8 @@ def assert_near(found: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> 
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_sampled_centers_are_the_softmax_over_the_chosen_classes(folder, world):
-    ranks = [torch.load(folder / f"{world}_{number}.pt")["sampled"] for number in range(world)]
+def test_sampled_centers_are_the_softmax_over_the_chosen_classes(results, world):
+    ranks = [result["sampled"] for result in results[world]]
     chosen = torch.cat([part["chosen"] for part in ranks])
     assert chosen.tolist() == sorted(set(chosen.tolist())) and set((4 * LABELS).tolist()) <= set(chosen.tolist())
     assert 36 - world < len(chosen) < 60
@@ -180,8 +165,8 @@ def test_sampled_centers_are_the_softmax_over_the_chosen_classes(folder, world):
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_rank_0_gathers_all_centers(folder, world):
-    ranks = [torch.load(folder / f"{world}_{number}.pt") for number in range(world)]
+def test_rank_0_gathers_all_centers(results, world):
+    ranks = results[world]
     parts = [results[list(TRAINED)[-1]][-1]["centers"] for results in ranks]
     assert torch.equal(ranks[0]["full centers"], torch.cat(parts))
     assert all(results["full centers"] is None for results in ranks[1:])

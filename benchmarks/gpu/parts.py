@@ -20,7 +20,6 @@ class Part(NamedTuple):
 
 CHECK, TRAIN_LFW = "benchmarks/gpu/checks.py", "benchmarks/gpu/train_lfw.py"
 TINY = "teacher=cvlface_ir18 width=0.125"
-EPOCH = "benchmarks/epoch.py --no-plain"
 LFW = "compile=off num_workers={workers}"  # compiling would take longer than these short runs
 PARTS = [
     Part("machine", "versions, compiler, Triton", 40, *2 * ("benchmarks/gpu/machine.py",)),
@@ -59,8 +58,8 @@ PARTS = [
     ),
     Part(
         "epoch", "the whole training loop from records", 100,
-        f"{EPOCH} batch_size=384 num_workers={{workers}} profile=5 --images 96000 --steps 200",
-        f"{EPOCH} batch_size=2 num_workers=1 profile=1 --images 16 --classes 50 --steps 6 {TINY}",
+        "benchmarks/epoch.py --no-plain batch_size=384 num_workers={workers} profile=5 --images 96000 --steps 200",
+        f"benchmarks/epoch.py batch_size=2 num_workers=1 profile=1 --images 16 --classes 50 --steps 6 {TINY}",
     ),
     Part(
         "embedding", "embedding images from records", 40,
