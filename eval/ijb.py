@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.arrow_set import INTEGERS, NUMBERS, TemplateSet
+from data.arrow_set import TemplateSet
 from data.nist_set import NistSet, is_nist
+from data.template_metadata import INTEGERS, NUMBERS
 from eval.bootstrap import interval_displays, interval_metrics
 from eval.drawing import add_legend, draw_histograms, new_axes, plot_roc, power_of_ten
 from eval.embeddings import Embeddings

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.arrow_set import TEXTS, TemplateSet
+from data.arrow_set import TemplateSet
+from data.template_metadata import TEXTS
 from eval.drawing import COLORS, MARKERS, add_legend, new_axes, plot_rates_by_norm
 from eval.embeddings import Embeddings
 from eval.identification import nearest_mate_ranks

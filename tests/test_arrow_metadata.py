@@ -9,7 +9,8 @@ import pytest
 import torch
 from arrow_sets import COUNT, write_set
 
-from data.arrow_set import INTEGERS, NUMBERS, TEXTS, ArrowSetError, TemplateSet, read_metadata
+from data.arrow_set import TemplateSet
+from data.template_metadata import INTEGERS, NUMBERS, TEXTS, ArrowSetError, read_metadata
 
 
 class Executes:

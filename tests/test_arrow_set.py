@@ -7,8 +7,9 @@ import pytest
 import torch
 from arrow_sets import COUNT, datasets, face, numbers, png, write_pairs, write_set
 
-from data.arrow_set import INTEGERS, ArrowSetError, ArrowVerificationSet, TemplateSet
+from data.arrow_set import ArrowVerificationSet, TemplateSet
 from data.images import fit
+from data.template_metadata import INTEGERS, ArrowSetError
 from data.workers import keep_batch
 from eval.protocols import PROTOCOLS
 from utils.errors import InputError

@@ -14,7 +14,7 @@ from plain_templates import (
 from test_bootstrap import drawn_weights, slow_point
 
 from benchmarks import protocols
-from data.arrow_set import read_metadata
+from data.template_metadata import read_metadata
 from eval import bootstrap, ijb
 from eval.ijb import FPRS, TemplateError, evaluate_templates, operating_points, score_templates
 

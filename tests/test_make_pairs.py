@@ -14,9 +14,9 @@ from evaluation_sets import FULL, score
 from sklearn.metrics import roc_curve
 from test_make_low_resolution import by_opencv
 
-from data.arrow_set import read_metadata
 from data.images import decode_rgb
 from data.recordio import RecordWriter
+from data.template_metadata import read_metadata
 from demo.make_demo_data import encoded_face
 from eval import ijb, tinyface
 from tools.make_pairs import choose_images, draw_gallery, genuine_pairs, impostor_pairs

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import pytest
 
-from data.arrow_set import read_metadata
+from data.template_metadata import read_metadata
 from eval import identification
 from eval.identification import float32_margin, nearest_mate_ranks
 from eval.tinyface import LISTS, RANKS, TinyFaceError, evaluate_identification, score_identification

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from teacher_files import IMAGE, describe, plain_settings
 
 from backbones import build_backbone, build_teacher
-from data.arrow_set import ArrowSetError, read_metadata
 from data.bin_set import BinError, read_bin
 from data.record_index import RecordError
 from data.recordio import IndexedRecordReader
+from data.template_metadata import ArrowSetError, read_metadata
 from heads import build_head
 from utils.weights import WeightsError
 

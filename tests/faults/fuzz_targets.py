@@ -16,7 +16,6 @@ from fuzzing import Target
 from mutation import Seed, opcodes, words
 
 from config import BASE, load_config
-from data.arrow_set import INTEGERS, TEXTS, flat_array, read_metadata
 from data.bin_set import read_bin
 from data.dataset import RecordDataset
 from data.images import decode_into, decode_rgb
@@ -25,6 +24,7 @@ from data.record_index import RecordError
 from data.recordio import MAGIC, IndexedRecordReader, RecordWriter
 from data.teacher_cache import EmbeddingFile, row_type
 from data.teacher_projection import Projection, read_projection, write_projection
+from data.template_metadata import INTEGERS, TEXTS, flat_array, read_metadata
 from eval.report.results import read_json
 from utils.weights import read_state_dicts
 
@@ -158,7 +158,7 @@ def metadata(folder: Path) -> Target:
                 array.tolist()
 
     seeds = [seed for content in contents for seed in torch_files(content, "metadata.pt")]
-    return Target(read, "data/arrow_set.py", seeds, words=PICKLE_WORDS, max_allocation=TORCH_ALLOCATION)
+    return Target(read, "data/template_metadata.py", seeds, words=PICKLE_WORDS, max_allocation=TORCH_ALLOCATION)
 
 
 def weights(folder: Path) -> Target:

@@ -20,10 +20,11 @@ from fuzz_targets import TARGETS
 from test_image_sizes import png
 
 from config import BASE, load_config
-from data.arrow_set import ArrowSetError, TemplateSet, read_metadata
+from data.arrow_set import TemplateSet
 from data.bin_set import read_bin
 from data.nist_set import NistSet
 from data.teacher_cache import EmbeddingFile
+from data.template_metadata import ArrowSetError, read_metadata
 from eval.protocols import PROTOCOLS, embeddings_file
 from eval.report.results import read_json, refuse_to_overwrite, write_json
 from train import checkpoint

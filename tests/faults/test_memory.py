@@ -11,9 +11,10 @@ import pytest
 import torch
 from fuzz_targets import TARGETS
 
-from data.arrow_set import INTEGERS, TEXTS, ArrowSetError, TemplateSet, read_metadata
+from data.arrow_set import TemplateSet
 from data.bin_set import BinError, read_bin
 from data.nist_set import NistSet, NistSetError
+from data.template_metadata import INTEGERS, TEXTS, ArrowSetError, read_metadata
 from eval.report.results import read_json
 from utils.errors import InputError
 from utils.weights import WeightsError, read_state_dicts

@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from data.arrow_set import ArrowSetError, ArrowVerificationSet
+from data.arrow_set import ArrowVerificationSet
 from data.bin_set import VerificationSet
 from data.images import decode_rgb, fit
 from data.pairs import Pairs
+from data.template_metadata import ArrowSetError
 from eval.verification import FOLDS, one_sided_folds
 from tools.examine.images import OTHER_SIZE, ROW, Checked, check_all_images, check_image
 from tools.examine.report import Report
