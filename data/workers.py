@@ -109,7 +109,8 @@ def read_items(loader: DataLoader, loader_after: Callable[[int], DataLoader]) ->
                     "where it stops"
                 ) from error
             replaced = _abandon(iterator)
-            iterator, workers = _start(loader_after(done), replaced)
+            loader = loader_after(done)
+            iterator, workers = _start(loader, replaced)
             work_before = math.nan
             continue
         done, replaced, work_before = done + 1, [], math.nan
