@@ -108,6 +108,11 @@ def read_items(loader: DataLoader, loader_after: Callable[[int], DataLoader]) ->
                     "disk may not respond: check that the data can be read, or set the number of workers to 0 to see "
                     "where it stops"
                 ) from error
+            print(
+                f"the worker processes did nothing for {2 * PATIENCE:.0f} s and are replaced",
+                file=sys.stderr,
+                flush=True,
+            )
             replaced = _abandon(iterator)
             loader = loader_after(done)
             iterator, workers = _start(loader, replaced)

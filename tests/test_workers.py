@@ -129,11 +129,12 @@ class Stops(torch.utils.data.Dataset):
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_stuck_workers_are_replaced_and_no_batch_is_lost_or_read_twice(tmp_path, monkeypatch, num_workers):
+def test_stuck_workers_are_replaced_and_no_batch_is_lost_or_read_twice(tmp_path, monkeypatch, capfd, num_workers):
     monkeypatch.setattr(workers, "PATIENCE", 0.5)
     read = decoded_batches(Stops(tmp_path, 0, 6), [[0], [1, 2], [3], [4], [5], [6], [7]], num_workers)
     assert [images.flatten().tolist() for _, images in read] == [[0], [1, 2], [3], [4], [5], [6], [7]]
     assert not list(tmp_path.glob("*.stop"))
+    assert capfd.readouterr().err.count("the worker processes did nothing for 1 s and are replaced") == 2
     assert not multiprocessing.active_children()
 
 
