@@ -18,7 +18,7 @@ from deploy.arguments import add_model_arguments, read_model_config
 from utils.errors import InputError, exit_on_input_error
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("folder", help="folder with the images")
@@ -27,7 +27,12 @@ def main() -> None:
     add("--device", choices=["cpu", "cuda"], help="default: cuda if there is a GPU, else cpu")
     add_model_arguments(parser)
     args = parser.parse_intermixed_args()
-    output = Path(args.output)
+    return args
+
+
+def output_files(path: str) -> tuple[Path, Path]:
+    """The files for the embeddings and for the names of the images. Raises InputError."""
+    output = Path(path)
     if output.suffix != ".npy":
         raise InputError(f"--output {output}: must end in .npy")
     names_file = output.with_suffix(".txt")
@@ -36,6 +41,12 @@ def main() -> None:
             raise InputError(f"--output {output}: {file} is a folder; choose another name")
     if names_file.exists() and not output.exists():
         raise InputError(f"{names_file}: exists without {output.name}, so it has other content; choose another name")
+    return output, names_file
+
+
+def main() -> None:
+    args = parse_arguments()
+    output, names_file = output_files(args.output)
     cfg = read_model_config(args)
 
     # Imported here so that --help and errors in the config come at once.

@@ -80,7 +80,7 @@ class Comparison:
         return is_close and candidate.accuracy >= self.accuracy - LARGEST_LOSS
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", required=True, metavar="FILE.onnx", help="float32 file of deploy/export_onnx.py")
@@ -94,12 +94,16 @@ def main() -> None:
         "exists)")  # fmt: skip
     add("overrides", nargs="*", metavar="key=value", help="keys of the config, such as rec=FOLDER")
     args = parser.parse_intermixed_args()
-    cfg = load_config(args.config, args.overrides, conflicts=())
-    output = Path(args.output)
-    if output.suffix != ".onnx":
-        raise InputError(f"--output {output}: must end in .onnx")
+    if Path(args.output).suffix != ".onnx":
+        raise InputError(f"--output {args.output}: must end in .onnx")
     if args.images < 1:
         raise InputError(f"--images {args.images}: must be at least 1")
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    cfg = load_config(args.config, args.overrides, conflicts=())
     require_packages("int8", "deploy.txt", "onnx", "onnxruntime")
 
     # Imported here so that --help and errors in the config come at once.
@@ -142,6 +146,7 @@ def main() -> None:
         "cosine_to_float32": {"mean": chosen.mean, "worst": chosen.worst},
     }
     describe(chosen.model, {**facts_of(exported), "quantization": quantization})
+    output = Path(args.output)
     with atomic_write(output) as stream:
         stream.write(chosen.model.SerializeToString())
     print(f"written: {output} ({size_text(output.stat().st_size)}), {chosen.name}")

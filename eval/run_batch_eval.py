@@ -1,6 +1,7 @@
 """Score every checkpoint of a folder in the order of their steps, and compare them in one table and one report."""
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 from easydict import EasyDict
@@ -20,7 +21,7 @@ def gigabytes(text: str) -> float:
     return value
 
 
-def main() -> None:
+def parse_arguments() -> Namespace:
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("--checkpoint-dir", required=True, metavar="DIR", help="the folder")
@@ -40,7 +41,11 @@ def main() -> None:
         )  # fmt: skip
     add("--force", action="store_true", help="also score checkpoints that have a report of the same weights, settings "
         "and sets, and overwrite the file of --results-json even if it holds no results")  # fmt: skip
-    args = parser.parse_intermixed_args()
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    args = parse_arguments()
     cfg, folder = read_config(args), existing_input(args.checkpoint_dir)
 
     # Imported here so that --help and errors in the config come at once.
