@@ -179,7 +179,7 @@ class NetworkName(Choice):
 
 @dataclass(frozen=True)
 class NameList(Rule):
-    """A list of names; on the command line also a,b,c."""
+    """A list of names; on the command line also a,b,c or [a,b,c]."""
 
     allowed: ClassVar[str] = "a list of names, for example a,b,c"
     placeholder: ClassVar[str] = "A,B"
@@ -190,7 +190,8 @@ class NameList(Rule):
     def parse(self, text: str) -> Any:
         value = super().parse(text)
         if isinstance(value, str):
-            return [name.strip() for name in value.split(",") if name.strip()]
+            names = value[1:-1] if value[:1] + value[-1:] == "[]" else value
+            return [name.strip() for name in names.split(",") if name.strip()]
         return value
 
 

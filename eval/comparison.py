@@ -191,17 +191,20 @@ def _sets(results: Mapping[str, Results], protocol: str) -> list[str]:
 def _mcnemar_cells(runs: Runs, method: str, first: str, protocol: str, target: str) -> list[str]:
     """The cells of the table of `_significance` that follow the names of the method and of the set."""
     is_correct: list[tuple[np.ndarray, np.ndarray]] = []
-    for run in _paired(runs, method, first):
+    paired = _paired(runs, method, first)
+    for run in paired:
         arrays = [runs[name][run].arrays.get(protocol, {}).get(target) for name in (first, method)]
         if None in arrays:
-            return ["-", "-", "-", "unknown: the .npz beside the JSON is missing"]
+            continue
         if not np.array_equal(arrays[0]["is_same"], arrays[1]["is_same"]):
             return ["-", "-", "-", "unknown: the sets have different pairs"]
         is_correct.append(tuple(part["decision"] == part["is_same"] for part in arrays))
     if not is_correct:
-        return ["-", "-", "-", "unknown: no paired runs"]
+        return ["-", "-", "-", f"unknown: {'the .npz beside the JSON is missing' if paired else 'no paired runs'}"]
     only_first, only_other, p = mcnemar(*map(np.concatenate, zip(*is_correct, strict=True)))
     verdict = "larger than chance" if p < SIGNIFICANCE_LEVEL else "may be chance"
     if has_several_runs(runs):
         verdict = f"for these {len(is_correct)} networks and pairs"
+        if unknown := len(paired) - len(is_correct):
+            verdict += f"; {unknown} without .npz left out"
     return [str(only_first), str(only_other), f"{p:.2g}", verdict]

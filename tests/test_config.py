@@ -81,6 +81,7 @@ def test_strings_on_the_command_line_become_values():
     assert cfg.sync_bn is True and cfg.m is None and cfg.lr == 1 and cfg.lr_milestones == [2, 3]
     assert cfg.val_targets == ["lfw", "cfp_fp"] and cfg.output == str(ROOT / "out/a=b")
     assert load_config(overrides=["val_targets=['lfw']"]).val_targets == ["lfw"]
+    assert load_config(overrides=["val_targets=[lfw, x_1.0]"]).val_targets == ["lfw", "x_1.0"]
     assert load_config(overrides=["val_targets=[]"]).val_targets == load_config(overrides=["val_targets="]).val_targets
 
 

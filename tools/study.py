@@ -9,6 +9,7 @@ same order. The teacher's embeddings are computed once, for all runs (unless tea
 
 Each run is an ordinary run in <output>/<method>/seed<k>, with its results in seed<k>.json beside it. The same command
 continues a study that was interrupted; it repeats no run that is complete. A run that fails does not stop the others.
+A run is complete if its files say so, or study.csv if they are gone.
 <output>/study.csv has a row per run, study.md the tables, study.png the learning curves; they are written again after
 each run.
 
@@ -71,10 +72,11 @@ def main() -> None:
     from tqdm import tqdm
 
     from eval.comparison import parse_metrics
-    from tools.studies.report import DONE, NOT_FINISHED, write_study
-    from tools.studies.runs import Scripts, is_done, require_same_training, run_all
+    from tools.studies.records import DONE, NOT_FINISHED
+    from tools.studies.report import write_study
+    from tools.studies.runs import Scripts, is_done, require_same_settings, run_all
 
-    require_same_training(runs)
+    require_same_settings(runs)
     metrics = parse_metrics(args.metrics)
     command = shlex.join(["python", *sys.argv])
     by_method = sorted(runs, key=lambda run: methods.index(run.method))

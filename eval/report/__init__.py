@@ -6,6 +6,7 @@ depends on a particular benchmark.
 
 from eval.report.results import (
     format_results,
+    metrics_by_set,
     read_csv,
     read_json,
     refuse_to_overwrite,
@@ -25,6 +26,7 @@ __all__ = [
     "latex",
     "markdown",
     "methods_table",
+    "metrics_by_set",
     "notes_on",
     "read_csv",
     "read_json",

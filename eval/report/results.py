@@ -174,25 +174,31 @@ def write_rows(path: str | os.PathLike, rows: Iterable[Iterable[Any]]) -> None:
 
 def read_csv(path: str | os.PathLike, sets: Iterable[tuple[str, str]]) -> Results:
     """Read the metrics of these sets, (protocol, set), that `write_csv` wrote. Raises InputError for another file."""
-    metrics: dict[str, dict[str, Metrics]] = {}
-    prefixes = {f"{protocol}.{target}.": (protocol, target) for protocol, target in sets}
     try:
         with open(path, newline="", encoding="utf-8") as file:
             header, *lines = csv.reader(file)
         if header != ["metric", "value"]:
             raise ValueError
-        for name, value in lines:
-            # The longest prefix, because the name of a set may begin with the name of another set: "x.1" and "x".
-            prefix = max(filter(name.startswith, prefixes), key=len, default=None)
-            if prefix is not None:
-                protocol, target = prefixes[prefix]
-                metrics_of_set = metrics.setdefault(protocol, {}).setdefault(target, {})
-                metrics_of_set[name.removeprefix(prefix)] = _number(value)
+        metrics = metrics_by_set(lines, sets)
     except (ValueError, csv.Error):
         raise InputError(
             f"{path}: not a metrics file of run_batch_eval.py; remove it and score the checkpoint again"
         ) from None
     return Results(metrics, {}, [], [], [])
+
+
+def metrics_by_set(fields: Iterable[tuple[str, str]], sets: Iterable[tuple[str, str]]) -> dict[str, dict[str, Metrics]]:
+    """The metrics of these sets, (protocol, set), nested by protocol and set, from fields of CSV files by their result
+    names. Raises ValueError if one is not a number."""
+    metrics: dict[str, dict[str, Metrics]] = {}
+    prefixes = {f"{protocol}.{target}.": (protocol, target) for protocol, target in sets}
+    for name, value in fields:
+        # The longest prefix, because the name of a set may begin with the name of another set: "x.1" and "x".
+        prefix = max(filter(name.startswith, prefixes), key=len, default=None)
+        if prefix is not None:
+            protocol, target = prefixes[prefix]
+            metrics.setdefault(protocol, {}).setdefault(target, {})[name.removeprefix(prefix)] = _number(value)
+    return metrics
 
 
 def _number(text: str) -> float | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shlex
 import sys
@@ -14,7 +15,7 @@ from easydict import EasyDict
 
 from config import BASE, ROOT, load_config, preset_files
 from config.conflicts import DISTILLATION, STANDALONE
-from config.paths import existing_input
+from config.paths import existing_input, input_path
 from config.rule import most_similar
 from utils.errors import InputError
 from utils.files import write_text
@@ -178,8 +179,10 @@ def _embeddings_name(cfg: EasyDict, study: Path) -> str:
 
 
 def without_places(text: str, study: Path) -> str:
-    """JSON without the places of the study and of the repository, which may be moved."""
-    for path, name in ((study, "study"), (ROOT, "repository")):
+    """JSON without the places of the study, of the repository and of the data, which may be moved."""
+    data = os.environ.get("FACE_DATA")
+    places = {"study": study, "repository": ROOT, **({"FACE_DATA": input_path(data)} if data else {})}
+    for name, path in places.items():
         text = text.replace(json.dumps(f"{path}/")[1:-1], f"<{name}>/")
     return text
 

@@ -1,7 +1,5 @@
 """The files of a study: study.csv (a row per run), study.md (tables) and study.png (learning curves)."""
 
-import csv
-import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,17 +10,16 @@ import numpy as np
 
 from eval.comparison import comparison
 from eval.drawing import COLORS, STYLES, add_legend, new_axes
-from eval.protocols import Results, flatten
+from eval.protocols import Results
 from eval.report import markdown, read_json
 from tools.studies.plan import Run
+from tools.studies.records import CSV, DONE, FACTS, recorded_results, write_rows
 from utils.files import atomic_write, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DONE, NOT_FINISHED = "done", "not finished"  # the status of runs; others begin with "failed"
-CSV, PAGE, PICTURE = "study.csv", "study.md", "study.png"
-FACTS = ("commit", "versions", "device")  # of `run_facts`, for the page
+PAGE, PICTURE = "study.md", "study.png"
 CURVE = "Accuracy-Flip"
 # Means and standard deviations of the accuracy: method -> set -> (steps [n], mean [n], deviation [n]), in percent.
 Curves = Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]
@@ -34,9 +31,10 @@ def write_study(folder: Path, command: str, status: Mapping[Run, str], metrics: 
     command: how the study was started; status: DONE, or why a run has no results; metrics: more metrics to show (see
     `comparison`).
     """
-    results = {run: read_json(run.results) for run, text in status.items() if text == DONE}
-    facts = {run: _facts(run) for run in results}
-    write_text(folder / CSV, _csv(status, results, facts))
+    known = {run: _results_and_facts(run) for run, text in status.items() if text == DONE}
+    results = {run: run_results for run, (run_results, _) in known.items()}
+    facts = {run: run_facts for run, (_, run_facts) in known.items()}
+    write_rows(folder, status, results, facts)
     curves = _curves(results)
     if curves:
         with atomic_write(folder / PICTURE) as file:
@@ -45,25 +43,14 @@ def write_study(folder: Path, command: str, status: Mapping[Run, str], metrics: 
     return [CSV, PAGE, *([PICTURE] if curves else [])]
 
 
-def _facts(run: Run) -> dict[str, str]:
-    """Facts about the results, with the commit, versions and device of the training instead of the evaluation."""
+def _results_and_facts(run: Run) -> tuple[Results, Mapping[str, str]]:
+    """The results, and facts about them: commit, versions and device are those of the training, not of the evaluation.
+    Both are from study.csv if the files of the run are gone."""
+    if not run.results.exists():
+        return recorded_results(run)
     config = (run.folder / "config.py").read_text(encoding="utf-8")
     trained = re.findall(rf"^# ({'|'.join(FACTS)}): (.*)$", config, re.MULTILINE)
-    return json.loads(run.results.read_bytes())["about"] | dict(trained)
-
-
-def _csv(status: Mapping[Run, str], results: Mapping[Run, Results], facts: Mapping[Run, Mapping[str, str]]) -> str:
-    """One row per run: method, seed, status, facts, and the metrics by their result names."""
-    metrics = {run: flatten(run_results.metrics) for run, run_results in results.items()}
-    names = list(dict.fromkeys(name for values in metrics.values() for name in values))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["preset", "seed", "status", "checkpoint_sha256", *FACTS, *names])
-    for run in status:
-        about = [facts.get(run, {}).get(name, "") for name in ("checkpoint_sha256", *FACTS)]
-        values = metrics.get(run, {})
-        writer.writerow([run.method.name, run.seed, status[run], *about, *(values.get(name, "") for name in names)])
-    return text.getvalue()
+    return read_json(run.results), json.loads(run.results.read_bytes())["about"] | dict(trained)
 
 
 def _page(

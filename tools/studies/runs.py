@@ -7,25 +7,23 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
 import torch
 
-from config.rules import EVALUATION, OUTPUT, RULES
-from tools.studies.plan import Run, cache_command, score_command, teacher_of, train_command, without_places
+from config.rules import EVALUATION
+from tools.studies.plan import Run, cache_command, score_command, teacher_of, train_command
+from tools.studies.records import CSV, TRAINING, changed, recorded_settings, settings
 from train.checkpoint import PARTS, complete_steps
 from utils.errors import InputError, describe_error
 from utils.files import lock_folder, write_text
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # besides SIGINT, which Python itself turns into KeyboardInterrupt
 LONGEST_SAVE = 60  # seconds that a script may need to end after a signal
-# The keys on which the weights depend. Those of the evaluation are those on which the results depend besides.
-TRAINING = [key for key in RULES if key not in {*OUTPUT, *EVALUATION, "num_workers", "rank_timeout"}]
 
 
 class RunFailed(InputError):
@@ -33,35 +31,38 @@ class RunFailed(InputError):
 
 
 def is_done(run: Run) -> bool:
-    """Whether the run was trained and scored with this config. Study and repository may have moved since."""
-    has_results = run.results.exists() and run.results.with_suffix(".npz").exists()
-    return has_results and _plan_file(run).exists() and not _changed(run, [*TRAINING, *EVALUATION])
+    """Whether the run was trained and scored with this config. Study and repository may have moved since, and the files
+    of the run may be gone if study.csv has its results."""
+    if _plan_file(run).exists():
+        has_results = run.results.exists() and run.results.with_suffix(".npz").exists()
+        return has_results and not changed(_started_with(run), run, [*TRAINING, *EVALUATION])
+    return recorded_settings(run) is not None
 
 
-def require_same_training(runs: Sequence[Run]) -> None:
-    """Raise InputError if a run was started with other settings of the training."""
+def require_same_settings(runs: Sequence[Run]) -> None:
+    """Raise InputError if a run was started with other settings of the training, or if its files are gone and study.csv
+    has its results with other settings."""
     for run in runs:
-        if _plan_file(run).exists() and (changed := _changed(run, TRAINING)):
+        if _plan_file(run).exists():
+            if different := changed(_started_with(run), run, TRAINING):
+                raise InputError(
+                    f"{run.folder}: was started with other settings: {'; '.join(different)}; use another --output, or "
+                    "remove this folder"
+                )
+        elif (recorded := recorded_settings(run)) and (different := changed(recorded, run, [*TRAINING, *EVALUATION])):
             raise InputError(
-                f"{run.folder}: was started with other settings: {'; '.join(changed)}; use another --output, or remove "
-                "this folder"
+                f"{run.method.study / CSV}: has the results of {run.name} with other settings: "
+                f"{'; '.join(different)}; use another --output, or remove this row"
             )
-
-
-def _changed(run: Run, keys: Iterable[str]) -> list[str]:
-    """The keys whose values are other ones than when the run was started, in words."""
-    old, new = json.loads(_plan_file(run).read_bytes()), _plan(run)
-    # A key that the code did not have then has its default.
-    return [f"{key} = {old[key]!r} (now {new[key]!r})" for key in keys if key in old and old[key] != new[key]]
 
 
 def _plan_file(run: Run) -> Path:
     return run.folder / "plan.json"
 
 
-def _plan(run: Run) -> dict[str, Any]:
-    """The config of the run, without the places of study and repository."""
-    return json.loads(without_places(json.dumps(run.config()), run.method.study))
+def _started_with(run: Run) -> dict:
+    """The settings with which a run was started."""
+    return json.loads(_plan_file(run).read_bytes())
 
 
 def _checkpoint(run: Run, step: int) -> Path:
@@ -195,7 +196,7 @@ def _train_and_score(run: Run, scripts: Scripts, failure: str | None) -> None:
     for file in (run.results, run.results.with_suffix(".npz")):
         file.unlink(missing_ok=True)  # they may be of another evaluation
     run.folder.mkdir(parents=True, exist_ok=True)
-    write_text(_plan_file(run), json.dumps(_plan(run)))
+    write_text(_plan_file(run), json.dumps(settings(run)))
     _wait_for_lock(run.folder)
     scripts.run(train_command(run), run.console)
     scripts.run(score_command(run, _checkpoint(run, complete_steps(run.folder)[-1])), run.console)
