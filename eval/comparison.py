@@ -205,6 +205,6 @@ def _mcnemar_cells(runs: Runs, method: str, first: str, protocol: str, target: s
     verdict = "larger than chance" if p < SIGNIFICANCE_LEVEL else "may be chance"
     if has_several_runs(runs):
         verdict = f"for these {len(is_correct)} networks and pairs"
-        if unknown := len(paired) - len(is_correct):
-            verdict += f"; {unknown} without .npz left out"
+        if len(is_correct) < len(paired):
+            verdict = f"for {len(is_correct)} of {len(paired)} networks and these pairs; the others have no .npz"
     return [str(only_first), str(only_other), f"{p:.2g}", verdict]
