@@ -68,6 +68,13 @@ def test_methods_with_several_runs_are_compared_by_paired_differences(runs):
     note = "for these 3 networks and pairs"  # and so no verdict
     assert chance.rows == [["other", "lfw", str(only_first), str(only_other), f"{p:.2g}", note]]
     assert only_first + only_other > PAIRS / 4  # not of one run only
+    runs["plain"]["seed2"].arrays.clear()
+    (row,) = comparison(runs)[2].rows
+    assert row[4:] != [f"{p:.2g}", note] and row[5].startswith("for 2 of 3 networks and these pairs; the others have")
+    for run in runs["other"].values():
+        run.arrays.clear()
+    (row,) = comparison(runs)[2].rows
+    assert row[2:] == ["-", "-", "-", "unknown: the .npz beside the JSON is missing"]
 
 
 def _correct(results: Results) -> np.ndarray:
