@@ -190,8 +190,7 @@ class NameList(Rule):
     def parse(self, text: str) -> Any:
         value = super().parse(text)
         if isinstance(value, str):
-            names = value[1:-1] if value[:1] + value[-1:] == "[]" else value
-            return [name.strip() for name in names.split(",") if name.strip()]
+            return [name.strip() for name in _without_brackets(value).split(",") if name.strip()]
         return value
 
 
@@ -283,8 +282,9 @@ class PathList(Rule):
         value = super().parse(text)
         if isinstance(value, list | tuple):
             return value
+        joined = _without_brackets(value if isinstance(value, str) else text)
         # A comma that follows no suffix belongs to a path.
-        paths = re.split(rf"(?<={re.escape(self.suffix)})\s*,", value if isinstance(value, str) else text)
+        paths = re.split(rf"(?<={re.escape(self.suffix)})\s*,", joined)
         return [path.strip() for path in paths if path.strip()]
 
 
@@ -294,6 +294,10 @@ class Weights(Path):
 
     allowed: ClassVar[str] = "a path, hf://owner/name, hf://owner/name@revision, or empty"
     or_repository: ClassVar[bool] = True
+
+
+def _without_brackets(text: str) -> str:
+    return text[1:-1] if text[:1] + text[-1:] == "[]" else text
 
 
 def _is_number(value: Any) -> bool:

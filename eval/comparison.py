@@ -206,5 +206,5 @@ def _mcnemar_cells(runs: Runs, method: str, first: str, protocol: str, target: s
     if has_several_runs(runs):
         verdict = f"for these {len(is_correct)} networks and pairs"
         if len(is_correct) < len(paired):
-            verdict = f"for {len(is_correct)} of {len(paired)} networks and these pairs; the others have no .npz"
+            verdict = f"for {len(is_correct)} of {len(paired)} networks and these pairs; the others are unknown"
     return [str(only_first), str(only_other), f"{p:.2g}", verdict]

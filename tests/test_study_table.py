@@ -1,4 +1,4 @@
-"""study.csv: a study goes on from it if the files of its runs are gone."""
+"""study.csv and settings.json: a study goes on from them if the files of its runs are gone."""
 
 import json
 import shutil
@@ -8,9 +8,10 @@ from conftest import ROOT
 from evaluation_sets import score
 from stand_in_study import ON_DEMO, PLAIN_AND_ARCFACE, RESULTS, STUDY, calls, table, use_stand_ins
 
+from config.rules import EVALUATION
 from eval.report import read_json
 from tools.studies.plan import Run, plan_methods
-from tools.studies.records import read_rows, recorded_results, settings, write_rows
+from tools.studies.records import TRAINING, changed, read_rows, recorded_results, recorded_settings, write_records
 
 
 @pytest.fixture
@@ -41,35 +42,72 @@ def test_runs_in_the_table_are_not_repeated(finished, tmp_path):
     assert len(calls(tmp_path)) == 2
 
 
+@pytest.mark.parametrize("gone", ["seed1", "seed1.json", "seed1.npz", "seed1/plan.json", "seed1/config.py"])
+def test_a_part_of_the_files_may_be_gone(stand_ins, tmp_path, gone):
+    command = [STUDY, *ON_DEMO, "--presets", "plain_student", "--output", tmp_path]
+    score(*command, "--seeds", "1")
+    path = tmp_path / "plain_student" / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    score(*command, "--seeds", "2")
+    assert calls(tmp_path) == ["plain_student 1", "plain_student 2"]
+    assert [row["verification.demo.Accuracy-Flip"] for row in table(tmp_path)] == ["0.9", "0.9"]
+
+
 def test_the_results_of_other_runs_stay_in_the_table(finished, tmp_path):
-    score(STUDY, *ON_DEMO, "--presets", "plain_student m=0.3", "--seeds", "7,", "--output", tmp_path)
+    score(STUDY, *ON_DEMO, "--presets", "plain_student  m=0.3", "--seeds", "7,", "--output", tmp_path, "num_epoch=5")
     rows = [(row["preset"], row["seed"]) for row in table(tmp_path)]
     assert rows == [("plain_student m=0.3", "7"), ("plain_student", "1"), ("adadistill_arcface", "1")]
+    score(*finished, "--seeds", "1")  # with their own settings
+    assert calls(tmp_path) == ["plain_student m=0.3 7"]
 
 
-def test_other_settings_than_those_in_the_table_are_refused(finished, tmp_path):
+def test_other_settings_than_those_in_the_records_are_refused(finished, tmp_path):
     refused = score(*finished, "--seeds", "1", "num_epoch=5", "val_flip=False", code=2).stderr
     assert "study.csv: has the results of plain_student, seed 1 with other settings: num_epoch = 3 (now 5)" in refused
-    assert "val_flip = True (now False)" in refused and not calls(tmp_path)
-    text = (tmp_path / "study.csv").read_text()
-    (tmp_path / "study.csv").write_text(text.replace("settings", "words", 1))
-    assert "study.csv: lacks columns, such as the settings" in score(*finished, "--seeds", "1", code=2).stderr
+    assert "val_flip = True (now False)" in refused and "the row of this run in study.csv" in refused
+    assert not calls(tmp_path)
+
+
+def test_rows_without_settings_are_kept_but_repeated(finished, tmp_path):
+    (tmp_path / "settings.json").unlink()
+    score(STUDY, *ON_DEMO, "--presets", "plain_student", "--seeds", "2,", "--output", tmp_path)
+    assert calls(tmp_path) == ["plain_student 2"] and len(table(tmp_path)) == 3
+    score(*finished, "--seeds", "1")
+    assert calls(tmp_path)[1:] == ["plain_student 1", "adadistill_arcface 1"]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("study.csv", "preset,", "name,", "study.csv: not the table of a study"),
+        ("study.csv", ",0.9,", ",0;9,", "study.csv: the row of plain_student, seed 1 is damaged"),
+        ("settings.json", "{", "", "settings.json: not the settings of a study"),
+    ],
+)
+def test_damaged_records_are_named_before_anything_runs(finished, tmp_path, file, old, new, message):
+    text = (tmp_path / file).read_text()
+    assert old in text
+    (tmp_path / file).write_text(text.replace(old, new, 1))
+    assert message in score(*finished, "--seeds", "2", code=2).stderr and not calls(tmp_path)
 
 
 def test_the_metrics_of_a_row_are_those_of_the_results(tmp_path, monkeypatch):
     monkeypatch.setenv("FACE_DATA", str(tmp_path / "faces"))
     targets = ["val_targets=[x,x.1]", "tinyface_targets=[tiny_0.1]"]
-    (method,) = plan_methods(str(ROOT / "config" / "lfw.py"), "plain_student", tmp_path / "study", targets)
+    (method,) = plan_methods(str(ROOT / "config" / "lfw.py"), "adadistill_arcface", tmp_path / "study", targets)
     values = {
         "verification": {"x": {"AUC": 0.123456789012345678, "TAR_at_FAR_0.01": None}, "x.1": {"genuine_pairs": 7}},
         "tinyface": {"tiny_0.1": {"rank-1": 55.5}},
     }
     (tmp_path / "r.json").write_text(json.dumps(RESULTS | values))
     results, run = read_json(tmp_path / "r.json"), Run(method, 3)
-    write_rows(tmp_path / "study", {run: "done"}, {run: results}, {run: {"commit": "abc", "command": "x"}})
+    write_records(tmp_path / "study", {run: "done"}, {run: results}, {run: {"commit": "abc", "command": "x"}})
     recorded, row = recorded_results(run)
     assert recorded.metrics == values and row["commit"] == "abc" and "command" not in row
-    assert read_rows(tmp_path / "study").keys() == {("plain_student", "3")}
-    # The places of data, study and repository are not in the table.
-    assert str(tmp_path) not in row["settings"] and str(ROOT) not in row["settings"]
-    assert '"rec": ["<FACE_DATA>/lfw"]' in row["settings"] and settings(run)["num_epoch"] == 4
+    assert read_rows(tmp_path / "study").keys() == {("adadistill_arcface", "3")}
+    known = recorded_settings(run)
+    assert known["rec"] == ["<FACE_DATA>/lfw"] and known["teacher_embeddings"] == ["<study>/teacher"]
+    assert not changed(known, run, [*TRAINING, *EVALUATION]) and known["num_epoch"] == 4
+    for name in ("study.csv", "settings.json"):
+        text = (tmp_path / "study" / name).read_text()
+        assert str(tmp_path) not in text and str(ROOT) not in text

@@ -82,6 +82,7 @@ def main() -> None:
     by_method = sorted(runs, key=lambda run: methods.index(run.method))
     status = {run: DONE if is_done(run) else NOT_FINISHED for run in by_method}
     to_do = [run for run in runs if status[run] != DONE]
+    write_study(folder, command, status, metrics)  # so that damaged files are found before anything runs
     bar = tqdm(total=len(runs), initial=len(runs) - len(to_do), desc="study", unit="run")
 
     def finished(run: Run, failure: str | None) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import shlex
 import sys
@@ -15,7 +14,7 @@ from easydict import EasyDict
 
 from config import BASE, ROOT, load_config, preset_files
 from config.conflicts import DISTILLATION, STANDALONE
-from config.paths import existing_input, input_path
+from config.paths import existing_input
 from config.rule import most_similar
 from utils.errors import InputError
 from utils.files import write_text
@@ -99,7 +98,7 @@ def plan_methods(config: str, presets: str, output: Path, overrides: Sequence[st
     after a space, separated by commas; overrides: of all methods. Raises InputError.
     """
     base = existing_input(config)
-    methods = [_plan(base, text, output, overrides) for text in split_presets(presets)]
+    methods = [_plan(base, " ".join(text.split()), output, overrides) for text in split_presets(presets)]
     for number, method in enumerate(methods):
         for other in methods[:number]:
             if (method.script, _without_files(method.cfg)) == (other.script, _without_files(other.cfg)):
@@ -179,10 +178,8 @@ def _embeddings_name(cfg: EasyDict, study: Path) -> str:
 
 
 def without_places(text: str, study: Path) -> str:
-    """JSON without the places of the study, of the repository and of the data, which may be moved."""
-    data = os.environ.get("FACE_DATA")
-    places = {"study": study, "repository": ROOT, **({"FACE_DATA": input_path(data)} if data else {})}
-    for name, path in places.items():
+    """JSON without the places of the study and of the repository, which may be moved."""
+    for path, name in ((study, "study"), (ROOT, "repository")):
         text = text.replace(json.dumps(f"{path}/")[1:-1], f"<{name}>/")
     return text
 

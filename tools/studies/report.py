@@ -1,4 +1,4 @@
-"""The files of a study: study.csv (a row per run), study.md (tables) and study.png (learning curves)."""
+"""The page of a study, study.md with its tables, and study.png with the learning curves; study.csv beside them."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from eval.drawing import COLORS, STYLES, add_legend, new_axes
 from eval.protocols import Results
 from eval.report import markdown, read_json
 from tools.studies.plan import Run
-from tools.studies.records import CSV, DONE, FACTS, recorded_results, write_rows
+from tools.studies.records import CSV, DONE, FACTS, SETTINGS, has_files, recorded_results, write_records
 from utils.files import atomic_write, write_text
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ Curves = Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]
 
 
 def write_study(folder: Path, command: str, status: Mapping[Run, str], metrics: Sequence[str] = ()) -> list[str]:
-    """Write the three files. Returns the names of those written: without evaluations there is no picture.
+    """Write the files of a study. Returns their names: there is no picture if no method has curves of all its runs.
 
     command: how the study was started; status: DONE, or why a run has no results; metrics: more metrics to show (see
     `comparison`).
@@ -34,19 +34,21 @@ def write_study(folder: Path, command: str, status: Mapping[Run, str], metrics: 
     known = {run: _results_and_facts(run) for run, text in status.items() if text == DONE}
     results = {run: run_results for run, (run_results, _) in known.items()}
     facts = {run: run_facts for run, (_, run_facts) in known.items()}
-    write_rows(folder, status, results, facts)
+    write_records(folder, status, results, facts)
     curves = _curves(results)
     if curves:
         with atomic_write(folder / PICTURE) as file:
             _draw(curves).savefig(file, format="png", dpi=120)
+    else:
+        (folder / PICTURE).unlink(missing_ok=True)
     write_text(folder / PAGE, _page(folder.name, command, status, results, facts, metrics, bool(curves)))
-    return [CSV, PAGE, *([PICTURE] if curves else [])]
+    return [CSV, SETTINGS, PAGE, *([PICTURE] if curves else [])]
 
 
 def _results_and_facts(run: Run) -> tuple[Results, Mapping[str, str]]:
     """The results, and facts about them: commit, versions and device are those of the training, not of the evaluation.
     Both are from study.csv if the files of the run are gone."""
-    if not run.results.exists():
+    if not has_files(run):
         return recorded_results(run)
     config = (run.folder / "config.py").read_text(encoding="utf-8")
     trained = re.findall(rf"^# ({'|'.join(FACTS)}): (.*)$", config, re.MULTILINE)
@@ -87,25 +89,35 @@ def _missing_lines(status: Mapping[Run, str]) -> list[str]:
 def _facts_lines(facts: Iterable[Mapping[str, str]]) -> list[str]:
     """A line for each fact; several values if runs differ."""
     facts = list(facts)
-    values = {name: dict.fromkeys(about[name] for about in facts if name in about) for name in FACTS}
+    values = {name: dict.fromkeys(about[name] for about in facts if about.get(name)) for name in FACTS}
     return [f"- {name}: {'; '.join(found)}" for name, found in values.items() if found]
 
 
 def _curves(results: Mapping[Run, Results]) -> Curves:
-    """The accuracies at the evaluations during training that all runs of a method have, and after it."""
-    points: dict[str, dict[str, list[dict[int, float]]]] = {}
+    """The accuracies at the evaluations during training that all runs of a method have. A method is left out if a run
+    of it has none, for example because its files are gone."""
+    points: dict[str, list[dict[str, dict[int, float]]]] = {}
     for run in results:
-        by_set: dict[str, dict[int, float]] = {}
-        for entry in _entries(run.folder / "metrics.jsonl"):
-            for name, value in entry.items():
-                if name.endswith(f".{CURVE}") and value is not None:
-                    by_set.setdefault(name.split(".", 1)[1].removesuffix(f".{CURVE}"), {})[entry["step"]] = 100 * value
-        for target, values in by_set.items():
-            points.setdefault(run.method.name, {}).setdefault(target, []).append(values)
+        points.setdefault(run.method.name, []).append(_accuracies(run))
     return {
-        method: {target: _mean_curve(list_of_points) for target, list_of_points in by_set.items()}
-        for method, by_set in points.items()
+        method: {
+            target: _mean_curve([by_set[target] for by_set in of_runs])
+            for target in of_runs[0]
+            if all(target in by_set for by_set in of_runs)
+        }
+        for method, of_runs in points.items()
+        if all(of_runs)
     }
+
+
+def _accuracies(run: Run) -> dict[str, dict[int, float]]:
+    """Set -> step -> accuracy in percent, of the evaluations of a run."""
+    by_set: dict[str, dict[int, float]] = {}
+    for entry in _entries(run.folder / "metrics.jsonl"):
+        for name, value in entry.items():
+            if name.endswith(f".{CURVE}") and value is not None:
+                by_set.setdefault(name.split(".", 1)[1].removesuffix(f".{CURVE}"), {})[entry["step"]] = 100 * value
+    return by_set
 
 
 def _entries(path: Path) -> Iterator[dict]:

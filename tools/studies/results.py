@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config import ROOT
-from tools.studies.report import CSV, PAGE, PICTURE
+from tools.studies.records import CSV, SETTINGS
+from tools.studies.report import PAGE, PICTURE
 from utils.errors import InputError
 from utils.files import write_text
 
@@ -34,9 +35,11 @@ def rebuild(folders: Sequence[Path], docs: Path = DOCS) -> list[Path]:
         target = docs / STUDIES / folder.name
         if folder.resolve() != target.resolve():
             target.mkdir(parents=True, exist_ok=True)
-            for name in (CSV, PAGE, PICTURE):
+            for name in (CSV, SETTINGS, PAGE, PICTURE):
                 if (folder / name).is_file():
                     shutil.copyfile(folder / name, target / name)
+                else:
+                    (target / name).unlink(missing_ok=True)
     write_text(page, rebuilt(text, docs))
     return [*(docs / STUDIES / folder.name / PAGE for folder in folders), page]
 

@@ -17,7 +17,17 @@ import torch
 
 from config.rules import EVALUATION
 from tools.studies.plan import Run, cache_command, score_command, teacher_of, train_command
-from tools.studies.records import CSV, TRAINING, changed, recorded_settings, settings
+from tools.studies.records import (
+    CSV,
+    TRAINING,
+    Settings,
+    changed,
+    has_files,
+    plan_file,
+    portable,
+    recorded_settings,
+    settings,
+)
 from train.checkpoint import PARTS, complete_steps
 from utils.errors import InputError, describe_error
 from utils.files import lock_folder, write_text
@@ -31,38 +41,32 @@ class RunFailed(InputError):
 
 
 def is_done(run: Run) -> bool:
-    """Whether the run was trained and scored with this config. Study and repository may have moved since, and the files
-    of the run may be gone if study.csv has its results."""
-    if _plan_file(run).exists():
-        has_results = run.results.exists() and run.results.with_suffix(".npz").exists()
-        return has_results and not changed(_started_with(run), run, [*TRAINING, *EVALUATION])
-    return recorded_settings(run) is not None
+    """Whether the run was trained and scored with this config, by its files or by the records of the study. Study and
+    repository may have moved since."""
+    old = _started_with(run) if has_files(run) else recorded_settings(run)
+    return old is not None and not changed(old, run, [*TRAINING, *EVALUATION])
 
 
 def require_same_settings(runs: Sequence[Run]) -> None:
-    """Raise InputError if a run was started with other settings of the training, or if its files are gone and study.csv
-    has its results with other settings."""
+    """Raise InputError if a run was started with other settings of the training, or if its files are gone and the
+    records of the study have its results with other settings."""
     for run in runs:
-        if _plan_file(run).exists():
-            if different := changed(_started_with(run), run, TRAINING):
-                raise InputError(
-                    f"{run.folder}: was started with other settings: {'; '.join(different)}; use another --output, or "
-                    "remove this folder"
-                )
-        elif (recorded := recorded_settings(run)) and (different := changed(recorded, run, [*TRAINING, *EVALUATION])):
+        if plan_file(run).exists():
+            old, keys = _started_with(run), TRAINING
+            where = f"{run.folder}: was started"
+        else:
+            old, keys = recorded_settings(run), [*TRAINING, *EVALUATION]
+            where = f"{run.method.study / CSV}: has the results of {run.name}"
+        if old is not None and (different := changed(old, run, keys)):
             raise InputError(
-                f"{run.method.study / CSV}: has the results of {run.name} with other settings: "
-                f"{'; '.join(different)}; use another --output, or remove this row"
+                f"{where} with other settings: {'; '.join(different)}; use another --output, or remove this folder and "
+                f"the row of this run in {CSV}"
             )
 
 
-def _plan_file(run: Run) -> Path:
-    return run.folder / "plan.json"
-
-
-def _started_with(run: Run) -> dict:
+def _started_with(run: Run) -> Settings:
     """The settings with which a run was started."""
-    return json.loads(_plan_file(run).read_bytes())
+    return portable(plan_file(run).read_text(encoding="utf-8"), run.method.study)
 
 
 def _checkpoint(run: Run, step: int) -> Path:
@@ -196,7 +200,7 @@ def _train_and_score(run: Run, scripts: Scripts, failure: str | None) -> None:
     for file in (run.results, run.results.with_suffix(".npz")):
         file.unlink(missing_ok=True)  # they may be of another evaluation
     run.folder.mkdir(parents=True, exist_ok=True)
-    write_text(_plan_file(run), json.dumps(settings(run)))
+    write_text(plan_file(run), json.dumps(settings(run)))
     _wait_for_lock(run.folder)
     scripts.run(train_command(run), run.console)
     scripts.run(score_command(run, _checkpoint(run, complete_steps(run.folder)[-1])), run.console)
