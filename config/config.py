@@ -79,6 +79,7 @@ config.norm_statistics_start = "published"  # AdaFace: their start; "published":
 config.norm_source = "student"  # AdaFace: whose norms n show the quality of an image: "student" or "teacher"
 config.centers = "ema"  # "ema": moving averages of teacher embeddings; "mean": their means; "fixed": from a header.pth
 config.confidence_centers = "moving"  # centers of conf_t; "moving": those of the loss; "mean": mean teacher embeddings
+config.image_share = 0.0  # part of the image's own teacher embedding in the target; 0: only the center of its class
 config.shard_centers = "auto"  # split the centers over the ranks: "on", "off"; "auto": from 500,000 identities on
 config.sample_rate = 1.0  # part of the trained centers in each step (Partial FC); only train_standalone.py uses it
 config.adaptive_alpha = True  # alpha = cos_st * conf_t; False: alpha = cos_st

@@ -39,6 +39,7 @@ def build_head(cfg: EasyDict) -> AdaDistillHead:
         moving=cfg.centers == "ema",
         adaptive_alpha=cfg.adaptive_alpha,
         teacher_norms=cfg.norm_source == "teacher",
+        image_share=cfg.image_share,
         geometry=geometry,
         feature_kd=resolve_name(names.FEATURE_KD[cfg.feature_kd]),
         feature_kd_weight=cfg.feature_kd_weight,

@@ -65,13 +65,16 @@ class MarginSoftmax(nn.Module):
         unit_centers: Tensor,
         labels: Tensor,
         geo: Tensor,
+        w_y: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Like `forward`, but by blocks of classes and without a gradient for the centers.
 
-        norm, norms: see `target`; unit_centers [C, D]: the centers at unit length, in the data type of the products.
+        norm, norms: see `target`; unit_centers [C, D]: the centers at unit length, in the data type of the products;
+        w_y [B, D]: takes the place of the center of each sample's own class.
         """
         unit_f_s = F.normalize(f_s, eps=1e-12)
-        target, margin = self.target(norm, norms, unit_f_s, F.normalize(centers[labels], eps=1e-12), geo)
+        w_y = centers[labels] if w_y is None else w_y
+        target, margin = self.target(norm, norms, unit_f_s, F.normalize(w_y, eps=1e-12), geo)
         losses = block_cross_entropy(
             unit_f_s, target, unit_centers, labels, self.s, self.margin.bound, self.add_block
         )  # [B]
@@ -179,11 +182,12 @@ class AdaDistillHead(Head):
         feature_kd: Callable[[Tensor, Tensor], Tensor | float],
         feature_kd_weight: float,
         teacher_norms: bool = False,
+        image_share: float = 0.0,
     ) -> None:
         super().__init__(softmax)
         self.moving, self.adaptive_alpha, self.geometry = moving, adaptive_alpha, geometry
         self.feature_kd, self.feature_kd_weight = feature_kd, feature_kd_weight
-        self.teacher_norms = teacher_norms
+        self.teacher_norms, self.image_share = teacher_norms, image_share
         self.register_buffer("centers", centers)
         self.register_buffer("confidence_centers", None, persistent=False)
         self.unit_centers = UnitCenters()
@@ -217,7 +221,8 @@ class AdaDistillHead(Head):
                 terms = self.geometry(all_conf_t, all_cos_st, self.epoch)
                 penalty, geo = (term[first : first + len(norm)] for term in terms)
         unit_centers = self.unit_centers.get(self.centers)  # [C, D]
-        loss, margin = self.softmax.by_blocks(f_s, norm, norms, self.centers, unit_centers, labels, geo)
+        aims = self._aims(labels, f_t) if self.image_share else None
+        loss, margin = self.softmax.by_blocks(f_s, norm, norms, self.centers, unit_centers, labels, geo, aims)
         loss = loss + self.feature_kd_weight * self.feature_kd(f_s, f_t)
         stats = {
             "alpha": alpha, "conf_t": conf_t, "cos_st": cos_st, "margin": margin,
@@ -228,6 +233,10 @@ class AdaDistillHead(Head):
     def _confidence(self, rows: Tensor, f_t: Tensor) -> Tensor:
         centers = self.centers if self.confidence_centers is None else self.confidence_centers
         return confidence(centers[rows], f_t)
+
+    def _aims(self, rows: Tensor, f_t: Tensor) -> Tensor:
+        """What takes the place of the own center: between it and the teacher's embedding of the image. [B, D]."""
+        return F.normalize(self.centers[rows], eps=1e-12).lerp(F.normalize(f_t, eps=1e-12), self.image_share)
 
     def _move_centers(self, labels: Tensor, alpha: Tensor, teacher_terms: Tensor, rows: Tensor | None = None) -> None:
         """Move the centers of `labels` [global B], which are the `rows` [global B] of the centers; None: the same."""
