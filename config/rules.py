@@ -129,7 +129,7 @@ HEAD: dict[str, Rule] = {
         'centers of conf_t; "moving": those of the loss; "mean": mean teacher embeddings', ["moving", "mean"]
     ),
     "image_share": Number(
-        "part of the image's own teacher embedding in the target; 0: only the center of its class", at_least=0, at_most=1
+        "part of the image's own teacher embedding in the target; 0: only the center of its class", at_least=-1, at_most=1
     ),
     "shard_centers": Choice(
         'split the centers over the ranks: "on", "off"; "auto": from 500,000 identities on', ["auto", "on", "off"]
