@@ -82,6 +82,8 @@ def test_strings_on_the_command_line_become_values():
     assert cfg.val_targets == ["lfw", "cfp_fp"] and cfg.output == str(ROOT / "out/a=b")
     assert load_config(overrides=["val_targets=['lfw']"]).val_targets == ["lfw"]
     assert load_config(overrides=["val_targets=[lfw, x_1.0]"]).val_targets == ["lfw", "x_1.0"]
+    joined = load_config(overrides=["rec=[/a,/b c]", "teacher_embeddings=[/a.npy,/b,c.npy]"])
+    assert (joined.rec, joined.teacher_embeddings) == (["/a", "/b c"], ["/a.npy", "/b,c.npy"])
     assert load_config(overrides=["val_targets=[]"]).val_targets == load_config(overrides=["val_targets="]).val_targets
 
 

@@ -53,6 +53,19 @@ def test_a_part_of_the_files_may_be_gone(stand_ins, tmp_path, gone):
     assert [row["verification.demo.Accuracy-Flip"] for row in table(tmp_path)] == ["0.9", "0.9"]
 
 
+def test_the_picture_has_only_methods_with_the_curves_of_all_runs(stand_ins, tmp_path):
+    command = [STUDY, *ON_DEMO, "--presets", "plain_student", "--seeds", "2", "--output", tmp_path]
+    score(*command)
+    evaluation = {"kind": "evaluation", "step": 4, "verification.demo.Accuracy-Flip": 0.9}
+    for seed, has_picture in (("1", False), ("2", True)):
+        (tmp_path / "plain_student" / f"seed{seed}" / "metrics.jsonl").write_text(json.dumps(evaluation) + "\n")
+        score(*command)
+        assert (tmp_path / "study.png").exists() is has_picture
+    shutil.rmtree(tmp_path / "plain_student" / "seed1")
+    score(*command)
+    assert not (tmp_path / "study.png").exists() and "study.png" not in (tmp_path / "study.md").read_text()
+
+
 def test_the_results_of_other_runs_stay_in_the_table(finished, tmp_path):
     score(STUDY, *ON_DEMO, "--presets", "plain_student  m=0.3", "--seeds", "7,", "--output", tmp_path, "num_epoch=5")
     rows = [(row["preset"], row["seed"]) for row in table(tmp_path)]

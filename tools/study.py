@@ -10,8 +10,8 @@ same order. The teacher's embeddings are computed once, for all runs (unless tea
 Each run is an ordinary run in <output>/<method>/seed<k>, with its results in seed<k>.json beside it. The same command
 continues a study that was interrupted; it repeats no run that is complete. A run that fails does not stop the others.
 A run is complete if its files say so, or study.csv if they are gone.
-<output>/study.csv has a row per run, study.md the tables, study.png the learning curves; they are written again after
-each run.
+<output>/study.csv has a row per run, settings.json their settings, study.md the tables, study.png the learning curves;
+they are written again after each run.
 
 With --report, the studies in the named folders are copied to docs/studies/, and docs/results.md is rebuilt.
 """

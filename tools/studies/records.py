@@ -5,18 +5,17 @@ A study goes on from these two files where the files of its runs are gone.
 
 import csv
 import hashlib
-import io
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from config.paths import input_path
 from config.rules import EVALUATION, OUTPUT, RULES
 from eval.protocols import Results, add_summaries, build_evaluation_sets, flatten
-from eval.report import metrics_by_set
+from eval.report import metrics_by_set, write_rows
 from tools.studies.plan import Run, without_places
 from utils.errors import InputError
 from utils.files import write_text
@@ -130,16 +129,8 @@ def write_records(
     used = {row.get("settings") for row in rows.values()}
     known = {checksum: value for checksum, value in known.items() if checksum in used}
     write_text(study / SETTINGS, json.dumps(known, indent=1) + "\n")
-    write_text(study / CSV, _csv(list(rows.values())))
-
-
-def _csv(rows: Sequence[Row]) -> str:
-    file = io.StringIO()
-    names = dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)])
-    writer = csv.DictWriter(file, list(names), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
+    columns = list(dict.fromkeys([*_COLUMNS, *(name for row in rows.values() for name in row)]))
+    write_rows(study / CSV, [columns, *([row.get(name) for name in columns] for row in rows.values())])
 
 
 def _key(run: Run) -> tuple[str, str]:
