@@ -69,7 +69,10 @@ def _page(
         by_method.setdefault(run.method.name, {})[f"seed{run.seed}"] = run_results
     parts = [f"# {title}", f"```bash\n{command}\n```", "\n".join(_facts_lines(facts.values()))]
     first = next(iter(status)).method.name
-    parts += [markdown(table) for table in (comparison(by_method, metrics, first) if by_method else [])]
+    tables = comparison(by_method, metrics, first) if by_method else []
+    if not any(run_results.arrays for run_results in results.values()):
+        tables = tables[:2]  # McNemar's test needs the scores of single pairs, which study.csv does not have
+    parts += map(markdown, tables)
     if has_picture:
         parts.append(f"![Accuracy over training steps, means and standard deviations over the runs]({PICTURE})")
     if missing := _missing_lines(status):
