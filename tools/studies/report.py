@@ -70,7 +70,7 @@ def _page(
     parts = [f"# {title}", f"```bash\n{command}\n```", "\n".join(_facts_lines(facts.values()))]
     first = next(iter(status)).method.name
     tables = comparison(by_method, metrics, first) if by_method else []
-    if not any(run_results.arrays for run_results in results.values()):
+    if not any(of_first.arrays for of_first in by_method.get(first, {}).values()):
         tables = tables[:2]  # McNemar's test needs the scores of single pairs, which study.csv does not have
     parts += map(markdown, tables)
     if has_picture:
