@@ -11,7 +11,8 @@ from eval.best import build_criterion
 from eval.sets import EvaluationSet
 from train import checkpoint
 from train.best import FILE, BestCheckpoint
-from train.checkpoint import Checkpoint, Saver, complete_steps, save
+from train.checkpoint import Checkpoint, complete_steps, save
+from train.saver import Saver
 
 SETS = [
     EvaluationSet("verification", "lfw", (), 1, 0, True),
@@ -160,7 +161,7 @@ def test_a_checkpoint_that_could_not_be_saved_is_not_the_best(tmp_path, monkeypa
     saver.save(1, content(1))
     best.update(1, {LFW: 0.5})
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", full)
+        patch.setattr("train.saver.save", full)
         saver.save(2, content(2))
         best.update(2, {LFW: 0.9})
     assert named(tmp_path) == 1 and complete_steps(tmp_path) == [1]

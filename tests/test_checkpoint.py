@@ -79,7 +79,8 @@ import sys
 from benchmarks.memory import peak_bytes, reset_peak
 from config import load_config
 from heads import build_head
-from train.checkpoint import Checkpoint, Saver
+from train.checkpoint import Checkpoint
+from train.saver import Saver
 cfg = load_config(overrides=["dataset=custom", "num_classes=400000", "embedding_size=64"])
 reset_peak()
 before = peak_bytes()

@@ -12,7 +12,8 @@ from runs import SCRIPTS, metrics, tensors, train
 from safetensors.torch import load_file
 
 from train import checkpoint
-from train.checkpoint import Checkpoint, Saver, Shards, add_header, complete_steps, damage, save
+from train.checkpoint import Checkpoint, Shards, add_header, complete_steps, damage, save
+from train.saver import Saver
 
 SHARDED = ["shard_centers=on", "val_targets=[]", "dtype=float32", "max_steps=4", "checkpoint_every=1"]
 

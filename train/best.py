@@ -7,8 +7,9 @@ from pathlib import Path
 from eval.best import WHY_NO_VALUE, Criterion, build_criterion
 from eval.protocol import Metrics
 from eval.sets import EvaluationSet
-from train.checkpoint import PARTS, Saver, complete_steps, damage, prune
+from train.checkpoint import PARTS, complete_steps, damage, prune
 from train.run_log import RunLog
+from train.saver import Saver
 from utils.files import write_text
 
 FILE = "best.json"

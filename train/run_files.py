@@ -6,9 +6,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from train.checkpoint import PARTS, Saver
+from train.checkpoint import PARTS
 from train.curves import save_curves
 from train.run_log import RunLog
+from train.saver import Saver
 from utils.distributed import from_rank_0, rank
 from utils.errors import InputError
 from utils.files import lock_folder, make_writable_folder

@@ -22,12 +22,12 @@ from train.checkpoint import (
     SUMS,
     Checkpoint,
     CheckpointError,
-    Saver,
     complete_steps,
     prune,
     save,
     step_to_resume,
 )
+from train.saver import Saver
 
 TRAIN = "train/train_AdaDistill.py"
 
@@ -136,8 +136,8 @@ def test_tensorboard_scalars_missed_on_a_full_disk_are_written_later(tmp_path, m
 
 
 def test_saving_waits_only_for_the_copy_to_host_memory(tmp_path, monkeypatch):
-    may_write, write = threading.Event(), checkpoint.save
-    monkeypatch.setattr(checkpoint, "save", lambda *arguments: may_write.wait(60) and write(*arguments))
+    may_write = threading.Event()
+    monkeypatch.setattr("train.saver.save", lambda *arguments: may_write.wait(60) and save(*arguments))
     logged: list[str] = []
     saver, training = Saver(tmp_path, 0, logged.append), content(7)
     saver.save(7, training)
